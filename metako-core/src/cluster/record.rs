@@ -1,0 +1,139 @@
+//! What outlives the process: the journal, and the record of decisions.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, Lsn, NodeName, SystemId, TimelineId};
+
+/// The controller's memory. Written and synced before the action that it announces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Journal {
+    /// Version of this format: 1.
+    pub version: u32,
+    /// `cluster` of the configuration.
+    pub cluster: String,
+    /// Of all nodes of the cluster.
+    pub system_id: SystemId,
+    /// The current epoch.
+    pub epoch: Epoch,
+    /// The primary of the epoch, or the old one while it is being replaced.
+    pub primary: NodeName,
+    /// The primary's timeline.
+    pub timeline: TimelineId,
+    /// Where a failover stands.
+    pub phase: JournalPhase,
+    /// Which commits wait for whom.
+    pub sync: SyncRule,
+    /// Promotions that were tried since the last steady state: a timeline number is never tried twice.
+    pub attempts: Vec<Attempt>,
+    /// Nodes whose promotion had an unknown outcome, or that hold history the cluster did not follow.
+    pub tainted: Vec<NodeName>,
+    /// Former values of settings that metako changed, to be given back.
+    pub saved: BTreeMap<NodeName, SavedSettings>,
+}
+
+/// Where a failover stands, in the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JournalPhase {
+    /// The primary serves.
+    Steady,
+    /// The old primary is being fenced, standbys frozen.
+    Fencing,
+    /// A standby is promoted, or will be.
+    Promoting {
+        /// Which.
+        candidate: NodeName,
+        /// To which timeline.
+        timeline: TimelineId,
+        /// Where the new timeline begins: the position that was read after the freeze.
+        fork: Lsn,
+    },
+}
+
+/// One promotion that was tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The standby.
+    pub node: NodeName,
+    /// The timeline that it was to begin.
+    pub timeline: TimelineId,
+}
+
+/// Former values of a node's settings; `None` where none was set.
+pub type SavedSettings = BTreeMap<String, Option<String>>;
+
+/// Which commits wait for whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncRule {
+    /// Commits wait for no standby.
+    Async,
+    /// A commit is acknowledged when any `acks` of `voters` have it on disk.
+    Quorum {
+        /// How many.
+        acks: usize,
+        /// Of whom.
+        voters: Vec<NodeName>,
+    },
+}
+
+/// A decision with its reason, for log, history and record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// What was decided.
+    pub kind: DecisionKind,
+    /// About which node, if one.
+    pub node: Option<NodeName>,
+    /// The epoch in force after it.
+    pub epoch: Epoch,
+    /// Why, for people: what happened, to whom, what follows.
+    pub reason: String,
+}
+
+/// Kinds of decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecisionKind {
+    /// A node's health changed.
+    NodeHealth,
+    /// A node's role changed.
+    NodeRole,
+    /// A node entered or left the read pool.
+    ReadPool,
+    /// A primary was found or adopted.
+    Adopted,
+    /// The primary is under suspicion.
+    Suspected,
+    /// The suspicion was lifted.
+    Cleared,
+    /// A failover begins.
+    FailoverBegun,
+    /// A policy's proposal was refused.
+    Vetoed,
+    /// A standby is frozen.
+    Frozen,
+    /// A candidate was chosen.
+    Chosen,
+    /// A promotion was sent.
+    Promoting,
+    /// A node is promoted.
+    Promoted,
+    /// Writes are open again.
+    Opened,
+    /// A standby follows a new node.
+    Repointed,
+    /// A node has diverged or does not belong here.
+    Refused,
+    /// An action failed and will be tried again.
+    Retried,
+    /// A failover was called off.
+    Aborted,
+    /// A person has to decide.
+    ManualNeeded,
+    /// The configuration changed.
+    Reconfigured,
+    /// Synchronous standbys changed.
+    SyncChanged,
+}

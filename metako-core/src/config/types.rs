@@ -1,0 +1,364 @@
+//! The checked configuration.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::NodeName;
+use crate::plugin::{FailoverPolicySpec, HealthProbeSpec, LoadBalancerSpec, QueryClassifierSpec};
+
+/// A checked configuration, with every default filled in.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Addresses to listen on, as `host:port`.
+    pub listen: Vec<String>,
+    /// `state_dir`, if given.
+    pub state_dir: Option<PathBuf>,
+    /// What the controller works by.
+    pub cluster: Arc<ClusterSettings>,
+    /// The strategies, by their specs.
+    pub strategies: Strategies,
+    /// How statements are routed.
+    pub routing: Routing,
+    /// How server connections are pooled.
+    pub pool: PoolSettings,
+    /// Users who may log in besides those of the nodes.
+    pub users: Vec<User>,
+    /// TLS for clients.
+    pub security: Security,
+    /// The admin socket and page.
+    pub admin: Admin,
+    /// Limits.
+    pub limits: Limits,
+    /// Logs and the periodic report.
+    pub log: Log,
+}
+
+/// The specs of the strategies in use.
+#[derive(Debug, Clone)]
+pub struct Strategies {
+    /// `health_check.probe`
+    pub probe: Arc<dyn HealthProbeSpec>,
+    /// `load_balancer.algorithm`
+    pub balancer: Arc<dyn LoadBalancerSpec>,
+    /// `failover.policy`
+    pub policy: Arc<dyn FailoverPolicySpec>,
+    /// `classifier`
+    pub classifier: Arc<dyn QueryClassifierSpec>,
+}
+
+/// What the cluster controller works by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterSettings {
+    /// `cluster`
+    pub name: String,
+    /// `nodes`, in the order of the file.
+    pub nodes: Vec<Node>,
+    /// `health_check.interval`
+    pub interval: Duration,
+    /// `health_check.timeout`
+    pub timeout: Duration,
+    /// `health_check.failure_threshold`
+    pub failure_threshold: u32,
+    /// `load_balancer.max_lag`; `None` is no limit.
+    pub max_lag: Option<Duration>,
+    /// `failover`
+    pub failover: FailoverSettings,
+}
+
+impl ClusterSettings {
+    /// The node of that name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name.as_str() == name)
+    }
+}
+
+/// One PostgreSQL server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its name, unique.
+    pub name: NodeName,
+    /// Host name or address, as metako reaches it.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// What the file says of its role: a hint for the first start only.
+    pub role: Option<RoleHint>,
+    /// The user that metako logs in as, for probes and control, and a user that clients may log in as.
+    pub username: String,
+    /// Its password.
+    pub password: Secret,
+    /// The database of control connections, and the one that clients of `username` may use.
+    pub database: String,
+    /// Share of reads, for balancers that weigh; at least 1.
+    pub weight: u32,
+    /// Where it stands, for strategies that care.
+    pub zone: Option<String>,
+    /// Rank among equals in an election.
+    pub priority: Priority,
+    /// TLS towards it.
+    pub sslmode: SslMode,
+    /// Its name among standbys: `application_name` of its replication connection.
+    pub application_name: String,
+    /// How other nodes reach it.
+    pub replication: ReplicationAddress,
+}
+
+/// `role:` of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoleHint {
+    /// `primary` or `master`
+    Primary,
+    /// `replica` or `slave`
+    Replica,
+}
+
+/// `priority:` of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// Smaller is preferred.
+    Rank(u32),
+    /// Never promoted.
+    Never,
+}
+
+/// `sslmode:` of a node, as libpq has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SslMode {
+    /// No TLS.
+    Disable,
+    /// TLS if the server has it, without checking its certificate.
+    Prefer,
+    /// TLS or nothing, without checking its certificate.
+    Require,
+}
+
+/// `replication:` of a node: what goes into other nodes' `primary_conninfo`. Where nothing is given, a standby's
+/// present conninfo is kept but for host and port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicationAddress {
+    /// Host; the node's own by default.
+    pub host: String,
+    /// Port; the node's own by default.
+    pub port: u16,
+    /// User, if it is to be changed.
+    pub user: Option<String>,
+    /// Password, if it is to be changed.
+    pub password: Option<Secret>,
+    /// Password file, if it is to be changed.
+    pub passfile: Option<String>,
+}
+
+/// Text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The secret itself: to be sent or compared, never logged.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// `failover`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailoverSettings {
+    /// `mode`
+    pub mode: FailoverMode,
+    /// `synchronous`; `None` is asynchronous.
+    pub synchronous: Option<Synchronous>,
+    /// `silent_after`
+    pub silent_after: Duration,
+    /// `async_restart_grace`
+    pub async_restart_grace: Duration,
+    /// `hold_timeout`
+    pub hold_timeout: Duration,
+    /// `hold_clients`
+    pub hold_clients: usize,
+    /// `hold_bytes`
+    pub hold_bytes: u64,
+    /// `budget`: so many automatic failovers in such a span.
+    pub budget: (u32, Duration),
+    /// `unknown_outcome`
+    pub unknown_outcome: UnknownOutcome,
+}
+
+/// `failover.mode`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailoverMode {
+    /// metako promotes by itself.
+    Automatic,
+    /// metako promotes nothing by itself; a person does.
+    Manual,
+}
+
+/// `failover.synchronous`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Synchronous {
+    /// How many standbys must have a commit before it is acknowledged.
+    pub acks: Acks,
+    /// What to do when there are fewer.
+    pub on_no_voter: NoVoter,
+    /// Whether a commit whose synchronous wait was cancelled is reported as unknown instead of success.
+    pub commit_guard: bool,
+}
+
+/// A number of standbys, at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acks(pub u32);
+
+/// `failover.synchronous.on_no_voter`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoVoter {
+    /// Commits wait.
+    Block,
+    /// Commits go on without.
+    Degrade,
+}
+
+/// `failover.unknown_outcome`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownOutcome {
+    /// SQLSTATE 08007.
+    TransactionResolutionUnknown,
+    /// SQLSTATE 40003.
+    StatementCompletionUnknown,
+    /// The client connection is closed.
+    Close,
+}
+
+/// `load_balancer`, but for the balancer itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Routing {
+    /// `split`
+    pub split: Split,
+    /// `read_timeout`
+    pub read_timeout: Option<Duration>,
+    /// `write_timeout`
+    pub write_timeout: Option<Duration>,
+}
+
+/// `load_balancer.split`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// Reads outside transactions go to replicas.
+    Auto,
+    /// Everything goes to the primary.
+    Off,
+}
+
+/// `pool`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolSettings {
+    /// `mode`
+    pub mode: PoolMode,
+    /// `size`: server connections per database, user and node.
+    pub size: u32,
+    /// `wait_timeout`
+    pub wait_timeout: Duration,
+    /// `lifetime`
+    pub lifetime: Duration,
+    /// `idle_timeout`
+    pub idle_timeout: Duration,
+}
+
+/// `pool.mode`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolMode {
+    /// A server connection for a transaction.
+    Transaction,
+    /// A server connection for the whole session; never splits.
+    Session,
+}
+
+/// `users`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The name that clients log in with, and that metako logs in to the servers with.
+    pub name: String,
+    /// Password in clear.
+    pub password: Secret,
+    /// Databases that it may use; empty: any.
+    pub databases: Vec<String>,
+    /// What it may do in the console.
+    pub admin: AdminAccess,
+}
+
+/// `users.admin`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdminAccess {
+    /// Nothing.
+    None,
+    /// Look.
+    Read,
+    /// Everything.
+    Full,
+}
+
+/// `security`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Security {
+    /// TLS is offered to clients, with these files.
+    pub tls: Option<TlsFiles>,
+    /// Clients without TLS are refused.
+    pub require_tls: bool,
+}
+
+/// Files of the TLS server side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+}
+
+/// `admin`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// `socket`; `None` is `admin.sock` in the state directory.
+    pub socket: Option<PathBuf>,
+}
+
+/// `limits`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// `clients`
+    pub clients: usize,
+    /// `login_timeout`
+    pub login_timeout: Duration,
+    /// `message_size` in bytes.
+    pub message_size: u64,
+}
+
+/// `log`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// `format`
+    pub format: LogFormat,
+    /// `level`: a level or a filter of tracing-subscriber.
+    pub level: String,
+    /// `report_interval`; `None` is no report.
+    pub report_interval: Option<Duration>,
+}
+
+/// `log.format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,2 @@
+//! metako.
+fn main() {}

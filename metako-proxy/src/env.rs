@@ -1,0 +1,140 @@
+//! The seam between metako and the world.
+//!
+//! The proxy reaches the network, the wall clock and other tasks only through [`Env`], so that the simulator can put
+//! another world in its place. tokio's timers, channels and `select!` are used as they are: under a paused runtime they
+//! are deterministic by themselves.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use metako_core::Tick;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A world to run in. Cloning is cheap.
+pub trait Env: Clone + Send + Sync + 'static {
+    /// A byte stream to a peer.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static;
+    /// A bound socket.
+    type Listener: Listener<Stream = Self::Stream>;
+
+    /// Resolves `host` and connects to its addresses in turn, with TCP_NODELAY and keep-alive set. Has no time-out of
+    /// its own. Cancellation closes the attempt.
+    fn connect(&self, host: &str, port: u16) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Binds `address` (`host:port`).
+    fn bind(&self, address: &str) -> impl Future<Output = io::Result<Self::Listener>> + Send;
+
+    /// Runs a task of its own until it ends.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static);
+
+    /// Time since the start of the world, on the clock that the runtime's timers use.
+    fn now(&self) -> Tick;
+
+    /// Time since 1970, for people and records only: nothing is decided by it.
+    fn wall_clock(&self) -> Duration;
+
+    /// Fills `bytes` with randomness fit for secrets.
+    fn entropy(&self, bytes: &mut [u8]);
+
+    /// 64 random bits; not for secrets.
+    fn random(&self) -> u64 {
+        let mut bytes = [0; 8];
+        self.entropy(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+}
+
+/// A bound socket.
+pub trait Listener: Send + 'static {
+    /// What it accepts.
+    type Stream;
+
+    /// The next client. Cancellation-safe.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+
+    /// Where it is bound.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+/// The real world: tokio, TCP, the system's clocks and entropy.
+#[derive(Debug, Clone)]
+pub struct TokioEnv {
+    origin: tokio::time::Instant,
+}
+
+impl TokioEnv {
+    /// A world that begins now.
+    pub fn new() -> Self {
+        Self { origin: tokio::time::Instant::now() }
+    }
+}
+
+impl Default for TokioEnv {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Env for TokioEnv {
+    type Stream = tokio::net::TcpStream;
+    type Listener = TcpAcceptor;
+
+    async fn connect(&self, host: &str, port: u16) -> io::Result<Self::Stream> {
+        let stream = tokio::net::TcpStream::connect((host, port)).await?;
+        prepare(&stream)?;
+        Ok(stream)
+    }
+
+    async fn bind(&self, address: &str) -> io::Result<Self::Listener> {
+        Ok(TcpAcceptor(tokio::net::TcpListener::bind(address).await?))
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(task);
+    }
+
+    fn now(&self) -> Tick {
+        Tick::ZERO + self.origin.elapsed()
+    }
+
+    fn wall_clock(&self) -> Duration {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+    }
+
+    fn entropy(&self, bytes: &mut [u8]) {
+        // aws-lc-rs fails only where the system has no entropy at all; without it no secret may be made.
+        rustls::crypto::aws_lc_rs::default_provider()
+            .secure_random
+            .fill(bytes)
+            .expect("the system gives no entropy");
+    }
+}
+
+/// A TCP socket that accepts.
+#[derive(Debug)]
+pub struct TcpAcceptor(tokio::net::TcpListener);
+
+impl Listener for TcpAcceptor {
+    type Stream = tokio::net::TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(Self::Stream, SocketAddr)> {
+        let (stream, peer) = self.0.accept().await?;
+        prepare(&stream)?;
+        Ok((stream, peer))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+fn prepare(stream: &tokio::net::TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}

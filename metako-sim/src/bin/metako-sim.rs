@@ -1,0 +1,2 @@
+//! metako-sim.
+fn main() {}
