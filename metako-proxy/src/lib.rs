@@ -2,5 +2,8 @@
 //!
 //! Decisions are made in the core and in strategies; here they are carried out.
 
+pub mod admin;
 pub mod env;
+pub mod logging;
 pub mod shared;
+pub mod state_dir;
