@@ -12,6 +12,16 @@ impl Catalog {
         Self { functions: names(include_str!("functions.txt")), relations: names(include_str!("relations.txt")) }
     }
 
+    #[cfg(test)]
+    pub(super) fn functions(&self) -> &[&'static str] {
+        &self.functions
+    }
+
+    #[cfg(test)]
+    pub(super) fn relations(&self) -> &[&'static str] {
+        &self.relations
+    }
+
     /// Whether a function of that name only reads, and answers the same on each node that is up to date.
     pub(super) fn knows_function(&self, name: &str) -> bool {
         self.functions.binary_search(&name).is_ok()

@@ -8,3 +8,6 @@ mod name;
 mod statement;
 
 pub use keyword::{Keyword, KeywordSpec};
+
+#[cfg(test)]
+mod tests;
