@@ -4,3 +4,4 @@
 
 pub mod env;
 pub mod shared;
+pub mod tls_files;
