@@ -7,3 +7,4 @@ pub mod env;
 pub mod logging;
 pub mod shared;
 pub mod state_dir;
+pub mod tls_files;
