@@ -2,6 +2,9 @@
 //!
 //! Decisions are made in the core and in strategies; here they are carried out.
 
+pub mod backend;
 pub mod env;
+pub mod login;
 pub mod shared;
+pub mod stream;
 pub mod tls_files;
