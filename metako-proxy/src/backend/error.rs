@@ -116,9 +116,9 @@ impl ConnectError {
                 state if state.starts_with("57P") => Some(ServerLoss::Broken),
                 _ => None,
             },
-            ConnectErrorKind::Authentication(_) | ConnectErrorKind::Protocol(_) | ConnectErrorKind::Tls(_) => {
-                None
-            }
+            ConnectErrorKind::Authentication(_)
+            | ConnectErrorKind::Protocol(_)
+            | ConnectErrorKind::Tls(_) => None,
         }
     }
 
@@ -209,7 +209,10 @@ mod tests {
 
     #[test]
     fn only_what_speaks_against_the_server_is_a_loss() {
-        assert_eq!(server("57P03", "the database system is starting up").server_loss(), Some(ServerLoss::Broken));
+        assert_eq!(
+            server("57P03", "the database system is starting up").server_loss(),
+            Some(ServerLoss::Broken)
+        );
         assert_eq!(server("53300", "sorry, too many clients already").server_loss(), None);
         assert_eq!(server("28P01", "password authentication failed").server_loss(), None);
         let io = |kind: io::ErrorKind| ConnectError {

@@ -40,7 +40,7 @@ impl Users {
     ///
     /// Where several passwords are given for one name, which [`Config`] excludes, the first one counts.
     pub fn new(config: &Config, salt_secret: &[u8; 32]) -> Self {
-        let mut all = Self { users: BTreeMap::new(), databases: BTreeSet::new(), salt_secret: salt_secret.to_vec() };
+        let mut all = Self::empty(salt_secret);
         for node in &config.cluster.nodes {
             let only = Some(std::slice::from_ref(&node.database));
             all.add(&node.username, node.password.reveal(), only);
@@ -52,7 +52,11 @@ impl Users {
         all
     }
 
-    fn add(&mut self, name: &str, password: &str, only: Option<&[String]>) {
+    pub(super) fn empty(salt_secret: &[u8; 32]) -> Self {
+        Self { users: BTreeMap::new(), databases: BTreeSet::new(), salt_secret: salt_secret.to_vec() }
+    }
+
+    pub(super) fn add(&mut self, name: &str, password: &str, only: Option<&[String]>) {
         self.databases.extend(only.unwrap_or_default().iter().cloned());
         let salt_secret = &self.salt_secret;
         let user = self.users.entry(name.to_owned()).or_insert_with(|| User {
@@ -78,9 +82,10 @@ impl Users {
 
     /// Whether a user may use a database. To be asked only after the user is known to be who it says.
     pub(super) fn access(&self, name: &str, database: &str) -> Access {
-        let granted = self.users.get(name).is_some_and(|user| {
-            user.databases.as_ref().is_none_or(|databases| databases.contains(database))
-        });
+        let granted = self
+            .users
+            .get(name)
+            .is_some_and(|user| user.databases.as_ref().is_none_or(|databases| databases.contains(database)));
         if granted {
             Access::Granted
         } else if self.databases.contains(database) {
@@ -96,8 +101,7 @@ mod tests {
     use super::*;
 
     fn users() -> Users {
-        let mut users =
-            Users { users: BTreeMap::new(), databases: BTreeSet::new(), salt_secret: vec![1; 32] };
+        let mut users = Users::empty(&[1; 32]);
         users.add("app", "secret", Some(&["shop".to_owned()]));
         users.add("app", "secret", Some(&["stock".to_owned()]));
         users.add("report", "secret", Some(&["stock".to_owned()]));
