@@ -2,5 +2,6 @@
 //!
 //! Decisions are made in the core and in strategies; here they are carried out.
 
+pub mod control;
 pub mod env;
 pub mod shared;
