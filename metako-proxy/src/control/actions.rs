@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use metako_core::cluster::{ActionFailure, ActionOutcome, Promotion, SettingsChange};
 use metako_core::config::Node;
-use metako_core::plugin::ProbeFailure;
+use metako_core::plugin::{NodeAccess, ProbeFailure};
 use metako_core::{Epoch, NodeName};
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
+use super::access::PgNode;
 use super::connection::Connection;
 use super::sql::{self, PromotionAnswer};
 use crate::env::Env;
@@ -57,42 +59,31 @@ impl Order {
     }
 }
 
-/// Carries out [`Order`]s over connections of its own, so that a hanging probe never stands in their way.
-pub struct Executor<E: Env> {
+/// The servers of the cluster, as the driver reaches them.
+#[async_trait]
+pub trait Servers: Send + Sync {
+    /// Access for health probes of `node`; nothing is opened yet.
+    fn access(&self, node: &Arc<Node>) -> Box<dyn NodeAccess>;
+
+    /// Carries out `order` on `node`. Bounded by a time-out of its own.
+    ///
+    /// A dropped future stops waiting; whether the order took effect is then unknown.
+    async fn carry_out(&self, node: &Arc<Node>, order: Order) -> Result<ActionOutcome, ActionFailure>;
+
+    /// The nodes are these from now on: what is kept for others is let go.
+    fn retain(&self, nodes: &[Arc<Node>]);
+}
+
+/// Real servers, over connections of its own, so that a hanging probe never stands in their way.
+pub struct PgServers<E: Env> {
     env: E,
     idle: Mutex<BTreeMap<NodeName, Vec<(Arc<Node>, Connection)>>>,
 }
 
-impl<E: Env> Executor<E> {
+impl<E: Env> PgServers<E> {
     /// Without a connection yet.
     pub fn new(env: E) -> Self {
         Self { env, idle: Mutex::default() }
-    }
-
-    /// Carries out `order` on `node`. Bounded by a time-out of its own.
-    ///
-    /// A dropped future closes its connection; whether the order took effect is then unknown.
-    pub async fn carry_out(&self, node: &Arc<Node>, order: &Order) -> Result<ActionOutcome, ActionFailure> {
-        let limit = order.limit();
-        let mut touched = false;
-        let steps = async {
-            let connection = self.connection(node).await.map_err(|failure| failed(node, &failure))?;
-            touched = true;
-            let outcome = match order {
-                Order::Change { slots, change } => change_settings(&connection, node, slots, change).await,
-                Order::Promote(promotion) => promote(&connection, node, promotion).await,
-                Order::Verify(epoch) => verify(&connection, node, *epoch).await,
-            }?;
-            self.give_back(node, connection);
-            Ok(outcome)
-        };
-        match timeout(limit, steps).await {
-            Ok(result) => result,
-            Err(_) if touched => {
-                Err(ActionFailure::Unknown(format!("{}: no answer within {limit:?}", node.name)))
-            }
-            Err(_) => Err(ActionFailure::Failed(format!("{}: no connection within {limit:?}", node.name))),
-        }
     }
 
     /// An idle connection that still answers, or a new one.
@@ -117,10 +108,39 @@ impl<E: Env> Executor<E> {
             idle.push((Arc::clone(node), connection));
         }
     }
+}
 
-    /// Closes idle connections to nodes other than these.
-    pub fn retain(&self, keep: impl Fn(&NodeName) -> bool) {
-        self.idle.lock().retain(|name, _| keep(name));
+#[async_trait]
+impl<E: Env> Servers for PgServers<E> {
+    fn access(&self, node: &Arc<Node>) -> Box<dyn NodeAccess> {
+        Box::new(PgNode::new(self.env.clone(), Arc::clone(node)))
+    }
+
+    async fn carry_out(&self, node: &Arc<Node>, order: Order) -> Result<ActionOutcome, ActionFailure> {
+        let limit = order.limit();
+        let mut touched = false;
+        let steps = async {
+            let connection = self.connection(node).await.map_err(|failure| failed(node, &failure))?;
+            touched = true;
+            let outcome = match &order {
+                Order::Change { slots, change } => change_settings(&connection, node, slots, change).await,
+                Order::Promote(promotion) => promote(&connection, node, promotion).await,
+                Order::Verify(epoch) => verify(&connection, node, *epoch).await,
+            }?;
+            self.give_back(node, connection);
+            Ok(outcome)
+        };
+        match timeout(limit, steps).await {
+            Ok(result) => result,
+            Err(_) if touched => {
+                Err(ActionFailure::Unknown(format!("{}: no answer within {limit:?}", node.name)))
+            }
+            Err(_) => Err(ActionFailure::Failed(format!("{}: no connection within {limit:?}", node.name))),
+        }
+    }
+
+    fn retain(&self, nodes: &[Arc<Node>]) {
+        self.idle.lock().retain(|name, _| nodes.iter().any(|node| node.name == *name));
     }
 }
 

@@ -8,9 +8,13 @@ mod journal;
 mod node_report;
 mod record;
 mod replication;
+mod report;
 mod sql;
+mod status;
 
 pub use access::PgNode;
-pub use actions::{Executor, Order};
+pub use actions::{Order, PgServers, Servers};
 pub use journal::{FileJournal, Found, JOURNAL_VERSION, JournalError, JournalStore};
 pub use record::{Entry, History, HistoryWriter, timestamp};
+pub use report::{log as log_report, report_periodically};
+pub use status::{NodeStatus, OverallHealth, Queries, Status, render};
