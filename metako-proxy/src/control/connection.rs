@@ -6,16 +6,18 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use metako_core::NodeName;
 use metako_core::config::Node;
 use metako_core::plugin::ProbeFailure;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_postgres::config::SslMode;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::DbError;
 use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage};
 
 use super::replication::ReplicationStream;
+use crate::backend::{self, ConnectError, ConnectErrorKind, MaybeTls, ServerError};
 use crate::env::Env;
 
 /// Settings of every control session. The statement time-out only clears up after a question that nobody waits for any
@@ -28,6 +30,7 @@ pub(super) type Row = Vec<Option<String>>;
 
 /// A logged-in session. Dropping it closes the socket at once, also in the middle of an answer.
 pub(super) struct Connection {
+    node: NodeName,
     client: tokio_postgres::Client,
     fate: Arc<Fate>,
     /// Dropped with the connection, which ends the task that serves the socket.
@@ -49,7 +52,7 @@ impl Connection {
         let stream = transport(env, node).await?;
         let mut config = log_in(node);
         config.options(SESSION_OPTIONS);
-        Self::start(env, stream, &config).await
+        Self::start(env, node, stream, &config).await
     }
 
     /// Connects and logs in for replication commands. The session is tied to the node's database, so that the rules of
@@ -58,19 +61,20 @@ impl Connection {
     /// Cancellation closes the attempt.
     pub(super) async fn open_replication<E: Env>(env: &E, node: &Node) -> Result<Self, ProbeFailure> {
         let stream = ReplicationStream::new(transport(env, node).await?);
-        Self::start(env, stream, &log_in(node)).await
+        Self::start(env, node, stream, &log_in(node)).await
     }
 
-    async fn start<E, S>(env: &E, stream: S, config: &tokio_postgres::Config) -> Result<Self, ProbeFailure>
+    async fn start<E, S>(env: &E, node: &Node, stream: S, config: &tokio_postgres::Config) -> Result<Self, ProbeFailure>
     where
         E: Env,
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let node = node.name.clone();
         let (client, mut connection) =
-            config.connect_raw(stream, NoTls).await.map_err(|error| log_in_failure(&error))?;
+            config.connect_raw(stream, NoTls).await.map_err(|error| log_in_failure(&node, &error))?;
         let fate = Arc::new(Fate::default());
         let (open, mut dropped) = oneshot::channel::<()>();
-        let seen = Arc::clone(&fate);
+        let (seen, whose) = (Arc::clone(&fate), node.clone());
         env.spawn(async move {
             loop {
                 let message = tokio::select! {
@@ -85,14 +89,14 @@ impl Connection {
                     }
                     Some(Ok(_)) => {}
                     Some(Err(error)) => {
-                        *seen.end.lock() = Some(standing_failure(&error));
+                        *seen.end.lock() = Some(standing_failure(&whose, &error));
                         return;
                     }
                     None => return,
                 }
             }
         });
-        Ok(Self { client, fate, _open: open })
+        Ok(Self { node, client, fate, _open: open })
     }
 
     /// Runs a string of statements by the simple protocol and gives the rows of all of them.
@@ -126,17 +130,14 @@ impl Connection {
         {
             return end;
         }
-        standing_failure(error)
+        standing_failure(&self.node, error)
     }
 }
 
-async fn transport<E: Env>(env: &E, node: &Node) -> Result<E::Stream, ProbeFailure> {
-    env.connect(&node.host, node.port).await.map_err(|error| {
-        let text = format!("{}:{}: {error}", node.host, node.port);
-        match error.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => ProbeFailure::Refused(text),
-            _ => ProbeFailure::Unreachable(text),
-        }
+async fn transport<E: Env>(env: &E, node: &Node) -> Result<MaybeTls<E::Stream>, ProbeFailure> {
+    backend::open(env, &node.host, node.port, node.sslmode).await.map_err(|error| match &error.kind {
+        ConnectErrorKind::Closed(_) => ProbeFailure::Refused(error.to_string()),
+        _ => error.probe_failure(),
     })
 }
 
@@ -152,9 +153,9 @@ fn log_in(node: &Node) -> tokio_postgres::Config {
 }
 
 /// Why a log-in failed. A server that closes the connection before it said anything counts as one that refuses.
-fn log_in_failure(error: &tokio_postgres::Error) -> ProbeFailure {
-    if error.as_db_error().is_some() {
-        return server_failure(error);
+fn log_in_failure(node: &NodeName, error: &tokio_postgres::Error) -> ProbeFailure {
+    if let Some(told) = error.as_db_error() {
+        return server_failure(node, told);
     }
     let text = with_source(error);
     if error.is_closed() || io_source(error).is_some() {
@@ -166,9 +167,10 @@ fn log_in_failure(error: &tokio_postgres::Error) -> ProbeFailure {
     }
 }
 
-fn standing_failure(error: &tokio_postgres::Error) -> ProbeFailure {
-    if error.as_db_error().is_some() {
-        return server_failure(error);
+/// Why a session that was established failed.
+fn standing_failure(node: &NodeName, error: &tokio_postgres::Error) -> ProbeFailure {
+    if let Some(told) = error.as_db_error() {
+        return server_failure(node, told);
     }
     let text = with_source(error);
     if error.is_closed() || io_source(error).is_some() {
@@ -178,28 +180,15 @@ fn standing_failure(error: &tokio_postgres::Error) -> ProbeFailure {
     }
 }
 
-fn server_failure(error: &tokio_postgres::Error) -> ProbeFailure {
-    match error.as_db_error() {
-        Some(told) => by_sqlstate(told.code(), told.message()),
-        None => ProbeFailure::Unexpected(with_source(error)),
-    }
-}
-
-/// Sorts what a server answered by its SQLSTATE. 57P03 has one code for coming up and for going down: the text tells
-/// them apart, and in a language that is not known here it counts as coming up, which speaks less against the node.
-fn by_sqlstate(code: &SqlState, message: &str) -> ProbeFailure {
-    let text = message.to_owned();
-    match code.code() {
-        "53300" => ProbeFailure::TooManyConnections(text),
-        "57P03" if message.contains("shutting down") => ProbeFailure::ShuttingDown(text),
-        "57P03" => ProbeFailure::StartingUp(text),
-        "57P01" => ProbeFailure::ShuttingDown(text),
-        "57P02" | "57P04" | "57P05" => ProbeFailure::Lost(text),
-        "25006" => ProbeFailure::ReadOnly(text),
-        code if code.starts_with("28") => ProbeFailure::Authentication(text),
-        code if code.starts_with("08") => ProbeFailure::Lost(text),
-        code => ProbeFailure::Unexpected(format!("{text} (SQLSTATE {code})")),
-    }
+/// What the server said, sorted by its SQLSTATE as the data plane sorts it.
+fn server_failure(node: &NodeName, told: &DbError) -> ProbeFailure {
+    let error = ServerError {
+        severity: told.severity().to_owned(),
+        sqlstate: told.code().code().to_owned(),
+        message: told.message().to_owned(),
+        detail: told.detail().map(str::to_owned),
+    };
+    ConnectError { node: node.clone(), kind: ConnectErrorKind::Server(error) }.probe_failure()
 }
 
 fn io_source(error: &tokio_postgres::Error) -> Option<&io::Error> {
@@ -210,29 +199,5 @@ fn with_source(error: &tokio_postgres::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_server_answers_becomes_typed_evidence() {
-        let sorted = |code, message| by_sqlstate(&SqlState::from_code(code), message);
-        let text = || "text".to_owned();
-        assert_eq!(sorted("53300", "text"), ProbeFailure::TooManyConnections(text()));
-        assert_eq!(sorted("57P03", "text"), ProbeFailure::StartingUp(text()));
-        assert_eq!(sorted("57P01", "text"), ProbeFailure::ShuttingDown(text()));
-        assert_eq!(sorted("57P02", "text"), ProbeFailure::Lost(text()));
-        assert_eq!(sorted("25006", "text"), ProbeFailure::ReadOnly(text()));
-        assert_eq!(sorted("28P01", "text"), ProbeFailure::Authentication(text()));
-        assert_eq!(sorted("28000", "text"), ProbeFailure::Authentication(text()));
-        assert_eq!(
-            sorted("3D000", "database \"x\" does not exist"),
-            ProbeFailure::Unexpected("database \"x\" does not exist (SQLSTATE 3D000)".to_owned())
-        );
-        let going_down = "the database system is shutting down";
-        assert_eq!(sorted("57P03", going_down), ProbeFailure::ShuttingDown(going_down.to_owned()));
     }
 }

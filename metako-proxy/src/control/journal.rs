@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use aws_lc_rs::digest::{SHA256, digest};
 use metako_core::cluster::Journal;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 /// The version of the journal that this program reads and writes.
 pub const JOURNAL_VERSION: u32 = 1;
@@ -253,7 +253,7 @@ fn decode(bytes: &[u8]) -> Result<Journal, Unreadable> {
 }
 
 fn checksum(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

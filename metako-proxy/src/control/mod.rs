@@ -3,7 +3,9 @@
 
 mod access;
 mod actions;
+mod config;
 mod connection;
+mod contained;
 mod journal;
 mod node_report;
 mod record;
@@ -14,6 +16,8 @@ mod status;
 
 pub use access::PgNode;
 pub use actions::{Order, PgServers, Servers};
+pub use config::ControlConfig;
+pub use contained::ContainedPolicy;
 pub use journal::{FileJournal, Found, JOURNAL_VERSION, JournalError, JournalStore};
 pub use record::{Entry, History, HistoryWriter, timestamp};
 pub use report::{log as log_report, report_periodically};
