@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod backend;
+pub mod control;
 pub mod env;
 pub mod logging;
 pub mod login;
