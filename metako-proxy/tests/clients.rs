@@ -1,8 +1,8 @@
 //! psql, pgbench and tokio-postgres through a metako process, on a real cluster.
 
-mod support;
+mod running;
 
-use support::{Metako, client, client_output, eventually, text};
+use running::{Metako, client, client_output, eventually, text};
 use tokio_postgres::NoTls;
 
 fn statements(status: &serde_json::Value, node: &str, kind: &str) -> u64 {
@@ -17,8 +17,8 @@ fn statements(status: &serde_json::Value, node: &str, kind: &str) -> u64 {
 
 #[test]
 fn psql_and_pgbench_work_and_reads_spread_over_the_replicas() {
-    let cluster = support::cluster(2, None);
-    let metako = Metako::start(&support::configuration(&cluster, ""));
+    let cluster = running::cluster(2, None);
+    let metako = Metako::start(&running::configuration(&cluster, ""));
     metako.wait_until_open(2);
     let psql = |sql: &str| client("psql", metako.port, &["-XAtc", sql]);
 
@@ -65,8 +65,8 @@ fn psql_and_pgbench_work_and_reads_spread_over_the_replicas() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tokio_postgres_works_with_prepared_statements_transactions_copy_and_cancel() {
     let (cluster, metako) = tokio::task::spawn_blocking(|| {
-        let cluster = support::cluster(1, None);
-        let metako = Metako::start(&support::configuration(&cluster, ""));
+        let cluster = running::cluster(1, None);
+        let metako = Metako::start(&running::configuration(&cluster, ""));
         metako.wait_until_open(1);
         (cluster, metako)
     })

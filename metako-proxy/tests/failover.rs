@@ -1,6 +1,6 @@
 //! The primary dies under load, on a real cluster.
 
-mod support;
+mod running;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use metako_proxy::playground::Cluster;
-use support::{Metako, eventually};
+use running::{Metako, eventually};
 use tokio_postgres::NoTls;
 
 /// A writer's ledger: what was acknowledged.
@@ -43,11 +43,11 @@ async fn write(port: u16, next: Arc<AtomicI64>, killed: Arc<AtomicBool>, stop: A
 
 #[test]
 fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
-    let cluster = support::cluster(2, Some(1));
-    let metako = Metako::start(&support::configuration(&cluster, "failover: { synchronous: any 1 }"));
+    let cluster = running::cluster(2, Some(1));
+    let metako = Metako::start(&running::configuration(&cluster, "failover: { synchronous: any 1 }"));
     let before = metako.wait_until_open(2);
     assert_eq!(before["primary"], "node-1");
-    support::client("psql", metako.port, &["-XAtc", "create table ledger (id bigint primary key)"]);
+    running::client("psql", metako.port, &["-XAtc", "create table ledger (id bigint primary key)"]);
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let next = Arc::new(AtomicI64::new(1));
@@ -111,5 +111,5 @@ fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
 
 /// Asks a node itself, not through metako.
 fn direct(cluster: &Cluster, node: &str, sql: &str) -> String {
-    support::client("psql", cluster.port(node), &["-XAtc", sql])
+    running::client("psql", cluster.port(node), &["-XAtc", sql])
 }

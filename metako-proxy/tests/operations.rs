@@ -1,17 +1,17 @@
 //! Reload, status, TLS for clients, time-outs, the periodic report: a metako process on a real cluster.
 
-mod support;
+mod running;
 
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use support::{Metako, client, client_output, eventually, text};
+use running::{Metako, client, client_output, eventually, text};
 use tokio_postgres::NoTls;
 
 #[test]
 fn a_reload_adds_and_removes_nodes_without_dropping_a_client() {
-    let cluster = support::cluster(2, None);
-    let all = support::configuration(&cluster, "");
+    let cluster = running::cluster(2, None);
+    let all = running::configuration(&cluster, "");
     let third = all.lines().filter(|line| line.contains("name: node-3")).count();
     assert_eq!(third, 1, "one line a node:\n{all}");
     let two: String = all.lines().filter(|line| !line.contains("name: node-3")).flat_map(|line| [line, "\n"]).collect();
@@ -59,8 +59,8 @@ fn clients_may_use_tls_with_the_certificate_of_the_configuration() {
         cert.display(),
         key.display()
     );
-    let cluster = support::cluster(1, None);
-    let metako = Metako::start(&support::configuration(&cluster, &security));
+    let cluster = running::cluster(1, None);
+    let metako = Metako::start(&running::configuration(&cluster, &security));
     metako.wait_until_open(1);
     for mode in ["require", "disable"] {
         let dsn = format!("host=localhost sslmode={mode}");
@@ -70,7 +70,7 @@ fn clients_may_use_tls_with_the_certificate_of_the_configuration() {
     let conninfo = client("psql", metako.port, &["-XAt", "-d", &verified, "-c", "\\conninfo"]);
     assert!(conninfo.contains("SSL connection"), "{conninfo}");
 
-    metako.rewrite(&support::configuration(&cluster, &security.replace(" }", ", require_tls: true }")));
+    metako.rewrite(&running::configuration(&cluster, &security.replace(" }", ", require_tls: true }")));
     assert!(metako.command(&["reload"]).status.success());
     let plain = client_output("psql", metako.port, &["-XAt", "-d", "sslmode=disable", "-c", "select 1"]);
     assert!(!plain.status.success());
@@ -79,9 +79,9 @@ fn clients_may_use_tls_with_the_certificate_of_the_configuration() {
 
 #[test]
 fn a_statement_that_takes_too_long_is_cancelled_on_the_server() {
-    let cluster = support::cluster(1, None);
+    let cluster = running::cluster(1, None);
     let times = "load_balancer: { algorithm: round_robin, write_timeout: 300ms, read_timeout: 300ms }";
-    let metako = Metako::start(&support::configuration(&cluster, times));
+    let metako = Metako::start(&running::configuration(&cluster, times));
     metako.wait_until_open(1);
     let output = client_output(
         "psql",
@@ -103,8 +103,8 @@ fn a_statement_that_takes_too_long_is_cancelled_on_the_server() {
 
 #[test]
 fn status_and_report_show_the_cluster_and_a_stopped_metako_is_said_to_be_so() {
-    let cluster = support::cluster(1, None);
-    let metako = Metako::start(&support::configuration(&cluster, "log: { report_interval: 1s }"));
+    let cluster = running::cluster(1, None);
+    let metako = Metako::start(&running::configuration(&cluster, "log: { report_interval: 1s }"));
     metako.wait_until_open(1);
     let shown = text(&metako.command(&["status"]).stdout);
     for word in ["node-1", "node-2", "primary", "replica"] {
