@@ -281,6 +281,7 @@ mod tests {
             epoch: Epoch(epoch),
             primary: NodeName::from("a"),
             timeline: TimelineId(1),
+            fork: None,
             phase: JournalPhase::Promoting {
                 candidate: NodeName::from("b"),
                 timeline: TimelineId(2),

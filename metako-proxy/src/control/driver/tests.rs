@@ -175,6 +175,7 @@ fn journal(cluster: &str, epoch: u64) -> Journal {
         epoch: Epoch(epoch),
         primary: NodeName::from("a"),
         timeline: TimelineId(1),
+        fork: None,
         phase: JournalPhase::Steady,
         sync: SyncRule::Async,
         attempts: Vec::new(),
