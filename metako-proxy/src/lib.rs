@@ -3,4 +3,5 @@
 //! Decisions are made in the core and in strategies; here they are carried out.
 
 pub mod env;
+pub mod playground;
 pub mod shared;
