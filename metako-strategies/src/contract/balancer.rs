@@ -44,7 +44,7 @@ pub fn load_balancer(spec: &dyn LoadBalancerSpec) -> Result<(), String> {
 }
 
 fn candidate<'a>(name: &'a str, numbers: &mut Numbers) -> Candidate<'a> {
-    let mut span = |numbers: &mut Numbers| {
+    let span = |numbers: &mut Numbers| {
         (numbers.below(3) > 0).then(|| Duration::from_millis(u64::from(numbers.below(5000))))
     };
     Candidate {
