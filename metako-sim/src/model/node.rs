@@ -220,6 +220,9 @@ impl Node {
 
     /// The node that its receiver streams from, if it streams.
     pub(crate) fn streams_from(&self) -> Option<usize> {
-        self.receiver.as_ref().filter(|receiver| receiver.timeline.is_some()).map(|receiver| receiver.upstream)
+        self.receiver
+            .as_ref()
+            .filter(|receiver| receiver.timeline.is_some())
+            .map(|receiver| receiver.upstream)
     }
 }

@@ -58,7 +58,14 @@ impl Cluster {
         }
     }
 
-    pub(super) fn wal_received(&mut self, stage: &mut Stage, index: usize, upstream: usize, link: LinkId, end: Lsn) {
+    pub(super) fn wal_received(
+        &mut self,
+        stage: &mut Stage,
+        index: usize,
+        upstream: usize,
+        link: LinkId,
+        end: Lsn,
+    ) {
         let Ok([node, source]) = self.nodes.get_disjoint_mut([index, upstream]) else { return };
         let Some(receiver) = node.receiver.as_mut().filter(|receiver| receiver.link == link) else {
             stage.send(Place::Node(index), Place::Node(upstream), Body::Closed { link });
@@ -165,7 +172,13 @@ impl Cluster {
     }
 
     /// Ends the receiver of that connection and tells the other side. Tells whether there was one.
-    pub(super) fn drop_receiver(&mut self, stage: &mut Stage, index: usize, link: LinkId, reason: &str) -> bool {
+    pub(super) fn drop_receiver(
+        &mut self,
+        stage: &mut Stage,
+        index: usize,
+        link: LinkId,
+        reason: &str,
+    ) -> bool {
         let node = &mut self.nodes[index];
         let Some(receiver) = node.receiver.take_if(|receiver| receiver.link == link) else { return false };
         stage.send(Place::Node(index), Place::Node(receiver.upstream), Body::Closed { link });
@@ -200,7 +213,8 @@ impl Cluster {
         }
         let Some((host, port, application_name)) = node.upstream_address() else { return };
         let slot = Some(node.setting("primary_slot_name").to_owned()).filter(|slot| !slot.is_empty());
-        let Some(upstream) = self.nodes.iter().position(|other| other.host == host && other.port == port) else {
+        let Some(upstream) = self.nodes.iter().position(|other| other.host == host && other.port == port)
+        else {
             self.retry_later(stage, index);
             return;
         };
@@ -209,7 +223,8 @@ impl Cluster {
         let (timeline, last_message) = (None, stage.now);
         let node = &mut self.nodes[index];
         let (pinged, stopping) = (false, false);
-        let receiver = Receiver { link, upstream, host, port, slot, timeline, last_message, pinged, stopping };
+        let receiver =
+            Receiver { link, upstream, host, port, slot, timeline, last_message, pinged, stopping };
         let (slot, timeout) = (receiver.slot.clone(), node.rates.receiver_timeout);
         node.receiver = Some(receiver);
         stage.send(Place::Node(index), Place::Node(upstream), Body::Connect { link, application_name, slot });
@@ -217,7 +232,8 @@ impl Cluster {
     }
 
     pub(super) fn connect_timed_out(&mut self, stage: &mut Stage, index: usize, link: LinkId) {
-        let connecting = self.nodes[index].receiver.as_ref().is_some_and(|receiver| receiver.timeline.is_none());
+        let connecting =
+            self.nodes[index].receiver.as_ref().is_some_and(|receiver| receiver.timeline.is_none());
         if connecting {
             self.receiver_failed(stage, index, link, "no answer to the connection");
         }
@@ -266,7 +282,9 @@ impl Cluster {
             Ok(timeline) => timeline,
             Err(reason) => return self.receiver_failed(stage, index, link, &reason),
         };
-        let Some(upstream) = self.nodes[index].receiver.as_ref().filter(|r| r.link == link).map(|r| r.upstream) else {
+        let Some(upstream) =
+            self.nodes[index].receiver.as_ref().filter(|r| r.link == link).map(|r| r.upstream)
+        else {
             stage.send(Place::Node(index), Place::Node(self.upstream_of(link)), Body::Closed { link });
             return;
         };
@@ -323,7 +341,8 @@ impl Cluster {
     }
 
     pub(super) fn timeline_switched(&mut self, stage: &mut Stage, index: usize, link: LinkId) {
-        let Some(receiver) = self.nodes[index].receiver.as_mut().filter(|receiver| receiver.link == link) else {
+        let Some(receiver) = self.nodes[index].receiver.as_mut().filter(|receiver| receiver.link == link)
+        else {
             return;
         };
         receiver.timeline = None;
@@ -334,7 +353,10 @@ impl Cluster {
 
     pub(super) fn resume_streaming(&mut self, stage: &mut Stage, index: usize, link: LinkId) {
         let node = &self.nodes[index];
-        let (Some(receiver), Some((_, _, application_name))) = (&node.receiver, node.upstream_address()) else { return };
+        let (Some(receiver), Some((_, _, application_name))) = (&node.receiver, node.upstream_address())
+        else {
+            return;
+        };
         if receiver.link == link && !receiver.stopping {
             let (slot, to) = (receiver.slot.clone(), Place::Node(receiver.upstream));
             let timeout = node.rates.receiver_timeout;
@@ -347,7 +369,8 @@ impl Cluster {
     pub(super) fn reloaded(&mut self, stage: &mut Stage, index: usize, changed: Vec<(String, String)>) {
         let node = &mut self.nodes[index];
         let names: Vec<&str> = changed.iter().map(|(name, _)| name.as_str()).collect();
-        let receiver_changed = names.iter().any(|name| matches!(*name, "primary_conninfo" | "primary_slot_name"));
+        let receiver_changed =
+            names.iter().any(|name| matches!(*name, "primary_conninfo" | "primary_slot_name"));
         let delay_changed = names.contains(&"recovery_min_apply_delay");
         node.load_settings();
         stage.log_node(&node.name, NodeChange::Reloaded { changed });

@@ -99,7 +99,14 @@ impl Cluster {
     }
 
     /// ALTER SYSTEM for each setting, then one reload; answered when the settings are in force.
-    fn apply(&mut self, stage: &mut Stage, index: usize, call: CallId, slots: Vec<String>, change: SettingsChange) {
+    fn apply(
+        &mut self,
+        stage: &mut Stage,
+        index: usize,
+        call: CallId,
+        slots: Vec<String>,
+        change: SettingsChange,
+    ) {
         let node = &mut self.nodes[index];
         for (name, value) in &change.set {
             let names_ok = name != "synchronous_standby_names"
@@ -121,7 +128,12 @@ impl Cluster {
         let reload = stage.chance.duration(Purpose::Reload, index as u64, RELOAD);
         let answer = Answer::Action(Ok(ActionOutcome::Done));
         self.after(stage, index, reload, NodeEvent::Reloaded { changed });
-        self.after(stage, index, reload, NodeEvent::Send { to: Place::Proxy, body: Body::Answer { call, answer } });
+        self.after(
+            stage,
+            index,
+            reload,
+            NodeEvent::Send { to: Place::Proxy, body: Body::Answer { call, answer } },
+        );
     }
 
     /// `pg_promote(false)`, if the token is there.
@@ -161,7 +173,12 @@ impl Cluster {
             let body = Body::TimelineSwitched { link: sender.link };
             stage.send(Place::Node(index), Place::Node(sender.standby), body);
         }
-        let ahead = self.nodes.iter().filter(|node| node.wal.flushed() > fork).map(|node| node.name.clone()).collect();
+        let ahead = self
+            .nodes
+            .iter()
+            .filter(|node| node.wal.flushed() > fork)
+            .map(|node| node.name.clone())
+            .collect();
         stage.log_node(&self.name(index), NodeChange::Promoted { timeline, fork, ahead });
         self.append_other(stage, index);
     }
