@@ -64,7 +64,12 @@ impl Connection {
         Self::start(env, node, stream, &log_in(node)).await
     }
 
-    async fn start<E, S>(env: &E, node: &Node, stream: S, config: &tokio_postgres::Config) -> Result<Self, ProbeFailure>
+    async fn start<E, S>(
+        env: &E,
+        node: &Node,
+        stream: S,
+        config: &tokio_postgres::Config,
+    ) -> Result<Self, ProbeFailure>
     where
         E: Env,
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -115,7 +115,11 @@ mod tests {
         }
 
         fn rank(&self, electable: &mut [Electable]) {
-            assert_eq!(electable[0].node.as_str(), "a", "what the policy did before it panicked must not show");
+            assert_eq!(
+                electable[0].node.as_str(),
+                "a",
+                "what the policy did before it panicked must not show"
+            );
         }
     }
 

@@ -151,9 +151,9 @@ fn reason(view: &ClusterView) -> Option<String> {
         return Some(reason.clone());
     }
     match &view.phase {
-        Phase::Discovering { reason } | Phase::Suspect { reason, .. } | Phase::ManualNeeded { reason, .. } => {
-            Some(reason.clone())
-        }
+        Phase::Discovering { reason }
+        | Phase::Suspect { reason, .. }
+        | Phase::ManualNeeded { reason, .. } => Some(reason.clone()),
         _ => None,
     }
 }
@@ -378,7 +378,10 @@ b     replica  up      yes    1         0/3000060  3 ms, 120 B  a         3     
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["schema"], 1);
         assert_eq!(json["health"], "healthy");
-        assert_eq!(json["queries"], serde_json::json!({"total": 100, "reads": 60, "writes": 40, "failed": 2}));
+        assert_eq!(
+            json["queries"],
+            serde_json::json!({"total": 100, "reads": 60, "writes": 40, "failed": 2})
+        );
         assert_eq!(
             json["nodes"][1],
             serde_json::json!({
