@@ -8,6 +8,7 @@ pub mod control;
 pub mod env;
 pub mod logging;
 pub mod login;
+pub mod playground;
 pub mod shared;
 pub mod state_dir;
 pub mod stream;

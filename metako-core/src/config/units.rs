@@ -139,16 +139,14 @@ impl FromStr for HumanDuration {
             return Err(wrong(likely_duration_unit(unit).map(|likely| format!("{number}{likely}"))));
         };
         let beyond = || UnitError::expected("a duration of at most a century");
-        let mut nanos = whole.checked_mul(*scale).ok_or_else(beyond)?;
-        let mut place = *scale;
-        for digit in fraction.bytes() {
-            let value = u128::from(digit - b'0');
-            if !place.is_multiple_of(10) && value != 0 {
-                return Err(UnitError::expected("a duration without fractions of a nanosecond"));
-            }
-            place /= 10;
-            nanos += value * place;
+        let (numerator, denominator) = fraction.bytes().fold((whole, 1), |(number, tens), digit| {
+            (number.saturating_mul(10).saturating_add(u128::from(digit - b'0')), tens * 10)
+        });
+        let scaled = numerator.checked_mul(*scale).ok_or_else(beyond)?;
+        if !scaled.is_multiple_of(denominator) {
+            return Err(UnitError::expected("a duration without fractions of a nanosecond"));
         }
+        let nanos = scaled / denominator;
         if nanos > DURATION_MAX_NANOS {
             return Err(beyond());
         }

@@ -222,6 +222,3 @@ fn found(tree: &Tree) -> &'static str {
         Value::Section(_) => "a section of keys",
     }
 }
-
-#[cfg(test)]
-mod tests;
