@@ -1,5 +1,7 @@
 //! metako logs in to real PostgreSQL servers.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 mod support;
 
 use std::io;

@@ -118,12 +118,10 @@ fn launch(owner: Option<&User>, data: &Path, port: u16) -> Option<Child> {
             }
         }
     });
-    match wait.recv_timeout(START_TIMEOUT) {
-        Ok(()) => Some(process),
-        Err(_) => {
-            let _ = process.kill();
-            process.wait().unwrap();
-            None
-        }
+    if wait.recv_timeout(START_TIMEOUT).is_ok() {
+        return Some(process);
     }
+    let _ = process.kill();
+    process.wait().unwrap();
+    None
 }
