@@ -6,6 +6,7 @@ pub mod backend;
 pub mod control;
 pub mod env;
 pub mod login;
+pub mod playground;
 pub mod shared;
 pub mod stream;
 pub mod tls_files;
