@@ -12,6 +12,8 @@ use crate::message::{Body, LinkId, Place};
 use crate::scenario::Span;
 use crate::stage::Stage;
 
+/// From a flush until the walsenders run.
+const WAKE_SENDERS: Span = Span::micros(50, 1_200);
 /// From a changed conninfo until the startup process has stopped the receiver.
 const STOP_RECEIVER: Span = Span::millis(2, 30);
 /// From the end of a timeline until a cascading receiver goes on in the next.
@@ -34,7 +36,7 @@ impl Cluster {
         let node = &mut self.nodes[index];
         node.flushing = false;
         node.wal.flush_to(end);
-        self.ship(stage, index);
+        self.wake_senders(stage, index);
         if self.nodes[index].primary {
             self.release_waiters(stage, index);
         } else {
@@ -48,9 +50,20 @@ impl Cluster {
         self.begin_flush(stage, index);
     }
 
-    /// Sends what is on disk to all who stream from this node.
-    fn ship(&mut self, stage: &mut Stage, index: usize) {
+    /// Wakes the walsenders. Until they run, what is on disk here is nowhere else, although it may be acknowledged.
+    fn wake_senders(&mut self, stage: &mut Stage, index: usize) {
         let node = &mut self.nodes[index];
+        if !node.senders.is_empty() && !node.shipping {
+            node.shipping = true;
+            let delay = stage.chance.duration(Purpose::Ship, index as u64, WAKE_SENDERS);
+            self.after(stage, index, delay, NodeEvent::Ship);
+        }
+    }
+
+    /// Sends what is on disk to all who stream from this node.
+    pub(super) fn ship(&mut self, stage: &mut Stage, index: usize) {
+        let node = &mut self.nodes[index];
+        node.shipping = false;
         let end = node.wal.flushed();
         for sender in node.senders.iter_mut().filter(|sender| sender.streaming && sender.sent < end) {
             sender.sent = end;
@@ -268,7 +281,7 @@ impl Cluster {
             node.senders.push(Sender { link, standby, application_name, streaming, sent, flushed, replayed });
         }
         stage.send(Place::Node(index), Place::Node(standby), Body::Connected { link, result });
-        self.ship(stage, index);
+        self.wake_senders(stage, index);
     }
 
     pub(super) fn connected(

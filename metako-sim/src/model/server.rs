@@ -21,7 +21,8 @@ impl Cluster {
     /// A client's request.
     pub(super) fn queried(&mut self, stage: &mut Stage, index: usize, ticket: Ticket, write: bool) {
         let node = &self.nodes[index];
-        let (primary, timeline) = (node.primary, node.wal.flushed_timeline());
+        let primary = node.primary;
+        let timeline = if primary { node.wal.timeline() } else { node.wal.flushed_timeline() };
         if write && primary {
             let end = self.append(stage, index, Payload::Write(ticket.id));
             self.nodes[index].waiters.push(Waiter { end, who: Who::Client(ticket) });
