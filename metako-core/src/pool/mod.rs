@@ -144,8 +144,8 @@ impl Pool {
     /// A client wants a connection of a variant, opened in `epoch` or later. Clients that wait already come first.
     pub fn checkout(&mut self, now: Tick, variant: Variant, epoch: Epoch, patience: Duration) -> Checkout {
         if self.waiters.is_empty() {
-            if let Some(at) = self.idle.iter().rposition(|idle| self.serves(idle.server, variant, epoch)) {
-                return Checkout::Reuse(self.idle.remove(at).server);
+            if let Some(server) = self.take_idle(variant, epoch) {
+                return Checkout::Reuse(server);
             }
             if let Some((server, close)) = self.room(now, variant, epoch) {
                 return Checkout::Open { server, close };
@@ -157,6 +157,15 @@ impl Pool {
         let id = WaiterId(self.number());
         self.waiters.push_back(Waiter { id, variant, deadline: now + patience });
         Checkout::Wait(id)
+    }
+
+    /// An idle connection of a variant, opened in `epoch` or later, if there is one and nobody waits.
+    pub fn take_idle(&mut self, variant: Variant, epoch: Epoch) -> Option<ServerId> {
+        if !self.waiters.is_empty() {
+            return None;
+        }
+        let at = self.idle.iter().rposition(|idle| self.serves(idle.server, variant, epoch))?;
+        Some(self.idle.remove(at).server)
     }
 
     fn serves(&self, server: ServerId, variant: Variant, epoch: Epoch) -> bool {
