@@ -18,7 +18,9 @@ fn explain(seed: u64, scenario: &Scenario, outcome: &Outcome) -> String {
     let faults: Vec<String> = scenario
         .faults
         .iter()
-        .map(|fault| format!("  {:?} for {:?}: {:?}", fault.at.0, fault.lasting.map(|lasting| lasting.0), fault.fault))
+        .map(|fault| {
+            format!("  {:?} for {:?}: {:?}", fault.at.0, fault.lasting.map(|lasting| lasting.0), fault.fault)
+        })
         .collect();
     let findings: Vec<String> = outcome
         .findings
@@ -32,7 +34,8 @@ fn explain(seed: u64, scenario: &Scenario, outcome: &Outcome) -> String {
 fn made_progress(outcome: &Outcome) -> bool {
     let entries = outcome.log.entries();
     let end = entries.last().map_or(Tick::ZERO, |entry| entry.at);
-    let acknowledged = |entry: &&Entry| matches!(entry.event, LogEvent::Client(ClientEvent::Acknowledged { .. }));
+    let acknowledged =
+        |entry: &&Entry| matches!(entry.event, LogEvent::Client(ClientEvent::Acknowledged { .. }));
     entries.iter().rev().find(acknowledged).is_some_and(|entry| end.since(entry.at) < Duration::from_secs(5))
 }
 
@@ -43,7 +46,8 @@ fn broken(configuration: &str, seeds: std::ops::Range<u64>, menu: Menu) -> Vec<S
     for seed in seeds {
         let scenario = scenario(seed, &NODES, menu);
         let outcome = run(&config, &scenario, seed).expect("the scenario fits the configuration");
-        let stuck = (!made_progress(&outcome)).then(|| "  no write was acknowledged in the last 5 s\n".to_owned());
+        let stuck =
+            (!made_progress(&outcome)).then(|| "  no write was acknowledged in the last 5 s\n".to_owned());
         if !outcome.met() || stuck.is_some() {
             broken.push(explain(seed, &scenario, &outcome) + &stuck.unwrap_or_default());
         }
