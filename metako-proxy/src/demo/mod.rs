@@ -31,21 +31,21 @@ const SHOW_EVERY: Duration = Duration::from_millis(100);
 pub struct DemoOptions {
     /// What to do to the cluster while clients use it; without it the cluster is yours until Ctrl-C.
     #[arg(long, value_enum)]
-    scenario: Option<Scenario>,
+    pub scenario: Option<Scenario>,
     /// Commits wait for one replica, so that no acknowledged row can be lost with one server.
     #[arg(long)]
-    synchronous: bool,
+    pub synchronous: bool,
     /// Print the outcome of the scenario as one JSON object on the last line of standard output.
     #[arg(long, requires = "scenario")]
-    json: bool,
+    pub json: bool,
     /// Where metako listens.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:6432")]
-    listen: SocketAddr,
+    pub listen: SocketAddr,
 }
 
 /// What is done to the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Scenario {
+pub enum Scenario {
     /// SIGKILL to the primary's postmaster while 8 clients write and 4 read.
     KillPrimary,
 }
