@@ -89,8 +89,7 @@ fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
         assert!(ledger.after_the_kill > 0, "every writer writes again after the failover");
         acknowledged.extend(ledger.acknowledged);
     }
-    let answer: i32 =
-        runtime.block_on(idle.query_one("select 1", &[])).expect("an idle session lives on").get(0);
+    let answer: i32 = runtime.block_on(idle.query_one("select 1", &[])).expect("an idle session lives on").get(0);
     assert_eq!(answer, 1);
 
     let rows = direct(&cluster, &primary, "select id from ledger");
@@ -103,11 +102,8 @@ fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
     assert_eq!(direct(&cluster, survivor, "select pg_is_in_recovery()"), "t\n");
     assert!(!cluster.is_running("node-1"), "nobody restarted the old primary");
     eventually("the survivor streams from the new primary", || {
-        let streaming = direct(
-            &cluster,
-            &primary,
-            "select application_name from pg_stat_replication where state = 'streaming'",
-        );
+        let streaming =
+            direct(&cluster, &primary, "select application_name from pg_stat_replication where state = 'streaming'");
         if streaming == format!("{survivor}\n") { Ok(()) } else { Err(streaming) }
     });
     metako.wait_until_open(1);

@@ -14,8 +14,7 @@ fn a_reload_adds_and_removes_nodes_without_dropping_a_client() {
     let all = running::configuration(&cluster, "");
     let third = all.lines().filter(|line| line.contains("name: node-3")).count();
     assert_eq!(third, 1, "one line a node:\n{all}");
-    let two: String =
-        all.lines().filter(|line| !line.contains("name: node-3")).flat_map(|line| [line, "\n"]).collect();
+    let two: String = all.lines().filter(|line| !line.contains("name: node-3")).flat_map(|line| [line, "\n"]).collect();
 
     let metako = Metako::start(&two);
     metako.wait_until_open(1);
@@ -96,10 +95,7 @@ fn a_statement_that_takes_too_long_is_cancelled_on_the_server() {
         let running = client(
             "psql",
             cluster.port("node-1"),
-            &[
-                "-XAtc",
-                "select count(*) from pg_stat_activity where query like 'select pg_sleep(120)%' and state = 'active'",
-            ],
+            &["-XAtc", "select count(*) from pg_stat_activity where query like 'select pg_sleep(120)%' and state = 'active'"],
         );
         if running == "0\n" { Ok(()) } else { Err(running) }
     });
@@ -118,15 +114,10 @@ fn status_and_report_show_the_cluster_and_a_stopped_metako_is_said_to_be_so() {
         let log = metako.log();
         if log.contains("cluster report") { Ok(()) } else { Err(log) }
     });
-    let strategies =
-        Command::new(env!("CARGO_BIN_EXE_metako")).args(["strategies", "--json"]).output().unwrap();
+    let strategies = Command::new(env!("CARGO_BIN_EXE_metako")).args(["strategies", "--json"]).output().unwrap();
     let listed: serde_json::Value = serde_json::from_slice(&strategies.stdout).unwrap();
-    let names: Vec<_> = listed["strategies"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry["name"].as_str())
-        .collect();
+    let names: Vec<_> =
+        listed["strategies"].as_array().into_iter().flatten().filter_map(|entry| entry["name"].as_str()).collect();
     for name in ["round_robin", "least_connected", "random", "weighted", "sql", "most_advanced", "keyword"] {
         assert!(names.contains(&name), "{name}: {names:?}");
     }
