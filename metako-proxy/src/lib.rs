@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod backend;
+pub mod check;
 pub mod control;
 pub mod env;
 pub mod logging;
@@ -13,3 +14,6 @@ pub mod shared;
 pub mod state_dir;
 pub mod stream;
 pub mod tls_files;
+
+// Links the stock strategies into every binary that uses this crate.
+use metako_strategies as _;

@@ -28,7 +28,7 @@ pub fn scenario(seed: u64, nodes: &[&str], menu: Menu) -> Scenario {
     let long = dice.between(0, 1) == 1;
     let faults = (0..count).map(|_| fault(&mut dice, nodes, menu, long)).collect();
     let slow = dice.between(0, 2);
-    let think = [Span::millis(5, 20), Span::millis(20, 80), Span::millis(100, 300)][usize::try_from(slow).unwrap_or(0)];
+    let think = [Span::millis(10, 40), Span::millis(40, 160), Span::millis(100, 400)][usize::try_from(slow).unwrap_or(0)];
     Scenario {
         scenario: format!("random-{seed}"),
         about: String::new(),

@@ -16,7 +16,7 @@ mod shape;
 
 use serde_json::{Map, Value as Json};
 
-use super::problem::{Findings, did_you_mean, nearest, one_of};
+use super::problem::{Findings, among, did_you_mean, nearest};
 use super::tree::{Place, Tree, Value, item_path, key_path};
 use crate::plugin::{Kind, StrategyInfo, find, strategies};
 use shape::Shape;
@@ -110,10 +110,14 @@ impl Checker<'_> {
     }
 
     fn unknown_key(&mut self, known: Vec<&str>, word: &str, place: Place, path: &str) {
+        if let Some((word, _)) = word.split_once(':') {
+            self.findings.problem(place, path, format!("unknown key; expected a space after `{word}:`"));
+            return;
+        }
         let message = match nearest(word, known.iter().copied()) {
             Some(likely) => format!("unknown key; did you mean `{likely}`?"),
             None if known.is_empty() => "unknown key; no keys are expected here".to_owned(),
-            None => format!("unknown key; expected one of {}", one_of(&known)),
+            None => format!("unknown key; expected {}", among(&known)),
         };
         self.findings.problem(place, path, message);
     }
@@ -160,15 +164,14 @@ impl Checker<'_> {
         else {
             let message = format!(
                 "names no strategy; expected the name of a {kind}, or `type: NAME` beside its options; known here: {}",
-                one_of(&names(kind))
+                among(&names(kind))
             );
             return self.wrong(tree, key, message);
         };
         let Some(info) = find(kind, name) else {
             let known = names(kind);
             let likely = did_you_mean(nearest(name, known.iter().copied()));
-            let message =
-                format!("no {kind} `{name}` is linked in; expected one of {}{likely}", one_of(&known));
+            let message = format!("no {kind} `{name}` is linked in; expected {}{likely}", among(&known));
             self.findings.problem(*place, key, message);
             return None;
         };

@@ -270,11 +270,8 @@ async fn a_probe_that_panics_is_named_and_gets_another_connection() {
 #[tokio::test(start_paused = true)]
 async fn one_probe_a_node_is_under_way_and_the_last_one_asked_for_follows_it() {
     let mut bench = bench(&["slow"], empty_store(), MockCut::new()).await;
-    let long = |id| Action::Probe {
-        id: ProbeId(id),
-        node: NodeName::from("slow"),
-        timeout: Duration::from_secs(5),
-    };
+    let long =
+        |id| Action::Probe { id: ProbeId(id), node: NodeName::from("slow"), timeout: Duration::from_secs(5) };
     assert!(bench.driver.carry_out(long(1)).is_none());
     assert!(bench.driver.carry_out(long(2)).is_none());
     let replaced = bench.driver.carry_out(long(3)).unwrap();
@@ -440,7 +437,10 @@ async fn decisions_and_views_go_where_they_are_read() {
         reason: "because".to_owned(),
     };
     assert!(bench.driver.carry_out(Action::Record { decision: decision.clone() }).is_none());
-    assert_eq!(bench.handle.recent_decisions(9).into_iter().map(|entry| entry.decision).collect::<Vec<_>>(), [decision]);
+    assert_eq!(
+        bench.handle.recent_decisions(9).into_iter().map(|entry| entry.decision).collect::<Vec<_>>(),
+        [decision]
+    );
     let mut view = ClusterView::empty("another");
     view.version = 77;
     assert!(bench.driver.carry_out(Action::Publish { view: Arc::new(view) }).is_none());
