@@ -33,7 +33,9 @@ pub(super) async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
                 .any(|mechanism| Ok(mechanism == SCRAM_SHA_256))
                 .map_err(|error| ConnectErrorKind::Protocol(format!("SASL mechanisms: {error}")))?;
             if !known {
-                return Err(ConnectErrorKind::Authentication(format!("the server does not offer {SCRAM_SHA_256}")));
+                return Err(ConnectErrorKind::Authentication(format!(
+                    "the server does not offer {SCRAM_SHA_256}"
+                )));
             }
             scram(frames, password(target)?).await?;
         }
@@ -48,7 +50,9 @@ pub(super) async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
     }
     match question(frames).await? {
         Message::AuthenticationOk => Ok(()),
-        _ => Err(ConnectErrorKind::Protocol("a second question instead of an answer to the log-in".to_owned())),
+        _ => {
+            Err(ConnectErrorKind::Protocol("a second question instead of an answer to the log-in".to_owned()))
+        }
     }
 }
 
@@ -57,7 +61,8 @@ async fn scram<S: AsyncRead + AsyncWrite + Unpin>(
     frames: &mut Frames<'_, S>,
     password: &[u8],
 ) -> Result<(), ConnectErrorKind> {
-    let untrusted = |error: std::io::Error| ConnectErrorKind::Authentication(format!("{SCRAM_SHA_256}: {error}"));
+    let untrusted =
+        |error: std::io::Error| ConnectErrorKind::Authentication(format!("{SCRAM_SHA_256}: {error}"));
     let mut scram = ScramSha256::new(password, ChannelBinding::unsupported());
     let mut message = BytesMut::new();
     frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), &mut message).map_err(unsendable)?;

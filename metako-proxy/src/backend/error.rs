@@ -116,9 +116,9 @@ impl ConnectError {
                 state if state.starts_with("57P") => Some(ServerLoss::Broken),
                 _ => None,
             },
-            ConnectErrorKind::Authentication(_) | ConnectErrorKind::Protocol(_) | ConnectErrorKind::Tls(_) => {
-                None
-            }
+            ConnectErrorKind::Authentication(_)
+            | ConnectErrorKind::Protocol(_)
+            | ConnectErrorKind::Tls(_) => None,
         }
     }
 
@@ -129,7 +129,8 @@ impl ConnectError {
             ConnectErrorKind::Refused(problem) => ProbeFailure::Refused(problem.clone()),
             ConnectErrorKind::TimedOut(after) => ProbeFailure::TimedOut(*after),
             ConnectErrorKind::Unreachable(problem) => ProbeFailure::Unreachable(problem.clone()),
-            ConnectErrorKind::Closed(problem) => ProbeFailure::Lost(problem.clone()),
+            // No session was lost: this is how a port refuses whose server is gone behind something that still listens.
+            ConnectErrorKind::Closed(_) => ProbeFailure::Refused(text),
             ConnectErrorKind::Server(error) => server_probe_failure(error),
             ConnectErrorKind::Authentication(problem) => ProbeFailure::Authentication(problem.clone()),
             ConnectErrorKind::Protocol(_) | ConnectErrorKind::Tls(_) => ProbeFailure::Unexpected(text),
@@ -204,12 +205,16 @@ mod tests {
             ProbeFailure::Authentication(_)
         ));
         assert!(matches!(failure("28000", "no pg_hba.conf entry"), ProbeFailure::Authentication(_)));
+        assert!(matches!(failure("57P01", "terminating connection"), ProbeFailure::ShuttingDown(_)));
         assert!(matches!(failure("3D000", "database does not exist"), ProbeFailure::Unexpected(_)));
     }
 
     #[test]
     fn only_what_speaks_against_the_server_is_a_loss() {
-        assert_eq!(server("57P03", "the database system is starting up").server_loss(), Some(ServerLoss::Broken));
+        assert_eq!(
+            server("57P03", "the database system is starting up").server_loss(),
+            Some(ServerLoss::Broken)
+        );
         assert_eq!(server("53300", "sorry, too many clients already").server_loss(), None);
         assert_eq!(server("28P01", "password authentication failed").server_loss(), None);
         let io = |kind: io::ErrorKind| ConnectError {

@@ -1,28 +1,29 @@
 //! Reads a server's messages one by one, each checked and bounded before anything looks into it.
 
 use bytes::BytesMut;
+use metako_core::wire::{Direction, header};
 use postgres_protocol::message::backend::Message;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::error::ConnectErrorKind;
 
 /// The longest message taken before `ReadyForQuery`.
-const MESSAGE_MAX: usize = 64 * 1024;
+const MESSAGE_MAX: u32 = 64 * 1024;
 /// The most bytes taken before `ReadyForQuery`: notices and parameters of a log-in together.
 const LOGIN_MAX: usize = 1024 * 1024;
-const HEADER: usize = 5;
 const READ: usize = 4096;
 
 /// A reader of messages that takes at most [`LOGIN_MAX`] bytes in all.
 pub(super) struct Frames<'a, S> {
     stream: &'a mut S,
+    direction: Direction,
     buffer: BytesMut,
     taken: usize,
 }
 
 impl<'a, S: AsyncRead + Unpin> Frames<'a, S> {
     pub(super) fn new(stream: &'a mut S) -> Self {
-        Self { stream, buffer: BytesMut::new(), taken: 0 }
+        Self { stream, direction: Direction::ServerLogin, buffer: BytesMut::new(), taken: 0 }
     }
 
     /// Whether no byte was read that has not been handed out as part of a message.
@@ -38,11 +39,16 @@ impl<'a, S: AsyncRead + Unpin> Frames<'a, S> {
     /// The next message.
     pub(super) async fn next(&mut self) -> Result<Message, ConnectErrorKind> {
         loop {
-            if let Some(length) = frame_length(&self.buffer)? {
-                let mut frame = self.buffer.split_to(length);
+            let header = header(&self.buffer, self.direction, MESSAGE_MAX)
+                .map_err(|error| ConnectErrorKind::Protocol(error.to_string()))?;
+            if let Some(header) = header.filter(|header| self.buffer.len() >= header.frame()) {
+                let mut frame = self.buffer.split_to(header.frame());
                 let message = Message::parse(&mut frame)
                     .map_err(|error| ConnectErrorKind::Protocol(error.to_string()))?
                     .ok_or_else(|| ConnectErrorKind::Protocol("a message ends early".to_owned()))?;
+                if matches!(message, Message::ReadyForQuery(_)) {
+                    self.direction = Direction::Server;
+                }
                 return Ok(message);
             }
             if self.taken >= LOGIN_MAX {
@@ -63,22 +69,6 @@ impl<'a, S: AsyncRead + Unpin> Frames<'a, S> {
     }
 }
 
-/// The length, header included, of the first message if all of it is there.
-fn frame_length(buffer: &[u8]) -> Result<Option<usize>, ConnectErrorKind> {
-    let Some((&tag, rest)) = buffer.split_first() else { return Ok(None) };
-    if !tag.is_ascii_alphanumeric() {
-        return Err(ConnectErrorKind::Protocol(format!("no PostgreSQL message begins with byte 0x{tag:02x}")));
-    }
-    let Some(length) = rest.first_chunk().map(|bytes| u32::from_be_bytes(*bytes) as usize) else {
-        return Ok(None);
-    };
-    if !(HEADER - 1..=MESSAGE_MAX).contains(&length) {
-        let problem = format!("a message `{}` of {length} bytes during log-in", char::from(tag));
-        return Err(ConnectErrorKind::Protocol(problem));
-    }
-    Ok((buffer.len() > length).then_some(length + 1))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,19 +86,20 @@ mod tests {
 
     #[tokio::test]
     async fn endless_notices_end() {
-        let notice = b"N\0\0\0\x0cSNOTICE\0\0";
+        let notice = b"N\0\0\0\x0dSNOTICE\0\0";
         let bytes = notice.repeat(2 * LOGIN_MAX / notice.len());
-        assert!(matches!(drain(&bytes).await, ConnectErrorKind::Protocol(_)));
+        let ConnectErrorKind::Protocol(problem) = drain(&bytes).await else { panic!("not a protocol error") };
+        assert!(problem.contains("no end of the log-in"), "{problem}");
     }
 
-    #[test]
-    fn lengths_are_bounded_before_the_body_comes() {
-        assert!(frame_length(b"S\0\0\0\x03").is_err());
-        assert!(frame_length(b"S\x7f\xff\xff\xff").is_err());
-        assert!(frame_length(b"S\xff\xff\xff\xff").is_err());
-        assert!(frame_length(b"\x15\x03\x03").is_err());
-        assert_eq!(frame_length(b"Z\0\0\0\x05"), Ok(None));
-        assert_eq!(frame_length(b"Z\0\0\0\x05IS"), Ok(Some(6)));
+    #[tokio::test]
+    async fn lengths_are_bounded_before_the_body_comes() {
+        for start in
+            [&b"S\0\0\0\x03"[..], b"S\x7f\xff\xff\xff", b"S\xff\xff\xff\xff", b"S\0\x01\0\x05", b"\x15\x03"]
+        {
+            assert!(matches!(drain(start).await, ConnectErrorKind::Protocol(_)), "{start:?}");
+        }
+        assert!(matches!(drain(b"S\0\x01\0\x04").await, ConnectErrorKind::Closed(_)));
     }
 
     proptest! {

@@ -113,8 +113,9 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
     let further = target.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let mut packet = BytesMut::new();
     // The only thing that can be wrong with the values is a NUL byte: a fault of configuration, found before sending.
-    frontend::startup_message(fixed.into_iter().chain(further), &mut packet)
-        .map_err(|error| ConnectErrorKind::Authentication(format!("user, database or parameters: {error}")))?;
+    frontend::startup_message(fixed.into_iter().chain(further), &mut packet).map_err(|error| {
+        ConnectErrorKind::Authentication(format!("user, database or parameters: {error}"))
+    })?;
     send(&mut stream, &packet).await?;
     let mut frames = Frames::new(&mut stream);
     authenticate(&mut frames, target).await?;
@@ -172,12 +173,7 @@ async fn send<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> Result<(),
 /// # Errors
 ///
 /// `InvalidInput` if the key is not one of protocol 3.0; else whatever connecting, TLS and sending ran into.
-pub async fn cancel<E: Env>(
-    env: &E,
-    target: &Target,
-    process_id: i32,
-    secret_key: &[u8],
-) -> io::Result<()> {
+pub async fn cancel<E: Env>(env: &E, target: &Target, process_id: i32, secret_key: &[u8]) -> io::Result<()> {
     let Ok(secret) = <[u8; 4]>::try_from(secret_key) else {
         let problem = format!("{}: a cancel key of {} bytes, expected 4", target.node, secret_key.len());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));

@@ -87,7 +87,8 @@ pub(super) async fn open_kind<E: Env>(
 
 static CLIENT_CONFIG: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = Arc::new(AnyServer { schemes: provider.signature_verification_algorithms.supported_schemes() });
+    let verifier =
+        Arc::new(AnyServer { schemes: provider.signature_verification_algorithms.supported_schemes() });
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3")

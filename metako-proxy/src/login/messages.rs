@@ -8,7 +8,9 @@ use pgwire::messages::startup::{
 };
 
 use super::scram;
-use super::startup::PROTOCOL_3_0;
+
+/// The newest version that metako speaks to clients.
+const PROTOCOL_3_0: i32 = 3 << 16;
 
 /// Encodes a message. pgwire checks nothing but the length of cancel keys, which is fixed here by type.
 fn encode(message: &impl Message, bytes: &mut BytesMut) {
@@ -22,12 +24,9 @@ fn encoded(message: &impl Message) -> Vec<u8> {
 }
 
 /// An ErrorResponse of severity FATAL, after which the connection has to be closed.
-///
-/// `message` and `detail` must hold no NUL character.
-pub fn fatal(sqlstate: &str, message: &str, detail: Option<&str>) -> Vec<u8> {
+pub(super) fn fatal(sqlstate: &str, message: &str) -> Vec<u8> {
     let fields = [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', sqlstate), (b'M', message)];
-    let fields = fields.into_iter().chain(detail.map(|detail| (b'D', detail)));
-    encoded(&ErrorResponse::new(fields.map(|(code, text)| (code, text.to_owned())).collect()))
+    encoded(&ErrorResponse::new(fields.map(|(code, text)| (code, text.to_owned())).to_vec()))
 }
 
 /// The end of a log-in: the parameters that the client is told, its cancel key and ReadyForQuery, idle.
@@ -73,7 +72,7 @@ mod tests {
 
     #[test]
     fn a_fatal_error_is_framed_as_postgresql_frames_it() {
-        assert_eq!(fatal("28000", "no", None), b"E\0\0\0\x1eSFATAL\0VFATAL\0C28000\0Mno\0\0");
+        assert_eq!(fatal("28000", "no"), b"E\0\0\0\x1eSFATAL\0VFATAL\0C28000\0Mno\0\0");
     }
 
     #[test]

@@ -6,8 +6,8 @@
 
 mod incoming;
 mod messages;
+mod request;
 mod scram;
-mod startup;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -24,7 +24,7 @@ use rustls::ServerConfig;
 use rustls::sign::SingleCertAndKey;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub use messages::{fatal, welcome};
+pub use messages::welcome;
 pub use users::Users;
 
 pub use crate::stream::MaybeTls;

@@ -92,7 +92,7 @@ impl Verifier {
             *byte ^= signature;
         }
         let fits = constant_time::verify_slices_are_equal(&hash(&client_key), &self.stored_key).is_ok();
-        fits & !self.mock
+        fits && !self.mock
     }
 }
 
@@ -141,7 +141,8 @@ impl<'a> Exchange<'a> {
             .ok_or(ScramError::Malformed("an authorization identity, which is not supported"))?;
         let mut attributes = bare.split(',');
         let mut next = |prefix| attributes.next().and_then(|attribute: &str| attribute.strip_prefix(prefix));
-        next("n=").ok_or(ScramError::Malformed("expected the user name, or an extension is not supported"))?;
+        next("n=")
+            .ok_or(ScramError::Malformed("expected the user name, or an extension is not supported"))?;
         let client_nonce = next("r=").ok_or(ScramError::Malformed("expected the nonce"))?;
         if client_nonce.is_empty() || !client_nonce.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(ScramError::Malformed("the nonce is not printable"));
@@ -281,7 +282,8 @@ mod tests {
         let verifier = Verifier::new(&secret, [0; SALT_LEN]);
         assert_eq!(verifier, Verifier::derive("pencil", &verifier.salt, ITERATIONS));
         assert_ne!(verifier.salt, [0; SALT_LEN]);
-        for text in ["SCRAM-SHA-256$", "SCRAM-SHA-256$0:AA==$AA==:AA==", "SCRAM-SHA-256$4096:AA==$AA==:AA=="] {
+        for text in ["SCRAM-SHA-256$", "SCRAM-SHA-256$0:AA==$AA==:AA==", "SCRAM-SHA-256$4096:AA==$AA==:AA=="]
+        {
             assert_eq!(Verifier::from_secret(text), None, "{text}");
         }
     }
@@ -341,10 +343,7 @@ mod tests {
     #[test]
     fn initial_responses_hold_what_they_say() {
         let parse = InitialResponse::parse;
-        assert_eq!(
-            parse(b"X\0\0\0\0\x02ab"),
-            Ok(InitialResponse { mechanism: b"X", data: Some(b"ab") })
-        );
+        assert_eq!(parse(b"X\0\0\0\0\x02ab"), Ok(InitialResponse { mechanism: b"X", data: Some(b"ab") }));
         assert_eq!(parse(b"X\0\xff\xff\xff\xff"), Ok(InitialResponse { mechanism: b"X", data: None }));
         for wrong in [
             &b""[..],

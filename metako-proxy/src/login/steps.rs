@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use metako_core::wire::sqlstate;
+use metako_core::wire::startup::{Startup, StartupMessage};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::incoming::Incoming;
+use super::request::SessionRequest;
 use super::scram::{Exchange, InitialResponse, MECHANISM, NONCE_LEN, ScramError};
-use super::startup::{Packet, Startup};
 use super::users::Access;
 use super::{Accepted, Client, Entropy, LoginContext, LoginError, messages};
 use crate::stream::MaybeTls;
@@ -15,7 +17,7 @@ use crate::stream::MaybeTls;
 /// What a connection is for.
 pub(super) enum Request {
     Cancel { process_id: i32, secret_key: Vec<u8> },
-    Startup(Startup),
+    Session(StartupMessage),
 }
 
 pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
@@ -24,23 +26,23 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     entropy: Entropy<'_>,
 ) -> Result<Accepted<S>, LoginError> {
     let (mut incoming, request) = first_request(Incoming::new(MaybeTls::Plain(stream)), cx).await?;
-    let startup = match request {
+    let request = match request {
         Request::Cancel { process_id, secret_key } => {
             return Ok(Accepted::Cancel { stream: incoming.stream, process_id, secret_key });
         }
-        Request::Startup(startup) => startup,
+        Request::Session(message) => SessionRequest::from(message),
     };
-    check(&mut incoming, cx, &startup).await?;
-    if startup.wants_more() {
-        incoming.send(&messages::negotiate(startup.protocol_options.clone())).await?;
+    check(&mut incoming, cx, &request).await?;
+    if request.wants_more() {
+        incoming.send(&messages::negotiate(request.protocol_options)).await?;
     }
-    authenticate(&mut incoming, cx, &startup.user, entropy).await?;
-    authorize(&mut incoming, cx, &startup).await?;
+    authenticate(&mut incoming, cx, &request.user, entropy).await?;
+    authorize(&mut incoming, cx, &request.user, &request.database).await?;
     Ok(Accepted::Session(Client {
         stream: incoming.stream,
-        user: startup.user,
-        database: startup.database,
-        parameters: startup.parameters,
+        user: request.user,
+        database: request.database,
+        parameters: request.parameters,
         leftover: incoming.buffer.into(),
     }))
 }
@@ -53,27 +55,25 @@ async fn first_request<S: AsyncRead + AsyncWrite + Unpin>(
     let (mut tls_asked, mut gss_asked) = (false, false);
     loop {
         match incoming.packet().await? {
-            Packet::SslRequest if !tls_asked => {
+            Startup::Ssl if !tls_asked => {
                 tls_asked = true;
                 nothing_buffered(&mut incoming).await?;
                 incoming = answer_ssl_request(incoming, cx).await?;
             }
-            Packet::GssEncRequest if !gss_asked => {
+            Startup::GssEncryption if !gss_asked => {
                 gss_asked = true;
                 nothing_buffered(&mut incoming).await?;
                 incoming.send(b"N").await?;
             }
-            Packet::SslRequest | Packet::GssEncRequest => {
-                return Err(incoming.refuse("0A000", "encryption was asked for a second time").await);
+            Startup::Ssl | Startup::GssEncryption => {
+                return Err(incoming
+                    .refuse(sqlstate::FEATURE_NOT_SUPPORTED, "encryption was asked for a second time")
+                    .await);
             }
-            Packet::Cancel { process_id, secret_key } => {
+            Startup::Cancel { process_id, secret_key } => {
                 return Ok((incoming, Request::Cancel { process_id, secret_key }));
             }
-            Packet::Startup(startup) => return Ok((incoming, Request::Startup(startup))),
-            Packet::UnsupportedVersion { major, minor } => {
-                let message = format!("unsupported frontend protocol {major}.{minor}: metako supports 3.0");
-                return Err(incoming.refuse("0A000", &message).await);
-            }
+            Startup::Session(message) => return Ok((incoming, Request::Session(message))),
         }
     }
 }
@@ -86,7 +86,9 @@ async fn nothing_buffered<S: AsyncRead + AsyncWrite + Unpin>(
     if incoming.buffer.is_empty() {
         return Ok(());
     }
-    Err(incoming.refuse("08P01", "received unencrypted data after the request for encryption").await)
+    Err(incoming
+        .refuse(sqlstate::PROTOCOL_VIOLATION, "received unencrypted data after the request for encryption")
+        .await)
 }
 
 async fn answer_ssl_request<S: AsyncRead + AsyncWrite + Unpin>(
@@ -110,30 +112,29 @@ async fn answer_ssl_request<S: AsyncRead + AsyncWrite + Unpin>(
 async fn check<S: AsyncRead + AsyncWrite + Unpin>(
     incoming: &mut Incoming<MaybeTls<S>>,
     cx: &LoginContext,
-    startup: &Startup,
+    request: &SessionRequest,
 ) -> Result<(), LoginError> {
-    let (sqlstate, message) = if startup.user.is_empty() {
-        ("28000", "no user name specified in the start-up packet".to_owned())
+    let (code, message) = if request.user.is_empty() {
+        (sqlstate::INVALID_AUTHORIZATION, "no user name specified in the start-up packet".to_owned())
     } else if cx.require_tls && !incoming.stream.is_tls() {
-        let (user, database) = (&startup.user, &startup.database);
+        let (user, database) = (&request.user, &request.database);
         let message = format!(
             "no encryption: user \"{user}\" may connect to database \"{database}\" with TLS only; \
              set sslmode=require in the client"
         );
-        ("28000", message)
+        (sqlstate::INVALID_AUTHORIZATION, message)
     } else {
-        match startup.wants_replication() {
+        match request.wants_replication() {
             Ok(false) => return Ok(()),
             Ok(true) => {
-                let message = "replication connections are not supported through metako; connect to the server itself";
-                ("0A000", message.to_owned())
+                let message =
+                    "replication connections are not supported through metako; connect to the server itself";
+                (sqlstate::FEATURE_NOT_SUPPORTED, message.to_owned())
             }
-            Err(value) => {
-                ("22023", format!("invalid value for parameter \"replication\": \"{value}\""))
-            }
+            Err(value) => ("22023", format!("invalid value for parameter \"replication\": \"{value}\"")),
         }
     };
-    Err(incoming.refuse(sqlstate, &message).await)
+    Err(incoming.refuse(code, &message).await)
 }
 
 /// SCRAM-SHA-256. A user who does not exist is led through it like any other, to the same end as a wrong password.
@@ -149,7 +150,7 @@ async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
     let client_first = match InitialResponse::parse(&initial) {
         Ok(response) if response.mechanism != MECHANISM.as_bytes() => {
             let message = "client selected an invalid SASL authentication mechanism";
-            return Err(incoming.refuse("08P01", message).await);
+            return Err(incoming.refuse(sqlstate::PROTOCOL_VIOLATION, message).await);
         }
         Ok(InitialResponse { data: Some(data), .. }) => initial.slice_ref(data),
         Ok(_) => {
@@ -180,10 +181,17 @@ async fn refuse_scram<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> LoginError {
     match error {
         ScramError::WrongPassword => {
-            incoming.refuse("28P01", &format!("password authentication failed for user \"{user}\"")).await
+            incoming
+                .refuse(
+                    sqlstate::INVALID_PASSWORD,
+                    &format!("password authentication failed for user \"{user}\""),
+                )
+                .await
         }
         ScramError::Malformed(problem) => {
-            incoming.refuse("08P01", &format!("malformed SCRAM message: {problem}")).await
+            incoming
+                .refuse(sqlstate::PROTOCOL_VIOLATION, &format!("malformed SCRAM message: {problem}"))
+                .await
         }
     }
 }
@@ -192,16 +200,16 @@ async fn refuse_scram<S: AsyncRead + AsyncWrite + Unpin>(
 async fn authorize<S: AsyncRead + AsyncWrite + Unpin>(
     incoming: &mut Incoming<S>,
     cx: &LoginContext,
-    startup: &Startup,
+    user: &str,
+    database: &str,
 ) -> Result<(), LoginError> {
-    let database = &startup.database;
-    match cx.users.access(&startup.user, database) {
+    match cx.users.access(user, database) {
         Access::Granted => Ok(()),
         Access::Denied => {
             Err(incoming.refuse("42501", &format!("permission denied for database \"{database}\"")).await)
         }
-        Access::NoSuchDatabase => {
-            Err(incoming.refuse("3D000", &format!("database \"{database}\" does not exist")).await)
-        }
+        Access::NoSuchDatabase => Err(incoming
+            .refuse(sqlstate::INVALID_CATALOG_NAME, &format!("database \"{database}\" does not exist"))
+            .await),
     }
 }
