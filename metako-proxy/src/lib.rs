@@ -5,11 +5,11 @@
 pub mod admin;
 pub mod backend;
 pub mod check;
-pub mod cli;
 pub mod control;
 pub mod env;
 pub mod logging;
 pub mod login;
+pub mod playground;
 pub mod shared;
 pub mod state_dir;
 pub mod stream;

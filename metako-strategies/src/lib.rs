@@ -13,10 +13,13 @@
 //! Each is one file: the options (*spec*) and the running strategy. They depend on `metako-core` alone, as a strategy
 //! from anywhere else does: `examples/my-strategies` shows one.
 //!
+//! [`contract`] holds the laws that each kind obeys, as checks for tests: of these, and of yours.
+//!
 //! A binary must name this crate (`use metako_strategies as _;`), or the linker leaves the strategies out.
 
 mod balancer;
 mod classifier;
+pub mod contract;
 mod policy;
 mod probe;
 

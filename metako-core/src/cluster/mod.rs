@@ -4,14 +4,50 @@
 //! hands it [`Event`]s and the time, carries out the [`Action`]s that come back, and calls again when
 //! [`Controller::poll_timeout`] says so. Every action is idempotent and may be issued again, after a time-out or after
 //! a restart from the persisted [`Journal`].
+//!
+//! Each call takes one event, lets the phase that it is in take as many steps as it can, asks for the probes that are
+//! due and publishes the view if it changed. A step looks at what is known now, not at the event: that is what makes a
+//! restart, a repeated event or a late answer harmless. One file per concern:
+//!
+//! | file | concern |
+//! |---|---|
+//! | `controller` | events in, actions out, the journal on its way to disk |
+//! | `probes`, `node` | when nodes are asked, what their answers leave behind |
+//! | `discovery` | who is primary when that is not known |
+//! | `evidence` | suspicion, witnesses, the policy's judgement and the core's vetoes |
+//! | `failover`, `freeze`, `promote` | fence, freeze and choose, promote and verify |
+//! | `standbys`, `sync` | standbys and synchronous replication while a primary serves |
+//! | `settings`, `conninfo` | what is set on nodes, and the proof that a frozen one is frozen |
+//! | `health`, `views` | what the data plane and people see |
+//! | `reconfigure` | a new configuration while it runs |
+//! | `work` | actions in flight, one per node, and their repetition |
 
 mod action;
+mod conninfo;
+mod controller;
+mod discovery;
 mod event;
+mod evidence;
+mod failover;
+mod freeze;
+mod health;
+mod node;
 mod phase;
+mod probes;
+mod promote;
+mod reconfigure;
 mod record;
+mod settings;
+mod standbys;
+mod sync;
+#[cfg(test)]
+mod tests;
 mod view;
+mod views;
+mod work;
 
 pub use action::{Action, ActionId, ProbeId, Promotion, SettingsChange};
+pub use controller::Controller;
 pub use event::{ActionFailure, ActionOutcome, Event, OperatorCommand, ServerLoss};
 pub use phase::Phase;
 pub use record::{Attempt, Decision, DecisionKind, Journal, JournalPhase, SavedSettings, SyncRule};

@@ -21,6 +21,9 @@ pub struct Journal {
     pub primary: NodeName,
     /// The primary's timeline.
     pub timeline: TimelineId,
+    /// Where that timeline began, if metako promoted the primary.
+    #[serde(default)]
+    pub fork: Option<Lsn>,
     /// Where a failover stands.
     pub phase: JournalPhase,
     /// Which commits wait for whom.

@@ -92,6 +92,38 @@ pub fn load(file_name: &str, text: &str, secrets: &dyn SecretSource) -> Result<L
     }
 }
 
+/// Reads another kind of file (a scenario of the simulator) with the same parser, and with errors of the same quality as
+/// those of the configuration: its keys, types and spelling are checked against the JSON schema of `T`. The places are for
+/// checks that a schema cannot express.
+///
+/// # Errors
+/// Everything that is wrong, in the order of the file. Text that is no YAML gives one problem.
+pub fn read<T>(file_name: &str, text: &str) -> Result<(T, Places), Problems>
+where
+    T: schemars::JsonSchema + serde::de::DeserializeOwned,
+{
+    let mut findings = Findings::default();
+    let tree = match tree::parse(text, &mut findings.problems) {
+        Ok(tree) => tree,
+        Err(problem) => {
+            findings.problems.push(problem);
+            return Err(Problems::new(file_name, findings.problems));
+        }
+    };
+    let schema = schemars::SchemaGenerator::default().into_root_schema_for::<T>();
+    let checked = schema::check(schema.as_value(), &tree, "", &mut findings);
+    match checked.map(serde_json::from_value).transpose() {
+        Ok(Some(value)) if findings.problems.is_empty() => Ok((value, Places::of(&tree))),
+        Ok(_) => Err(Problems::new(file_name, findings.problems)),
+        Err(error) => {
+            if findings.problems.is_empty() {
+                findings.problem(tree.place, "", format!("cannot be read: {error}"));
+            }
+            Err(Problems::new(file_name, findings.problems))
+        }
+    }
+}
+
 /// The JSON schema of the file, without the options of strategies: those are in
 /// [`StrategyInfo::schema`](crate::plugin::StrategyInfo::schema).
 pub fn file_schema() -> schemars::Schema {

@@ -129,7 +129,8 @@ impl ConnectError {
             ConnectErrorKind::Refused(problem) => ProbeFailure::Refused(problem.clone()),
             ConnectErrorKind::TimedOut(after) => ProbeFailure::TimedOut(*after),
             ConnectErrorKind::Unreachable(problem) => ProbeFailure::Unreachable(problem.clone()),
-            ConnectErrorKind::Closed(problem) => ProbeFailure::Lost(problem.clone()),
+            // No session was lost: this is how a port refuses whose server is gone behind something that still listens.
+            ConnectErrorKind::Closed(_) => ProbeFailure::Refused(text),
             ConnectErrorKind::Server(error) => server_probe_failure(error),
             ConnectErrorKind::Authentication(problem) => ProbeFailure::Authentication(problem.clone()),
             ConnectErrorKind::Protocol(_) | ConnectErrorKind::Tls(_) => ProbeFailure::Unexpected(text),
@@ -204,6 +205,7 @@ mod tests {
             ProbeFailure::Authentication(_)
         ));
         assert!(matches!(failure("28000", "no pg_hba.conf entry"), ProbeFailure::Authentication(_)));
+        assert!(matches!(failure("57P01", "terminating connection"), ProbeFailure::ShuttingDown(_)));
         assert!(matches!(failure("3D000", "database does not exist"), ProbeFailure::Unexpected(_)));
     }
 

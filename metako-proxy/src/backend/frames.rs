@@ -86,9 +86,10 @@ mod tests {
 
     #[tokio::test]
     async fn endless_notices_end() {
-        let notice = b"N\0\0\0\x0cSNOTICE\0\0";
+        let notice = b"N\0\0\0\x0dSNOTICE\0\0";
         let bytes = notice.repeat(2 * LOGIN_MAX / notice.len());
-        assert!(matches!(drain(&bytes).await, ConnectErrorKind::Protocol(_)));
+        let ConnectErrorKind::Protocol(problem) = drain(&bytes).await else { panic!("not a protocol error") };
+        assert!(problem.contains("no end of the log-in"), "{problem}");
     }
 
     #[tokio::test]

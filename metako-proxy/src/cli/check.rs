@@ -6,14 +6,14 @@ use std::path::Path;
 use metako_core::config::{Config, Loaded, Problem, Problems, RoleHint};
 use serde::Serialize;
 
-use super::written;
+use super::{Exit, written};
 use crate::check::load_file;
 
-/// Checks a configuration file. Prints a summary on stdout and warnings on stderr and returns 0, or prints all problems
-/// on stderr and returns 2. With `json` one object on stdout tells it all. Blocks on the file system.
-pub fn check(path: &Path, json: bool) -> i32 {
+/// Checks a configuration file. Prints a summary on stdout and warnings on stderr and answers success, or prints all problems
+/// on stderr and answers wrong usage. With `json` one object on stdout tells it all. Blocks on the file system.
+pub(super) fn check(path: &Path, json: bool) -> Exit {
     let result = load_file(path);
-    let status = if result.is_ok() { 0 } else { 2 };
+    let status = if result.is_ok() { Exit::Done } else { Exit::Usage };
     let (stdout, stderr) = (&mut io::stdout().lock(), &mut io::stderr().lock());
     let printed = if json { write_json(path, &result, stdout) } else { write_text(&result, stdout, stderr) };
     written(printed, status)

@@ -6,20 +6,20 @@ use metako_core::plugin::{self, Kind, StrategyInfo};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::written;
+use super::{Exit, written};
 
 /// How wide the docs of a strategy are set, in characters.
 const WIDTH: usize = 100;
 
 /// Lists the strategies that are linked in: kind, name, options with defaults and docs, crate. With `json` as one
-/// object. Returns 0, or 1 if the registry cannot be used.
-pub fn strategies(json: bool) -> i32 {
+/// object. Succeeds unless the registry cannot be used.
+pub(super) fn strategies(json: bool) -> Exit {
     let out = &mut io::stdout().lock();
     if let Err(error) = plugin::verify() {
-        return written(writeln!(io::stderr(), "metako: {error}"), 1);
+        return written(writeln!(io::stderr(), "metako: {error}"), Exit::Failed);
     }
     let all: Vec<Described> = plugin::strategies().into_iter().map(Described::of).collect();
-    written(if json { write_json(&all, out) } else { write_text(&all, out) }, 0)
+    written(if json { write_json(&all, out) } else { write_text(&all, out) }, Exit::Done)
 }
 
 /// A strategy as it is shown.

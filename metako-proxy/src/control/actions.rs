@@ -77,7 +77,13 @@ pub trait Servers: Send + Sync {
 /// Real servers, over connections of its own, so that a hanging probe never stands in their way.
 pub struct PgServers<E: Env> {
     env: E,
-    idle: Mutex<BTreeMap<NodeName, Vec<(Arc<Node>, Connection)>>>,
+    idle: Mutex<BTreeMap<NodeName, Vec<Idle>>>,
+}
+
+/// A connection that waits for the next order, with the settings that it was opened by.
+struct Idle {
+    node: Arc<Node>,
+    connection: Connection,
 }
 
 impl<E: Env> PgServers<E> {
@@ -88,16 +94,15 @@ impl<E: Env> PgServers<E> {
 
     /// An idle connection that still answers, or a new one.
     async fn connection(&self, node: &Arc<Node>) -> Result<Connection, ProbeFailure> {
-        while let Some((opened_for, connection)) = self.take_idle(&node.name) {
-            let current = opened_for == *node;
-            if current && timeout(PING_TIMEOUT, connection.answers()).await == Ok(true) {
+        while let Some(Idle { node: opened_by, connection }) = self.take_idle(&node.name) {
+            if opened_by == *node && timeout(PING_TIMEOUT, connection.answers()).await == Ok(true) {
                 return Ok(connection);
             }
         }
         Connection::open(&self.env, node).await
     }
 
-    fn take_idle(&self, name: &NodeName) -> Option<(Arc<Node>, Connection)> {
+    fn take_idle(&self, name: &NodeName) -> Option<Idle> {
         self.idle.lock().get_mut(name)?.pop()
     }
 
@@ -105,7 +110,7 @@ impl<E: Env> PgServers<E> {
         let mut idle = self.idle.lock();
         let idle = idle.entry(node.name.clone()).or_default();
         if idle.len() < IDLE_MAX {
-            idle.push((Arc::clone(node), connection));
+            idle.push(Idle { node: Arc::clone(node), connection });
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,7 +95,7 @@ enum Command {
 
 /// What tasks report to the driver.
 pub(super) enum Report {
-    Probed(ProbeAnswer),
+    Probed(Box<ProbeAnswer>),
     Done(ActionId, Result<ActionOutcome, ActionFailure>),
 }
 
@@ -175,8 +176,7 @@ impl<E: Env> Driver<E> {
         }
         let settings = Arc::clone(&config.settings);
         let nodes: Vec<_> = settings.nodes.iter().cloned().map(Arc::new).collect();
-        let controller =
-            Controller::new(Arc::clone(&settings), Arc::clone(&config.policy), found, env.now());
+        let controller = Controller::new(Arc::clone(&settings), Arc::clone(&config.policy), found, env.now());
         let (reporter, reports) = mpsc::channel(REPORTS_MAX);
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let mut probes = Probes::new(env.clone(), Arc::clone(&servers), reporter.clone());
@@ -215,8 +215,8 @@ impl<E: Env> Driver<E> {
                 }
             }
             match self.next().await {
-                Next::Event(next) => event = next,
-                Next::Stop(ended) => break ended,
+                ControlFlow::Continue(next) => event = next,
+                ControlFlow::Break(ended) => break ended,
             }
         };
         let Self { journal, .. } = self;
@@ -227,26 +227,25 @@ impl<E: Env> Driver<E> {
         let _ = stopped.send(());
     }
 
-    async fn next(&mut self) -> Next {
-        loop {
-            let due = self.controller.poll_timeout();
-            let now = self.env.now();
-            // One order, so that a simulated run repeats itself. The timer stands before evidence, which may come in floods.
-            tokio::select! {
-                biased;
-                command = receive(&mut self.commands) => match command {
-                    Command::Reconfigure(config) => return Next::Event(self.reconfigure(*config)),
-                    Command::Operator(command) => return Next::Event(Event::Operator(command)),
-                    Command::Stop(ended) => return Next::Stop(ended),
-                },
-                Some(report) = self.reports.recv() => match report {
-                    Report::Done(id, outcome) => return Next::Event(Event::Done { id, outcome }),
-                    Report::Probed(answer) => return Next::Event(self.probes.answered(answer)),
-                },
-                () = sleep_until(due.map(|due| due.since(now))) => return Next::Event(Event::Timer),
-                (node, loss) = receive(&mut self.evidence) => return Next::Event(Event::ServerLost { node, loss }),
-            }
-        }
+    async fn next(&mut self) -> ControlFlow<oneshot::Sender<()>, Event> {
+        let due = self.controller.poll_timeout();
+        let now = self.env.now();
+        // One order, so that a simulated run repeats itself. The timer stands before evidence, which may come in floods.
+        let event = tokio::select! {
+            biased;
+            command = receive(&mut self.commands) => match command {
+                Command::Reconfigure(config) => self.reconfigure(*config),
+                Command::Operator(command) => Event::Operator(command),
+                Command::Stop(ended) => return ControlFlow::Break(ended),
+            },
+            Some(report) = self.reports.recv() => match report {
+                Report::Done(id, outcome) => Event::Done { id, outcome },
+                Report::Probed(answer) => self.probes.answered(*answer),
+            },
+            () = sleep_until(due.map(|due| due.since(now))) => Event::Timer,
+            (node, loss) = receive(&mut self.evidence) => Event::ServerLost { node, loss },
+        };
+        ControlFlow::Continue(event)
     }
 
     fn reconfigure(&mut self, config: ControlConfig) -> Event {
@@ -275,7 +274,9 @@ impl<E: Env> Driver<E> {
                 let severed = self.fence.sever(&node, epoch);
                 self.spawn(id, async move {
                     timeout(SEVER_TIMEOUT, severed).await.map(|()| ActionOutcome::Done).map_err(|_| {
-                        ActionFailure::Unknown(format!("connections to {node} were not cut within {SEVER_TIMEOUT:?}"))
+                        ActionFailure::Unknown(format!(
+                            "connections to {node} were not cut within {SEVER_TIMEOUT:?}"
+                        ))
                     })
                 });
                 None
@@ -284,7 +285,9 @@ impl<E: Env> Driver<E> {
             | Action::Unfreeze { id, node, change }
             | Action::Repoint { id, node, change, .. }
             | Action::SetSyncStandbys { id, node, change } => self.order(id, &node, settings_change(change)),
-            Action::Prepare { id, node, slots, change } => self.order(id, &node, Order::Change { slots, change }),
+            Action::Prepare { id, node, slots, change } => {
+                self.order(id, &node, Order::Change { slots, change })
+            }
             Action::Promote { id, promotion } => {
                 let node = promotion.node.clone();
                 self.order(id, &node, Order::Promote(promotion))
@@ -328,11 +331,6 @@ impl<E: Env> Driver<E> {
     }
 }
 
-enum Next {
-    Event(Event),
-    Stop(oneshot::Sender<()>),
-}
-
 /// The next message; never, once the channel has closed.
 async fn receive<T>(channel: &mut Option<mpsc::Receiver<T>>) -> T {
     if let Some(receiver) = channel {
@@ -350,3 +348,6 @@ async fn sleep_until(due: Option<Duration>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 //! is recognised by the checksum, set aside for a person to look at, and then counts as lost: a lost journal is a first
 //! start, where writes open only when all nodes answer and agree.
 
+use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -253,7 +254,12 @@ fn decode(bytes: &[u8]) -> Result<Journal, Unreadable> {
 }
 
 fn checksum(bytes: &[u8]) -> String {
-    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::new();
+    for byte in digest(&SHA256, bytes).as_ref() {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -275,6 +281,7 @@ mod tests {
             epoch: Epoch(epoch),
             primary: NodeName::from("a"),
             timeline: TimelineId(1),
+            fork: None,
             phase: JournalPhase::Promoting {
                 candidate: NodeName::from("b"),
                 timeline: TimelineId(2),

@@ -15,7 +15,7 @@ use super::connection::Row;
 
 /// Everything about a node but the timeline of a standby without a receiver. Good for PostgreSQL 13 to 18. Functions
 /// that fail in recovery are guarded by CASE: a node that has left recovery does not go back, so the guard cannot be
-/// overtaken.
+/// overtaken. A sender that has not begun is left out: it may be a session of metako's own.
 pub(super) const QUESTION: &str = "\
 SELECT pg_is_in_recovery() AS in_recovery,
   pg_has_role(current_user, 'pg_monitor', 'usage') AS may_look,
@@ -27,7 +27,7 @@ SELECT pg_is_in_recovery() AS in_recovery,
   CASE WHEN NOT pg_is_in_recovery() THEN (SELECT json_agg(json_build_object(
       'application_name', application_name, 'streaming', coalesce(state = 'streaming', false), 'flushed', flush_lsn,
       'replayed', replay_lsn, 'synchronous', coalesce(sync_state IN ('sync', 'quorum'), false))
-      ORDER BY application_name, pid) FROM pg_stat_replication) END AS senders,
+      ORDER BY application_name, pid) FROM pg_stat_replication WHERE state <> 'startup') END AS senders,
   current_setting('synchronous_standby_names') AS synchronous_standby_names,
   current_setting('default_transaction_read_only') AS read_only,
   CASE WHEN pg_is_in_recovery() THEN (SELECT json_object_agg(name, json_build_object('value', setting, 'changeable',

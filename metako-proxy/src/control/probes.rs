@@ -98,8 +98,9 @@ impl<E: Env> Probes<E> {
             let (result, panicked) = run.unwrap_or((Err(ProbeFailure::TimedOut(limit)), Panicked(false)));
             // What a panic left behind is not used again.
             let access = (panicked == Panicked(false)).then_some(access);
+            let answer = Box::new(ProbeAnswer { id, node, sent, result, access });
             // The driver may have stopped meanwhile.
-            let _ = reporter.send(Report::Probed(ProbeAnswer { id, node, sent, result, access })).await;
+            let _ = reporter.send(Report::Probed(answer)).await;
         });
     }
 

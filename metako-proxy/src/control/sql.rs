@@ -156,7 +156,7 @@ pub(super) fn parse_promotion(rows: &[Row]) -> PromotionAnswer {
 /// `synchronous_standby_names` asks. No statement time-out may end that wait: it would be answered as a success.
 pub(super) fn verify(epoch: Epoch) -> String {
     format!(
-        "BEGIN READ WRITE; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = 0; \
+        "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = 0; \
          SELECT CASE WHEN pg_is_in_recovery() THEN 'in recovery' \
          ELSE pg_logical_emit_message(true, 'metako', 'epoch {epoch}')::text END; COMMIT"
     )

@@ -57,15 +57,11 @@ impl Seen {
         if let Self::Word(name) | Self::QuotedName(name) = self { name.as_str() } else { "" }
     }
 
-    /// Whether it can end an expression or a table's name, so that no function call can follow.
+    /// Whether it can end an expression or name a table, so that an operator or JOIN follows and no function call.
     fn ends_operand(&self) -> bool {
         match self {
             Self::QuotedName(_) | Self::Value | Self::Symbol(b')' | b']') => true,
-            Self::Word(name) => {
-                let word = name.as_str();
-                !is_syntax(word)
-                    && !matches!(word, "by" | "escape" | "first" | "next" | "range" | "rows" | "groups")
-            }
+            Self::Word(name) => !is_syntax(name.as_str()) && !precedes_expression(name.as_str()),
             Self::Nothing | Self::Cast | Self::Symbol(_) => false,
         }
     }
@@ -86,7 +82,7 @@ struct Body<'c> {
     span: Span,
     started: bool,
     depth: usize,
-    /// Between WITH and the main query: at depth 0 only names of common table expressions stand before a parenthesis.
+    /// Between WITH and the main query: at depth 0 a name before a parenthesis is that of a common table expression.
     cte_list: bool,
     /// After DISTINCT ON (...) an expression follows a closing parenthesis; elsewhere none does.
     distinct_on: bool,
@@ -193,6 +189,10 @@ impl<'c> Body<'c> {
     /// An opening parenthesis: what stands before it may be a function.
     fn call(&mut self) {
         let [last, before, earlier] = self.seen;
+        if self.depth == 0 && matches!(last, Seen::Symbol(b')')) {
+            // `WITH x AS (...) (SELECT ...)`: the main query is in parentheses.
+            self.cte_list = false;
+        }
         let name = last.name();
         if !matches!(last, Seen::Word(_) | Seen::QuotedName(_)) || self.is_no_call(last, before, earlier) {
             return;
@@ -213,7 +213,8 @@ impl<'c> Body<'c> {
         if matches!(before, Seen::Symbol(b'.')) {
             return false;
         }
-        let named = self.cte_list && self.depth == 0
+        let listed = self.cte_list && self.depth == 0;
+        let named = listed && (matches!(before, Seen::Symbol(b',')) || before.word() == "not")
             || matches!(before, Seen::Cast)
             || matches!(before.word(), "as" | "with")
             || before.word() == "recursive" && earlier.word() == "with";
@@ -225,18 +226,17 @@ impl<'c> Body<'c> {
                 ("grouping", "sets")
                 | ("character" | "char" | "nchar" | "bit", "varying")
                 | ("tablesample", "system" | "bernoulli") => true,
-                (_, "over" | "filter" | "repeatable" | "join" | "ilike") => {
-                    before.ends_operand() && !self.distinct_on
+                (_, "over" | "filter" | "repeatable") => {
+                    matches!(before, Seen::Symbol(b')')) && !self.distinct_on
                 }
+                (_, "join" | "ilike") => before.ends_operand() && !self.distinct_on,
                 _ => false,
             }
     }
 
     /// After a closing parenthesis: `set_config(name, value, true)` is undone with the transaction.
     fn set_config_closed(&mut self) {
-        let Some((depth, span)) = self.set_config.filter(|(depth, _)| *depth == self.depth) else { return };
-        let _ = depth;
-        self.set_config = None;
+        let Some((_, span)) = self.set_config.take_if(|(depth, _)| *depth == self.depth) else { return };
         if self.seen[0].word() != "true" || !matches!(self.seen[1], Seen::Symbol(b',')) {
             note(&mut self.session, SET_CONFIG, span);
         }
@@ -270,6 +270,28 @@ impl<'c> Body<'c> {
             head.verdict
         }
     }
+}
+
+/// Keywords that may also be names, and after which an expression can begin.
+fn precedes_expression(word: &str) -> bool {
+    matches!(
+        word,
+        "by" | "content"
+            | "document"
+            | "escape"
+            | "first"
+            | "groups"
+            | "ilike"
+            | "is"
+            | "next"
+            | "overlaps"
+            | "passing"
+            | "range"
+            | "rows"
+            | "similar"
+            | "version"
+            | "zone"
+    )
 }
 
 const SET_CONFIG: &str = "set_config changes a setting of the session";

@@ -171,3 +171,6 @@ fn wait(reason: String) -> Assessment {
 fn millis(span: Duration) -> String {
     format!("{} ms", span.as_millis())
 }
+
+#[cfg(test)]
+mod tests;

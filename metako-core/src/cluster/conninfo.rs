@@ -1,0 +1,237 @@
+//! `primary_conninfo`: reading it, and pointing it elsewhere.
+
+use crate::config::{Node, ReplicationAddress};
+
+/// A connection string as keyword and value, in its order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Conninfo(pub(super) Vec<(String, String)>);
+
+impl Conninfo {
+    /// Reads either form that libpq knows; `None` if it is neither.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        match text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://")) {
+            Some(rest) => parse_uri(rest),
+            None => parse_pairs(text),
+        }
+    }
+
+    /// The value of a keyword: the last one counts, as in libpq.
+    pub(super) fn value(&self, keyword: &str) -> Option<&str> {
+        self.0.iter().rev().find(|(key, _)| key == keyword).map(|(_, value)| value.as_str())
+    }
+
+    fn set(&mut self, keyword: &str, value: &str) {
+        self.0.retain(|(key, _)| key != keyword);
+        self.0.push((keyword.to_owned(), value.to_owned()));
+    }
+
+    /// Host and port that it leads to, if it names exactly one.
+    pub(super) fn address(&self) -> Option<(&str, u16)> {
+        let host = self.value("host").or_else(|| self.value("hostaddr"))?;
+        let port = self.value("port").filter(|port| !port.is_empty()).unwrap_or("5432");
+        if host.is_empty() || host.contains(',') {
+            return None;
+        }
+        Some((host, port.parse().ok()?))
+    }
+}
+
+impl std::fmt::Display for Conninfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, (key, value)) in self.0.iter().enumerate() {
+            let gap = if index == 0 { "" } else { " " };
+            write!(f, "{gap}{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))?;
+        }
+        Ok(())
+    }
+}
+
+/// `standby`'s former conninfo, made to lead to `upstream`. What is not about the address is kept; where there was none
+/// (or none that can be read), the configuration's user and password are taken.
+pub(super) fn rewrite(former: Option<&str>, standby: &Node, upstream: &Node) -> String {
+    let known = former.and_then(Conninfo::parse).filter(|conninfo| !conninfo.0.is_empty());
+    let ReplicationAddress { host, port, user, password, passfile } = &upstream.replication;
+    let mut conninfo = known.unwrap_or_else(|| {
+        Conninfo(vec![
+            ("user".to_owned(), upstream.username.clone()),
+            ("password".to_owned(), upstream.password.reveal().to_owned()),
+        ])
+    });
+    // An explicit upstream needs no search among hosts, and a standby is refused by some of these while it is one.
+    conninfo.0.retain(|(key, _)| {
+        !matches!(key.as_str(), "hostaddr" | "target_session_attrs" | "load_balance_hosts")
+    });
+    conninfo.set("host", host);
+    conninfo.set("port", &port.to_string());
+    if let Some(user) = user {
+        conninfo.set("user", user);
+    }
+    if let Some(password) = password {
+        conninfo.set("password", password.reveal());
+    }
+    if let Some(passfile) = passfile {
+        conninfo.set("passfile", passfile);
+    }
+    if conninfo.value("application_name").is_none() {
+        conninfo.set("application_name", &standby.application_name);
+    }
+    conninfo.to_string()
+}
+
+/// Whether two host names mean the same host as far as can be told without asking anybody.
+pub(super) fn same_host(a: &str, b: &str) -> bool {
+    a.eq_ignore_ascii_case(b) || (is_local(a) && is_local(b))
+}
+
+fn is_local(host: &str) -> bool {
+    host.starts_with('/') || matches!(host, "localhost" | "127.0.0.1" | "::1" | "[::1]")
+}
+
+fn parse_pairs(text: &str) -> Option<Conninfo> {
+    let mut pairs = Vec::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let (key, after) = rest.split_once('=')?;
+        let key = key.trim();
+        if key.is_empty() || key.contains(char::is_whitespace) {
+            return None;
+        }
+        let (value, after) = parse_value(after.trim_start())?;
+        pairs.push((key.to_owned(), value));
+        rest = after.trim_start();
+    }
+    Some(Conninfo(pairs))
+}
+
+fn parse_value(text: &str) -> Option<(String, &str)> {
+    let quoted = text.starts_with('\'');
+    let mut value = String::new();
+    let mut characters = text.char_indices().skip(usize::from(quoted));
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
+            '\'' if quoted => return Some((value, &text[at + 1..])),
+            _ if !quoted && character.is_whitespace() => return Some((value, &text[at..])),
+            _ => value.push(character),
+        }
+    }
+    (!quoted).then_some((value, ""))
+}
+
+fn parse_uri(rest: &str) -> Option<Conninfo> {
+    let mut pairs = Vec::new();
+    let mut push = |key: &str, value: &str| {
+        if !value.is_empty() {
+            pairs.push((key.to_owned(), decode(value)?));
+        }
+        Some(())
+    };
+    let (before, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, database) = before.split_once('/').unwrap_or((before, ""));
+    let (user, place) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (user, password) = user.split_once(':').unwrap_or((user, ""));
+    push("user", user)?;
+    push("password", password)?;
+    let mut hosts = Vec::new();
+    let mut ports = Vec::new();
+    for one in place.split(',') {
+        let (host, port) = match one.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+            Some((host, port)) => (host, port.strip_prefix(':').unwrap_or(port)),
+            None => one.split_once(':').unwrap_or((one, "")),
+        };
+        hosts.push(host);
+        ports.push(port);
+    }
+    push("host", &hosts.join(","))?;
+    if ports.iter().any(|port| !port.is_empty()) {
+        push("port", &ports.join(","))?;
+    }
+    push("dbname", database)?;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=')?;
+        push(key, value)?;
+    }
+    Some(Conninfo(pairs))
+}
+
+fn decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let digit = |byte: u8| char::from(byte).to_digit(16);
+            let value = digit(rest.next()?)? * 16 + digit(rest.next()?)?;
+            bytes.push(u8::try_from(value).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cluster::tests::node;
+    use crate::config::Secret;
+
+    #[test]
+    fn both_forms_are_read() {
+        let pairs = Conninfo::parse(r"host=db1 port = 5433 password='it''s'").map(|c| c.0.len());
+        assert_eq!(pairs, None, "a quote inside is escaped by a backslash, not doubled");
+        let pairs = Conninfo::parse(r"host=db1 port = 5433 password='it\'s' user=rep\ l").unwrap();
+        assert_eq!(pairs.address(), Some(("db1", 5433)));
+        assert_eq!(pairs.value("password"), Some("it's"));
+        assert_eq!(pairs.value("user"), Some("rep l"));
+        let uri = Conninfo::parse("postgres://r%40x:p%2fw@[::1]:5440/replication?sslmode=require").unwrap();
+        assert_eq!(uri.address(), Some(("::1", 5440)));
+        assert_eq!(uri.value("user"), Some("r@x"));
+        assert_eq!(uri.value("password"), Some("p/w"));
+        assert_eq!(uri.value("sslmode"), Some("require"));
+        assert_eq!(Conninfo::parse("host=a,b port=1,2").unwrap().address(), None, "two hosts are no address");
+        for broken in ["host", "=x", "a b=c", "host='x", "postgres://h/?x"] {
+            assert_eq!(Conninfo::parse(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_rewritten_conninfo_keeps_all_but_the_address() {
+        let (standby, mut upstream) = (node("b", 5434), node("c", 5435));
+        let former = "host=old hostaddr=10.0.0.1 port=1 user=repl password=secret sslmode=require target_session_attrs=primary";
+        let text = rewrite(Some(former), &standby, &upstream);
+        assert_eq!(
+            text,
+            "user='repl' password='secret' sslmode='require' host='localhost' port='5435' application_name='b'"
+        );
+        upstream.replication.user = Some("other".to_owned());
+        upstream.replication.password = Some(Secret::new("n'ew"));
+        upstream.replication.passfile = Some("/p".to_owned());
+        let text = rewrite(Some("user=repl application_name=mine"), &standby, &upstream);
+        assert_eq!(
+            text,
+            r"application_name='mine' host='localhost' port='5435' user='other' password='n\'ew' passfile='/p'"
+        );
+        let text = rewrite(None, &standby, &node("c", 5435));
+        assert_eq!(
+            text,
+            "user='postgres' password='password' host='localhost' port='5435' application_name='b'"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_the_same(pairs in prop::collection::vec(("[a-z_]{1,8}", ".{0,12}"), 0..6)) {
+            let conninfo = Conninfo(pairs);
+            prop_assert_eq!(Conninfo::parse(&conninfo.to_string()), Some(conninfo));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in ".{0,60}") {
+            let _ = Conninfo::parse(&text);
+            let _ = Conninfo::parse(&format!("postgresql://{text}"));
+        }
+    }
+}

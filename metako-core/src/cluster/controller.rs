@@ -1,0 +1,394 @@
+//! The controller: takes events, dispatches to the phase it is in, and hands out actions.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::failover::Failover;
+use super::node::{Moment, NodeState};
+use super::sync::SyncStep;
+use super::work::{Job, Lane, Task, Work};
+use super::{
+    Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Decision, DecisionKind, Event, Journal,
+    OperatorCommand, Phase,
+};
+use crate::config::{ClusterSettings, Node};
+use crate::plugin::{FailoverPolicy, NodeReport};
+use crate::{Epoch, NodeName, Tick};
+
+/// How long after a success a settings change is not repeated: until then it shows in a report.
+const SETTLE: Duration = Duration::from_secs(2);
+/// How long a promotion that was accepted is awaited before it is asked for again.
+const PROMOTE_AGAIN: Duration = Duration::from_secs(5);
+/// Transitions in one call: more would be a cycle, and the next event goes on anyway.
+const STEPS_MAX: usize = 16;
+
+/// The cluster controller. See the [module](super) for how it is driven.
+pub struct Controller {
+    pub(super) settings: Arc<ClusterSettings>,
+    pub(super) policy: Arc<dyn FailoverPolicy>,
+    /// A new configuration that waits for the end of a failover.
+    pub(super) waiting: Option<(Arc<ClusterSettings>, Arc<dyn FailoverPolicy>)>,
+    /// The journal as it is on disk.
+    pub(super) journal: Option<Journal>,
+    /// The journal that is to be on disk before anything else happens.
+    pub(super) writing: Option<Writing>,
+    /// The epoch: that of the journal, or the next while that is being written.
+    pub(super) epoch: Epoch,
+    pub(super) phase: Phase,
+    pub(super) nodes: BTreeMap<NodeName, NodeState>,
+    pub(super) work: Work,
+    /// The data plane lost a connection to the primary then, and the primary has not answered well since.
+    pub(super) looking: Option<Moment>,
+    /// Only probes after it count for the suspicion that is on.
+    pub(super) suspected: Moment,
+    /// When metako last changed settings of a node: reports from before say nothing of them.
+    pub(super) touched: BTreeMap<NodeName, Moment>,
+    /// The primary whose settings as a standby were reset, and in which epoch.
+    pub(super) primary_reset: Option<(Epoch, NodeName)>,
+    /// Whether the primary has answered as such since the start.
+    pub(super) confirmed: bool,
+    /// Why the primary's failure leads to no failover, when it should: writes are held.
+    pub(super) stuck: Option<String>,
+    pub(super) failover: Option<Failover>,
+    /// When promotions began, for the budget.
+    pub(super) promotions: VecDeque<Tick>,
+    /// Slots that are known to be on the present primary.
+    pub(super) slots: BTreeSet<String>,
+    pub(super) sync_step: Option<SyncStep>,
+    /// Since when the primary is known to be well; replicas are not stale before.
+    pub(super) well_since: Tick,
+    pub(super) now: Tick,
+    pub(super) wake: Option<Tick>,
+    pub(super) next_probe: u64,
+    view: Arc<ClusterView>,
+    out: Vec<Action>,
+    said: BTreeMap<(DecisionKind, Option<NodeName>), String>,
+}
+
+/// A journal on its way to disk, and what follows when it is there.
+#[derive(Debug, Clone)]
+pub(super) struct Writing {
+    pub(super) journal: Journal,
+    pub(super) then: Then,
+    issued: Option<ActionId>,
+}
+
+/// What follows a durable journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// Go on in the same phase.
+    GoOn,
+    /// The journal's primary serves.
+    Serve,
+    /// The journal's primary is under suspicion again.
+    Doubt,
+    /// The journal's candidate is promoted.
+    Promote,
+}
+
+impl Controller {
+    /// A controller of a cluster, with the journal that was found, if one was.
+    pub fn new(
+        settings: Arc<ClusterSettings>,
+        policy: Arc<dyn FailoverPolicy>,
+        journal: Option<Journal>,
+        now: Tick,
+    ) -> Self {
+        let mut controller = Self {
+            nodes: settings.nodes.iter().map(|node| (node.name.clone(), NodeState::default())).collect(),
+            settings,
+            policy,
+            waiting: None,
+            epoch: journal.as_ref().map_or(Epoch(0), |journal| journal.epoch),
+            journal,
+            writing: None,
+            phase: Phase::Discovering { reason: "no node has answered yet".to_owned() },
+            work: Work::default(),
+            looking: None,
+            suspected: Moment(0),
+            touched: BTreeMap::new(),
+            primary_reset: None,
+            confirmed: false,
+            stuck: None,
+            failover: None,
+            promotions: VecDeque::new(),
+            slots: BTreeSet::new(),
+            sync_step: None,
+            well_since: now,
+            now,
+            wake: None,
+            next_probe: 0,
+            view: Arc::new(ClusterView::empty("no node has answered yet")),
+            out: Vec::new(),
+            said: BTreeMap::new(),
+        };
+        controller.resume();
+        controller.view = Arc::new(controller.build_view());
+        controller
+    }
+
+    /// Takes one event at the time `now` and appends what is to be done to `out`, in the order in which it is to begin.
+    pub fn handle(&mut self, now: Tick, event: Event, out: &mut Vec<Action>) {
+        self.now = self.now.max(now);
+        self.wake = None;
+        match event {
+            Event::Timer => {}
+            Event::Probed { id, node, sent: _, result } => self.on_probed(id, &node, result),
+            Event::ServerLost { node, loss: _ } => self.on_server_lost(&node),
+            Event::Done { id, outcome } => self.on_done(id, outcome),
+            Event::Reconfigured { settings, policy } => self.on_reconfigured(settings, policy),
+            Event::Operator(OperatorCommand::Adopt(node)) => self.on_adopt(&node),
+        }
+        self.expire_probes();
+        self.advance();
+        self.schedule_probes();
+        self.publish(out);
+        out.append(&mut self.out);
+    }
+
+    /// When [`Event::Timer`] is due, if nothing happens before.
+    pub fn poll_timeout(&self) -> Option<Tick> {
+        [self.next_probe_due(), self.work.next_wake(self.now), self.wake].into_iter().flatten().min()
+    }
+
+    /// The view that was published last.
+    pub fn view(&self) -> Arc<ClusterView> {
+        Arc::clone(&self.view)
+    }
+
+    /// Where the controller is.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// The journal as it is on disk.
+    pub fn journal(&self) -> Option<&Journal> {
+        self.journal.as_ref()
+    }
+
+    fn advance(&mut self) {
+        for _ in 0..STEPS_MAX {
+            if self.writing.is_some() {
+                self.write();
+                return;
+            }
+            let before = self.phase.name();
+            match &self.phase {
+                Phase::Discovering { .. } => self.step_discovering(),
+                Phase::Steady { .. } => self.step_steady(),
+                Phase::Suspect { .. } => self.step_suspect(),
+                Phase::Fencing { .. } => self.step_fencing(),
+                Phase::Freezing { .. } => self.step_freezing(),
+                Phase::Promoting { .. } => self.step_promoting(),
+                Phase::Verifying { .. } => self.step_verifying(),
+                Phase::ManualNeeded { .. } => self.step_manual(),
+                // Pausing comes with the operator's commands; nothing leads here yet.
+                Phase::Paused { .. } => {}
+            }
+            if self.writing.is_none() && self.phase.name() == before {
+                return;
+            }
+        }
+    }
+
+    /// Writes `journal` and goes on with `then` when it is on disk.
+    pub(super) fn persist(&mut self, journal: Journal, then: Then) {
+        self.writing = Some(Writing { journal, then, issued: None });
+    }
+
+    fn write(&mut self) {
+        let Some(id) = self.work.start(self.now, Lane::Journal, Task::Persist, self.epoch) else { return };
+        if let Some(writing) = &mut self.writing {
+            writing.issued = Some(id);
+            self.out.push(Action::Persist { id, journal: writing.journal.clone() });
+        }
+    }
+
+    fn on_written(&mut self, id: ActionId) {
+        let Some(writing) = self.writing.take_if(|writing| writing.issued == Some(id)) else { return };
+        assert!(
+            writing.journal.epoch >= self.epoch,
+            "the epoch went back: {} to {}",
+            self.epoch,
+            writing.journal.epoch
+        );
+        self.epoch = writing.journal.epoch;
+        self.journal = Some(writing.journal);
+        match writing.then {
+            Then::GoOn => {}
+            Then::Serve => self.serve(),
+            Then::Doubt => self.doubt(),
+            Then::Promote => self.promote(),
+        }
+    }
+
+    fn on_done(&mut self, id: ActionId, outcome: Result<ActionOutcome, ActionFailure>) {
+        let Some(job) = self.work.finish(id) else { return };
+        let node = match &job.lane {
+            Lane::Node(node) => Some(node.clone()),
+            Lane::Journal | Lane::Sever => None,
+        };
+        match outcome {
+            Ok(outcome) => {
+                let settle = match job.task {
+                    Task::Unfreeze | Task::Repoint | Task::SetSync => SETTLE,
+                    Task::Promote => PROMOTE_AGAIN,
+                    _ => Duration::ZERO,
+                };
+                self.work.done(self.now, &job, settle);
+                if job.task == Task::Persist {
+                    self.on_written(id);
+                } else if job.epoch == self.epoch {
+                    self.on_effect(&job, node.as_ref(), outcome);
+                }
+            }
+            Err(failure) => {
+                self.work.failed(self.now, &job);
+                let whom = node.as_ref().map_or_else(String::new, |node| format!(" on {node}"));
+                let reason = format!(
+                    "{}{whom}: {failure}; it will be tried again while it is needed",
+                    job.task.name()
+                );
+                self.record(DecisionKind::Retried, node.as_ref(), reason);
+                if let (Task::Repoint, Some(node), true) = (job.task, &node, job.epoch == self.epoch)
+                    && let Some(failover) = &mut self.failover
+                {
+                    failover.repointed.insert(node.clone());
+                }
+            }
+        }
+    }
+
+    fn on_effect(&mut self, job: &Job, node: Option<&NodeName>, outcome: ActionOutcome) {
+        if let Some(node) = node {
+            self.touched.insert(node.clone(), self.moment());
+            self.probe_soon(node);
+        }
+        match (job.task, node) {
+            (Task::Promote, Some(node)) if outcome == ActionOutcome::Declined => {
+                let reason = format!(
+                    "{node} declined the promotion: it did not carry the token of epoch {}",
+                    self.epoch
+                );
+                self.record(DecisionKind::Retried, Some(node), reason);
+            }
+            (Task::Unfreeze, Some(node)) if self.phase_primary() == Some(node) => {
+                self.primary_reset = Some((self.epoch, node.clone()));
+            }
+            (Task::SetSync, _) => self.on_sync_set(),
+            (Task::Prepare, _) if self.failover.is_none() => self.slots = self.all_slots(),
+            (task, node) => {
+                let (now, moment) = (self.now, self.moment());
+                if let Some(failover) = &mut self.failover {
+                    failover.on_effect(task, node, now, moment);
+                }
+            }
+        }
+    }
+
+    /// Starts a task on a node if it may run now, and adds the action that `make` makes of the id.
+    pub(super) fn start(&mut self, node: &NodeName, task: Task, make: impl FnOnce(ActionId) -> Action) {
+        self.start_in(Lane::Node(node.clone()), task, make);
+    }
+
+    pub(super) fn start_in(&mut self, lane: Lane, task: Task, make: impl FnOnce(ActionId) -> Action) {
+        if let Some(id) = self.work.start(self.now, lane, task, self.epoch) {
+            self.out.push(make(id));
+        }
+    }
+
+    pub(super) fn emit(&mut self, action: Action) {
+        self.out.push(action);
+    }
+
+    /// Writes a decision down.
+    pub(super) fn record(&mut self, kind: DecisionKind, node: Option<&NodeName>, reason: String) {
+        let decision = Decision { kind, node: node.cloned(), epoch: self.epoch, reason };
+        self.out.push(Action::Record { decision });
+    }
+
+    /// Writes a decision down, unless the last of this kind about this node said the same.
+    pub(super) fn record_once(&mut self, kind: DecisionKind, node: Option<&NodeName>, reason: &str) {
+        let key = (kind, node.cloned());
+        if self.said.get(&key).is_none_or(|said| said != reason) {
+            self.said.insert(key, reason.to_owned());
+            self.record(kind, node, reason.to_owned());
+        }
+    }
+
+    /// What was said of this kind may be said again.
+    pub(super) fn forget_said(&mut self, kind: DecisionKind) {
+        self.said.retain(|(said, _), _| *said != kind);
+    }
+
+    /// Probes asked for from now on are after this.
+    pub(super) fn moment(&self) -> Moment {
+        Moment(self.next_probe)
+    }
+
+    pub(super) fn answered_after(&self, node: &NodeName, moment: Moment) -> bool {
+        self.nodes.get(node).is_some_and(|state| state.answered_after(moment))
+    }
+
+    /// The node is asked without waiting for the interval, unless a probe is under way.
+    pub(super) fn probe_soon(&mut self, node: &NodeName) {
+        if let Some(state) = self.nodes.get_mut(node) {
+            state.asked = None;
+        }
+    }
+
+    pub(super) fn wake_at(&mut self, at: Tick) {
+        if at > self.now {
+            self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+        }
+    }
+
+    pub(super) fn node(&self, name: &NodeName) -> Option<&Node> {
+        self.settings.node(name.as_str())
+    }
+
+    /// The report of a node, if its last answer is one.
+    pub(super) fn report(&self, name: &NodeName) -> Option<&NodeReport> {
+        self.nodes.get(name)?.current()
+    }
+
+    /// The names of all nodes but one, in the order of the configuration.
+    pub(super) fn all_but(&self, name: &NodeName) -> Vec<NodeName> {
+        self.settings.nodes.iter().map(|node| node.name.clone()).filter(|other| other != name).collect()
+    }
+
+    fn publish(&mut self, out: &mut Vec<Action>) {
+        let mut view = self.build_view();
+        view.version = self.view.version;
+        if view == *self.view {
+            return;
+        }
+        view.version += 1;
+        self.record_changes(&Arc::clone(&self.view), &view);
+        self.view = Arc::new(view);
+        out.push(Action::Publish { view: Arc::clone(&self.view) });
+    }
+}
+
+impl fmt::Debug for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Controller")
+            .field("now", &self.now)
+            .field("epoch", &self.epoch)
+            .field("phase", &self.phase)
+            .field("journal", &self.journal)
+            .field("writing", &self.writing)
+            .field("failover", &self.failover)
+            .field("stuck", &self.stuck)
+            .field("confirmed", &self.confirmed)
+            .field("looking", &self.looking)
+            .field("promotions", &self.promotions)
+            .field("sync_step", &self.sync_step)
+            .field("slots", &self.slots)
+            .field("work", &self.work)
+            .field("nodes", &self.nodes)
+            .finish_non_exhaustive()
+    }
+}

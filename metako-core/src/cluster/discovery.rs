@@ -1,0 +1,302 @@
+//! Who is primary, when that is not known: after a first start, after a restart, and by an operator's word.
+
+use super::controller::Then;
+use super::failover::Failover;
+use super::{Controller, DecisionKind, Journal, JournalPhase, Phase, SyncRule};
+use crate::config::RoleHint;
+use crate::plugin::NodeReport;
+use crate::{Epoch, Lsn, NodeName};
+
+impl Controller {
+    /// Goes on where the journal says.
+    pub(super) fn resume(&mut self) {
+        let Some(journal) = &self.journal else { return };
+        if journal.cluster != self.settings.name {
+            let reason = format!(
+                "the journal belongs to the cluster `{}`, the configuration to `{}`: use another state directory, or \
+                 `metako adopt --primary NAME` to start over",
+                journal.cluster, self.settings.name
+            );
+            self.phase = Phase::ManualNeeded { primary: None, reason };
+            return;
+        }
+        let primary = journal.primary.clone();
+        let unknown = |name: &NodeName| {
+            format!(
+                "the journal names {name}, which is not in the configuration: add it again, or `metako adopt --primary \
+                 NAME`"
+            )
+        };
+        self.phase = match &journal.phase {
+            JournalPhase::Steady if self.node(&primary).is_none() => {
+                Phase::ManualNeeded { primary: None, reason: unknown(&primary) }
+            }
+            JournalPhase::Steady => Phase::Discovering {
+                reason: format!("the journal says that {primary} is primary; its answer is awaited"),
+            },
+            JournalPhase::Fencing => {
+                self.failover = Some(Failover::begun(&primary, self.moment(), self.all_but(&primary)));
+                Phase::Fencing { old: primary, since: self.now }
+            }
+            JournalPhase::Promoting { candidate, .. } if self.node(candidate).is_none() => {
+                Phase::ManualNeeded { primary: None, reason: unknown(candidate) }
+            }
+            JournalPhase::Promoting { candidate, timeline, .. } => {
+                self.failover = Some(Failover::begun(&primary, self.moment(), self.all_but(&primary)));
+                let (candidate, timeline) = (candidate.clone(), *timeline);
+                Phase::Promoting { old: primary, candidate, timeline, since: self.now }
+            }
+        };
+    }
+
+    pub(super) fn step_discovering(&mut self) {
+        if let Some(journal) = &self.journal {
+            let primary = journal.primary.clone();
+            return self.step_confirming(&primary);
+        }
+        match self.agreement() {
+            Ok(primary) => {
+                let reason = format!(
+                    "all {} configured nodes answer and {primary} alone is not in recovery: it is the primary",
+                    self.settings.nodes.len()
+                );
+                self.adopt(&primary, reason);
+            }
+            Err(reason) => self.phase = Phase::Discovering { reason },
+        }
+    }
+
+    /// With a journal, its primary only has to say that it still is one.
+    fn step_confirming(&mut self, primary: &NodeName) {
+        let Some(state) = self.nodes.get(primary) else { return };
+        if state.answer.is_none() {
+            return;
+        }
+        match state.current().map(|report| self.judge(primary, report)) {
+            Some(Ok(())) => {
+                let reason = format!("{primary} answers as the primary that the journal names");
+                self.record(DecisionKind::Adopted, Some(primary), reason);
+                self.serve();
+            }
+            Some(Err(reason)) => self.need_person(None, reason),
+            None => self.suspect(primary, self.moment()),
+        }
+    }
+
+    /// The primary that all configured nodes agree on, or what is missing.
+    fn agreement(&self) -> Result<NodeName, String> {
+        let mut reports: Vec<(&NodeName, &NodeReport)> = Vec::new();
+        for node in &self.settings.nodes {
+            let Some(report) = self.report(&node.name) else {
+                let why = self.nodes.get(&node.name).and_then(|state| state.failure());
+                let why = why.map_or_else(
+                    || "has not answered yet".to_owned(),
+                    |why| format!("does not answer ({why})"),
+                );
+                return Err(format!(
+                    "{} {why}: without a journal all configured nodes must answer and agree, or `metako adopt --primary \
+                     NAME` decides",
+                    node.name
+                ));
+            };
+            reports.push((&node.name, report));
+        }
+        let Some((first, report)) = reports.first() else { return Err("no node is configured".to_owned()) };
+        if let Some((other, _)) = reports.iter().find(|(_, other)| other.system_id != report.system_id) {
+            return Err(format!(
+                "{first} and {other} have different system identifiers: they are not one cluster"
+            ));
+        }
+        let primaries: Vec<_> = reports.iter().filter(|(_, report)| report.is_primary()).collect();
+        let [(primary, report)] = primaries.as_slice() else {
+            return Err(self.no_single_primary(primaries.iter().map(|(name, _)| *name)));
+        };
+        if let Some((ahead, other)) = reports.iter().find(|(_, other)| other.timeline > report.timeline) {
+            return Err(format!(
+                "{primary} is the only node that is not in recovery, but {ahead} is on timeline {}, {primary} on {}: it \
+                 may be an old primary that came back",
+                other.timeline, report.timeline
+            ));
+        }
+        let ahead = reports
+            .iter()
+            .find(|(_, other)| other.timeline < report.timeline && other.position() > report.position());
+        if let Some((ahead, other)) = ahead {
+            return Err(format!(
+                "{ahead} is on the older timeline {} but further than {primary}: it may hold writes that {primary} has not",
+                other.timeline
+            ));
+        }
+        let astray = reports.iter().find_map(|(name, other)| {
+            let receiver = other.streaming_receiver()?;
+            let upstream = self.node_at(&receiver.sender_host, receiver.sender_port)?;
+            (upstream == **name).then_some(name)
+        });
+        match astray {
+            Some(name) => Err(format!(
+                "{name} streams from itself by its own account: check `replication:` of the nodes"
+            )),
+            None => Ok((*primary).clone()),
+        }
+    }
+
+    fn no_single_primary<'a>(&self, primaries: impl Iterator<Item = &'a NodeName>) -> String {
+        let names: Vec<&str> = primaries.map(NodeName::as_str).collect();
+        let hinted = self.settings.nodes.iter().find(|node| node.role == Some(RoleHint::Primary));
+        let hint = hinted.map_or_else(String::new, |node| {
+            format!(" (the configuration's `role` names {}, which only is a hint)", node.name)
+        });
+        if names.is_empty() {
+            format!("all nodes are in recovery{hint}: promote one, and metako will find it")
+        } else {
+            format!(
+                "{} are not in recovery{hint}: only one may be; stop the others, or `metako adopt --primary NAME`",
+                names.join(" and ")
+            )
+        }
+    }
+
+    pub(super) fn on_adopt(&mut self, node: &NodeName) {
+        let refusal = match (&self.phase, self.report(node)) {
+            _ if self.node(node).is_none() => Some(format!("{node} is not in the configuration")),
+            _ if self.writing.is_some() => Some("the journal is being written: ask again".to_owned()),
+            (Phase::Discovering { .. } | Phase::ManualNeeded { .. }, Some(report)) if report.is_primary() => {
+                None
+            }
+            (Phase::Discovering { .. } | Phase::ManualNeeded { .. }, Some(_)) => {
+                Some(format!("{node} is in recovery: only a primary can be adopted; promote it first"))
+            }
+            (Phase::Discovering { .. } | Phase::ManualNeeded { .. }, None) => {
+                Some(format!("{node} does not answer"))
+            }
+            (phase, _) => Some(format!("the cluster is {}, nothing is to be adopted", phase.name())),
+        };
+        match refusal {
+            Some(reason) => {
+                self.record(DecisionKind::Vetoed, Some(node), format!("{node} is not adopted: {reason}"))
+            }
+            None => self.adopt(node, format!("an operator says that {node} is the primary")),
+        }
+    }
+
+    /// Makes `primary`, which answers as one, the primary of a new epoch.
+    fn adopt(&mut self, primary: &NodeName, reason: String) {
+        let Some((system_id, timeline)) =
+            self.report(primary).map(|report| (report.system_id, report.timeline))
+        else {
+            return;
+        };
+        let mut journal = Journal {
+            version: 1,
+            cluster: self.settings.name.clone(),
+            system_id,
+            epoch: self.epoch.next(),
+            primary: primary.clone(),
+            timeline,
+            fork: None,
+            phase: JournalPhase::Steady,
+            sync: SyncRule::Async,
+            attempts: Vec::new(),
+            tainted: Vec::new(),
+            saved: std::collections::BTreeMap::new(),
+        };
+        if let Some(former) = self.journal.as_ref().filter(|former| former.system_id == system_id) {
+            journal.saved.clone_from(&former.saved);
+            journal.tainted.clone_from(&former.tainted);
+            if former.timeline == timeline && former.primary == *primary {
+                journal.fork = former.fork;
+                journal.sync = former.sync.clone();
+            }
+            let tried = former.attempts.iter().map(|attempt| attempt.node.clone());
+            journal.tainted.extend(tried.filter(|node| node != primary));
+            journal.tainted.retain(|node| node != primary);
+            journal.tainted.dedup();
+        }
+        let role = self.node(primary).and_then(|node| node.role);
+        let hinted = self.settings.nodes.iter().find(|node| node.role == Some(RoleHint::Primary));
+        let hint = match (role, hinted) {
+            (Some(RoleHint::Primary), _) | (_, None) => String::new(),
+            (_, Some(hinted)) => {
+                format!("; the configuration's `role` says {}, which is out of date", hinted.name)
+            }
+        };
+        self.record(
+            DecisionKind::Adopted,
+            Some(primary),
+            format!("{reason}{hint}; writes open when the journal is written"),
+        );
+        self.failover = None;
+        if let Some(state) = self.nodes.get_mut(primary) {
+            state.flushed = Lsn::default();
+        }
+        self.persist(journal, Then::Serve);
+    }
+
+    /// A primary serves: the one that the journal names.
+    pub(super) fn serve(&mut self) {
+        let Some(journal) = &self.journal else { return };
+        let (primary, timeline) = (journal.primary.clone(), journal.timeline);
+        let was_confirmed = std::mem::replace(&mut self.confirmed, true);
+        if self.failover.take().is_some() || !was_confirmed {
+            self.work.forget_pauses();
+        }
+        self.stuck = None;
+        self.looking = None;
+        self.sync_step = None;
+        self.well_since = self.now;
+        for kind in [DecisionKind::Suspected, DecisionKind::Vetoed, DecisionKind::ManualNeeded] {
+            self.forget_said(kind);
+        }
+        let reason = format!("writes go to {primary}, epoch {}, timeline {timeline}", self.epoch);
+        self.phase = Phase::Steady { primary: primary.clone() };
+        if self.view().primary() != Some(&primary) {
+            self.record(DecisionKind::Opened, Some(&primary), reason);
+        }
+        self.apply_waiting_settings();
+    }
+
+    /// A person has to decide; `primary` is given while it may still take writes and the case solves itself when it is
+    /// well again.
+    pub(super) fn need_person(&mut self, primary: Option<NodeName>, reason: String) {
+        self.record(DecisionKind::ManualNeeded, primary.as_ref(), reason.clone());
+        self.phase = Phase::ManualNeeded { primary, reason };
+    }
+
+    /// Whether a report is that of the journal's primary in good health; an error says for people what is wrong.
+    pub(super) fn judge(&self, primary: &NodeName, report: &NodeReport) -> Result<(), String> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let what = if report.system_id != journal.system_id {
+            format!(
+                "answers with system identifier {}, the cluster has {}",
+                report.system_id, journal.system_id
+            )
+        } else if !report.is_primary() {
+            "is in recovery now: somebody made it a standby".to_owned()
+        } else if report.timeline != journal.timeline {
+            format!("is on timeline {}, the journal has {}", report.timeline, journal.timeline)
+        } else if let Some(state) = self.nodes.get(primary)
+            && report.position().is_some_and(|position| position < state.flushed)
+        {
+            format!("went back to {:?} from {}: restored from a backup?", report.position(), state.flushed)
+        } else {
+            return Ok(());
+        };
+        let others = self.settings.nodes.iter().map(|node| &node.name).filter(|name| *name != primary);
+        let elsewhere: Vec<&str> = others
+            .filter(|name| self.report(name).is_some_and(NodeReport::is_primary))
+            .map(NodeName::as_str)
+            .collect();
+        let hint = match elsewhere.as_slice() {
+            [] => String::new(),
+            names => format!("; {} answers as a primary", names.join(", ")),
+        };
+        Err(format!(
+            "{primary} {what}{hint}. Writes are held: `metako adopt --primary NAME` says who is primary"
+        ))
+    }
+
+    /// The epoch after the present one.
+    pub(super) fn next_epoch(&self) -> Epoch {
+        self.epoch.next()
+    }
+}

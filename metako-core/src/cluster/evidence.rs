@@ -1,0 +1,377 @@
+//! What speaks against the primary, and whether that is enough: suspicion, witnesses, the policy's judgement and the
+//! core's vetoes.
+
+use std::time::Duration;
+
+use super::conninfo::{Conninfo, same_host};
+use super::node::Moment;
+use super::{Controller, DecisionKind, Phase, SyncRule, settings};
+use crate::NodeName;
+use crate::config::{FailoverMode, Priority};
+use crate::plugin::{Assessment, Evidence, NodeReport, PrimaryEvidence, WitnessCount};
+
+/// Good answers in a row that lift a suspicion.
+const CLEAN_ROUNDS: u32 = 3;
+/// The least pause after which a policy is asked again.
+const ASK_AGAIN_MIN: Duration = Duration::from_millis(10);
+
+/// What a standby says of a primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Witness {
+    /// It streams from the primary, or from somebody who cannot be told from it.
+    Fresh,
+    /// It answers and has lost the stream.
+    Lost,
+    /// It does not answer, or says nothing that counts.
+    Unseen,
+}
+
+/// Why a failover that the policy wants does not happen.
+enum Veto {
+    /// The evidence does not allow it: look on.
+    Evidence(String),
+    /// The primary seems dead, but nobody can follow it: hold writes and look on.
+    Stuck(String),
+    /// A person has to decide.
+    Person(String),
+}
+
+impl Controller {
+    /// The primary that this phase watches, if there is one.
+    pub(super) fn phase_primary(&self) -> Option<&NodeName> {
+        match &self.phase {
+            Phase::Steady { primary } | Phase::Suspect { primary, .. } => Some(primary),
+            Phase::ManualNeeded { primary, .. } | Phase::Paused { primary } => primary.as_ref(),
+            Phase::Fencing { old, .. } | Phase::Freezing { old, .. } => Some(old),
+            Phase::Verifying { candidate, .. } => Some(candidate),
+            Phase::Discovering { .. } => self.journal.as_ref().map(|journal| &journal.primary),
+            Phase::Promoting { .. } => None,
+        }
+    }
+
+    /// Remembers how far the primary got, so that it is noticed when it goes back.
+    pub(super) fn on_primary_answer(&mut self, primary: &NodeName) {
+        let Some(report) = self.report(primary) else { return };
+        if self.journal.is_none() || self.judge(primary, report).is_err() {
+            return;
+        }
+        let position = report.position().unwrap_or_default();
+        let Some(state) = self.nodes.get_mut(primary) else { return };
+        state.flushed = state.flushed.max(position);
+        if self.looking.is_some_and(|since| state.answered_after(since)) {
+            self.looking = None;
+        }
+    }
+
+    pub(super) fn step_steady(&mut self) {
+        let Phase::Steady { primary } = &self.phase else { return };
+        let primary = primary.clone();
+        let Some(state) = self.nodes.get(&primary) else { return };
+        match (state.current().map(|report| self.judge(&primary, report)), state.failure()) {
+            (Some(Err(reason)), _) => return self.need_person(None, reason),
+            (None, Some(_)) => {
+                // What was asked after the data plane's alarm counts; an ordinary probe is repeated first.
+                let since = self
+                    .looking
+                    .filter(|since| state.answered_after(*since))
+                    .unwrap_or_else(|| self.moment());
+                return self.suspect(&primary, since);
+            }
+            (Some(Ok(())) | None, _) => {}
+        }
+        self.reconcile_standbys();
+        self.reconcile_sync();
+    }
+
+    /// Looks closely at the primary: only probes after `since` count from now on.
+    pub(super) fn suspect(&mut self, primary: &NodeName, since: Moment) {
+        let failure = self.nodes.get(primary).and_then(|state| state.failure());
+        let why = failure.map_or_else(|| "it is to be looked at again".to_owned(), ToString::to_string);
+        let reason = format!("{primary}: {why}; it and its standbys are asked again at once");
+        self.record(DecisionKind::Suspected, Some(primary), reason.clone());
+        self.looking = None;
+        self.phase = Phase::Suspect { primary: primary.clone(), since: self.now, reason };
+        self.suspected = since;
+        // Nobody waits for the calm interval now.
+        for state in self.nodes.values_mut() {
+            if !state.answered_after(since) {
+                state.asked = None;
+            }
+        }
+    }
+
+    /// The suspicion begins anew: after a failover that was called off, or when a person's hand was awaited.
+    pub(super) fn doubt(&mut self) {
+        let Some(primary) = self.journal.as_ref().map(|journal| journal.primary.clone()) else { return };
+        self.failover = None;
+        self.stuck = None;
+        self.work.forget_pauses();
+        self.suspect(&primary, self.moment());
+    }
+
+    pub(super) fn step_suspect(&mut self) {
+        let Phase::Suspect { primary, .. } = &self.phase else { return };
+        let (primary, since) = (primary.clone(), self.suspected);
+        let Some(state) = self.nodes.get(&primary) else { return };
+        if !state.answered_after(since) {
+            return;
+        }
+        if let Some(report) = state.current() {
+            return match self.judge(&primary, report) {
+                Err(reason) => self.need_person(None, reason),
+                Ok(()) if state.successes >= CLEAN_ROUNDS => self.clear(&primary),
+                Ok(()) => self.say_suspect(format!("{primary} answers again; it is watched a little longer")),
+            };
+        }
+        let Some((evidence, mute)) = self.evidence(&primary, since) else { return };
+        if evidence.kind == PrimaryEvidence::InRecovery {
+            let reason =
+                format!("{primary} says that it is in recovery: somebody made it a standby. Writes are held");
+            return self.need_person(None, reason);
+        }
+        if mute > 0 {
+            return self.say_suspect(format!("{primary} fails; {mute} of its standbys have still to answer"));
+        }
+        match self.policy.assess(&evidence) {
+            Assessment::Wait { reason, ask_again_in } => {
+                self.stuck = None;
+                if let Some(pause) = ask_again_in {
+                    self.wake_at(self.now + pause.max(ASK_AGAIN_MIN));
+                }
+                self.say_suspect(reason);
+            }
+            Assessment::FailOver { reason } => match self.veto(&evidence, since) {
+                None => self.begin_failover(&primary, &reason),
+                Some(veto) => self.refuse(&primary, &reason, veto),
+            },
+        }
+    }
+
+    fn refuse(&mut self, primary: &NodeName, wish: &str, veto: Veto) {
+        self.stuck = None;
+        match veto {
+            Veto::Evidence(why) => {
+                self.record_once(DecisionKind::Vetoed, Some(primary), &format!("no failover: {why}"));
+                self.say_suspect(why);
+            }
+            Veto::Stuck(why) => {
+                self.record_once(
+                    DecisionKind::Vetoed,
+                    Some(primary),
+                    &format!("no failover: {why}; writes are held"),
+                );
+                self.stuck = Some(why.clone());
+                self.say_suspect(why);
+            }
+            Veto::Person(why) => {
+                self.stuck = Some(why.clone());
+                let reason = format!(
+                    "{wish}; but {why}. Writes are held until {primary} is well again or a person decides"
+                );
+                self.need_person(Some(primary.clone()), reason);
+            }
+        }
+    }
+
+    fn say_suspect(&mut self, words: String) {
+        if let Phase::Suspect { reason, .. } = &mut self.phase {
+            *reason = words;
+        }
+    }
+
+    fn clear(&mut self, primary: &NodeName) {
+        let reason = format!("{primary} answered well {CLEAN_ROUNDS} times in a row");
+        self.record(DecisionKind::Cleared, Some(primary), reason);
+        self.serve();
+    }
+
+    pub(super) fn step_manual(&mut self) {
+        let Phase::ManualNeeded { primary, .. } = &self.phase else { return };
+        let Some(primary) = primary.clone() else { return self.resume_promotion() };
+        let Some(state) = self.nodes.get(&primary) else { return };
+        if let Some(report) = state.current() {
+            match self.judge(&primary, report) {
+                Err(reason) => self.need_person(None, reason),
+                Ok(()) if state.successes >= CLEAN_ROUNDS => self.clear(&primary),
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// The evidence of probes after `since`, and how many standbys have not answered (well or badly) yet; `None` while the
+    /// primary has no failed probe of that time.
+    fn evidence(&self, primary: &NodeName, since: Moment) -> Option<(Evidence, usize)> {
+        let state = self.nodes.get(primary).filter(|state| state.answered_after(since))?;
+        let (kind, standing_since) = state.failing?;
+        let mut witnesses = WitnessCount::default();
+        let mut mute = 0;
+        for standby in self.all_but(primary) {
+            witnesses.configured += 1;
+            mute += usize::from(!self.answered_after(&standby, since));
+            match self.witness(&standby, primary, since) {
+                Witness::Fresh => witnesses.fresh += 1,
+                Witness::Lost => witnesses.lost += 1,
+                Witness::Unseen => witnesses.unseen += 1,
+            }
+        }
+        let failover = &self.settings.failover;
+        let synchronous = failover.synchronous.is_some();
+        let evidence = Evidence {
+            primary: primary.clone(),
+            kind,
+            standing: self.now.since(standing_since),
+            failures: state.failures,
+            witnesses,
+            silent_after: failover.silent_after,
+            restart_grace: if synchronous { Duration::ZERO } else { failover.async_restart_grace },
+            failure_threshold: self.settings.failure_threshold,
+        };
+        Some((evidence, mute))
+    }
+
+    /// What a standby's answer to a probe after `since` says of the primary.
+    pub(super) fn witness(&self, standby: &NodeName, primary: &NodeName, since: Moment) -> Witness {
+        let Some(report) = self.nodes.get(standby).and_then(|state| state.current_after(since)) else {
+            return Witness::Unseen;
+        };
+        if report.is_primary() || self.is_foreign(report) {
+            return Witness::Unseen;
+        }
+        match report.streaming_receiver() {
+            None => Witness::Lost,
+            // From an address that nobody has: it may be the primary under another name.
+            Some(receiver) => match self.node_at(&receiver.sender_host, receiver.sender_port) {
+                Some(upstream) if upstream != *primary => Witness::Lost,
+                _ => Witness::Fresh,
+            },
+        }
+    }
+
+    fn veto(&self, evidence: &Evidence, since: Moment) -> Option<Veto> {
+        let primary = &evidence.primary;
+        match evidence.kind {
+            PrimaryEvidence::Healthy | PrimaryEvidence::Full | PrimaryEvidence::InRecovery => {
+                return Some(Veto::Evidence(format!("{primary} is alive ({:?})", evidence.kind)));
+            }
+            PrimaryEvidence::NoLogin => {
+                return Some(Veto::Evidence(format!(
+                    "{primary} does not let metako log in, which says nothing of its health: check username and password"
+                )));
+            }
+            PrimaryEvidence::Refused
+            | PrimaryEvidence::Silent
+            | PrimaryEvidence::Starting
+            | PrimaryEvidence::ShuttingDown
+            | PrimaryEvidence::Unclear => {}
+        }
+        let standbys = self.all_but(primary);
+        let seen = |witness: Witness| -> Vec<&NodeName> {
+            standbys.iter().filter(|standby| self.witness(standby, primary, since) == witness).collect()
+        };
+        if let Some(fresh) = seen(Witness::Fresh).first() {
+            return Some(Veto::Evidence(format!(
+                "{fresh} still streams from {primary}: it is this proxy that is cut off from {primary}"
+            )));
+        }
+        if self.settings.failover.mode == FailoverMode::Manual {
+            return Some(Veto::Person("failover.mode is manual".to_owned()));
+        }
+        if let Some(why) = self.too_few(&seen(Witness::Lost)) {
+            return Some(why);
+        }
+        let (most, span) = self.settings.failover.budget;
+        let spent = self.promotions.iter().filter(|began| self.now.since(**began) < span).count();
+        if spent >= usize::try_from(most).unwrap_or(usize::MAX) {
+            return Some(Veto::Person(format!(
+                "the budget of {most} failovers in {}s is used up (failover.budget)",
+                span.as_secs()
+            )));
+        }
+        let reasons: Vec<String> = standbys
+            .iter()
+            .filter_map(|standby| self.unelectable(standby).map(|why| format!("{standby} {why}")))
+            .collect();
+        if reasons.len() == standbys.len() {
+            let reasons =
+                if reasons.is_empty() { "there is no other node".to_owned() } else { reasons.join(", ") };
+            return Some(Veto::Stuck(format!("no standby can be promoted: {reasons}")));
+        }
+        None
+    }
+
+    /// Whether too few standbys are at hand for no acknowledged commit to be missed.
+    fn too_few(&self, lost: &[&NodeName]) -> Option<Veto> {
+        let rule = self.journal.as_ref().map(|journal| &journal.sync);
+        let Some(SyncRule::Quorum { acks, voters }) = rule else {
+            if self.settings.failover.synchronous.is_some() {
+                return Some(Veto::Person(
+                    "synchronous replication was not in force, so that acknowledged commits may be missing on every \
+                     standby"
+                        .to_owned(),
+                ));
+            }
+            return lost.is_empty().then(|| Veto::Stuck("no standby answers this proxy".to_owned()));
+        };
+        let need = needed(*acks, voters.len());
+        let have = lost.iter().filter(|standby| voters.contains(standby)).count();
+        (have < need).then(|| {
+            Veto::Stuck(format!(
+                "{have} of the {need} synchronous standbys that must answer do (ANY {acks} of {}): an acknowledged commit \
+                 could be missed",
+                voters.len()
+            ))
+        })
+    }
+
+    /// Why a node cannot be promoted, as far as can be told before it is frozen.
+    pub(super) fn unelectable(&self, standby: &NodeName) -> Option<String> {
+        let Some(journal) = &self.journal else { return Some("belongs to no known cluster".to_owned()) };
+        let Some(report) = self.report(standby) else { return Some("does not answer".to_owned()) };
+        if self.node(standby).is_none_or(|node| node.priority == Priority::Never) {
+            return Some("is never to be promoted (priority)".to_owned());
+        }
+        if journal.tainted.contains(standby) {
+            return Some("holds history that the cluster did not follow".to_owned());
+        }
+        if report.is_primary() {
+            return Some("is not in recovery".to_owned());
+        }
+        if report.system_id != journal.system_id {
+            return Some("is of another cluster".to_owned());
+        }
+        if report.timeline != journal.timeline {
+            return Some(format!("is on timeline {}, not {}", report.timeline, journal.timeline));
+        }
+        if journal.fork.is_some_and(|fork| report.position().is_none_or(|position| position < fork)) {
+            return Some(format!("has nothing of timeline {} yet", journal.timeline));
+        }
+        None
+    }
+
+    pub(super) fn is_foreign(&self, report: &NodeReport) -> bool {
+        self.journal.as_ref().is_some_and(|journal| journal.system_id != report.system_id)
+    }
+
+    /// The node at an address, by how other nodes reach it or by how metako does.
+    pub(super) fn node_at(&self, host: &str, port: u16) -> Option<NodeName> {
+        let nodes = &self.settings.nodes;
+        let by_replication = nodes
+            .iter()
+            .find(|node| node.replication.port == port && same_host(&node.replication.host, host));
+        by_replication
+            .or_else(|| nodes.iter().find(|node| node.port == port && same_host(&node.host, host)))
+            .map(|node| node.name.clone())
+    }
+
+    /// The node that a standby's `primary_conninfo` leads to, if it leads to one of ours.
+    pub(super) fn configured_upstream(&self, report: &NodeReport) -> Option<NodeName> {
+        let conninfo = Conninfo::parse(settings::setting(report, settings::CONNINFO)?)?;
+        let (host, port) = conninfo.address()?;
+        self.node_at(host, port)
+    }
+}
+
+/// Of how many of `voters` the positions must be known so that one of them has every commit that `acks` acknowledged.
+pub(super) fn needed(acks: usize, voters: usize) -> usize {
+    (voters + 1).saturating_sub(acks).max(1)
+}

@@ -1,0 +1,105 @@
+//! What the controller remembers of one node.
+
+use super::ProbeId;
+use crate::plugin::{NodeReport, PrimaryEvidence, ProbeFailure};
+use crate::{Lsn, Tick};
+
+/// A point in the order of probes: those that are asked for after it are later, whatever the clock says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(pub(super) u64);
+
+/// The last answer of a node, or its absence.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Answer {
+    pub(super) id: ProbeId,
+    /// When the probe was asked for; the node was asked then or later.
+    pub(super) sent: Tick,
+    pub(super) failure: Option<ProbeFailure>,
+}
+
+/// What is known of a node.
+#[derive(Debug, Clone, Default)]
+pub(super) struct NodeState {
+    /// The probe that has not been answered.
+    pub(super) outstanding: Option<(ProbeId, Tick)>,
+    /// When the last probe was asked for.
+    pub(super) asked: Option<Tick>,
+    /// The last answer.
+    pub(super) answer: Option<Answer>,
+    /// The last good answer.
+    pub(super) report: Option<NodeReport>,
+    /// Failures in a row.
+    pub(super) failures: u32,
+    /// What the failures say, and since when they say the same.
+    pub(super) failing: Option<(PrimaryEvidence, Tick)>,
+    /// Good answers in a row.
+    pub(super) successes: u32,
+    /// When it was last seen streaming.
+    pub(super) streamed: Option<Tick>,
+    /// The furthest position that it ever reported as a primary on this timeline.
+    pub(super) flushed: Lsn,
+}
+
+impl NodeState {
+    /// Takes an answer to the outstanding probe.
+    pub(super) fn learn(&mut self, id: ProbeId, sent: Tick, result: Result<NodeReport, ProbeFailure>) {
+        self.outstanding = None;
+        match result {
+            Ok(report) => {
+                self.failures = 0;
+                self.failing = None;
+                self.successes += 1;
+                if report.streaming_receiver().is_some() {
+                    self.streamed = Some(sent);
+                }
+                self.report = Some(report);
+                self.answer = Some(Answer { id, sent, failure: None });
+            }
+            Err(failure) => {
+                let kind = classify(&failure);
+                self.failures = self.failures.saturating_add(1);
+                self.successes = 0;
+                if self.failing.is_none_or(|(known, _)| known != kind) {
+                    self.failing = Some((kind, sent));
+                }
+                self.answer = Some(Answer { id, sent, failure: Some(failure) });
+            }
+        }
+    }
+
+    /// The report, if the last answer is one.
+    pub(super) fn current(&self) -> Option<&NodeReport> {
+        self.answer.as_ref().filter(|answer| answer.failure.is_none()).and(self.report.as_ref())
+    }
+
+    /// The report, if the last answer is one and was asked for after that moment.
+    pub(super) fn current_after(&self, moment: Moment) -> Option<&NodeReport> {
+        self.current().filter(|_| self.answered_after(moment))
+    }
+
+    /// Whether the last answer, good or bad, is to a probe that was asked for after that moment.
+    pub(super) fn answered_after(&self, moment: Moment) -> bool {
+        self.answer.as_ref().is_some_and(|answer| answer.id.0 > moment.0)
+    }
+
+    /// The failure that the last answer is, if it is one.
+    pub(super) fn failure(&self) -> Option<&ProbeFailure> {
+        self.answer.as_ref().and_then(|answer| answer.failure.as_ref())
+    }
+}
+
+/// What a failed probe says of a primary.
+pub(super) fn classify(failure: &ProbeFailure) -> PrimaryEvidence {
+    match failure {
+        ProbeFailure::Refused(_) => PrimaryEvidence::Refused,
+        ProbeFailure::TimedOut(_) | ProbeFailure::Unreachable(_) => PrimaryEvidence::Silent,
+        ProbeFailure::StartingUp(_) => PrimaryEvidence::Starting,
+        ProbeFailure::ShuttingDown(_) => PrimaryEvidence::ShuttingDown,
+        ProbeFailure::TooManyConnections(_) => PrimaryEvidence::Full,
+        ProbeFailure::Authentication(_) => PrimaryEvidence::NoLogin,
+        ProbeFailure::ReadOnly(_) => PrimaryEvidence::InRecovery,
+        ProbeFailure::Lost(_) | ProbeFailure::Unexpected(_) | ProbeFailure::Unsupported(_) => {
+            PrimaryEvidence::Unclear
+        }
+    }
+}

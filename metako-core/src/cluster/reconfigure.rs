@@ -1,0 +1,86 @@
+//! A new configuration while the cluster runs.
+
+use std::sync::Arc;
+
+use super::node::NodeState;
+use super::{Controller, DecisionKind, Phase};
+use crate::NodeName;
+use crate::config::{ClusterSettings, FailoverMode};
+use crate::plugin::FailoverPolicy;
+
+impl Controller {
+    pub(super) fn on_reconfigured(
+        &mut self,
+        settings: Arc<ClusterSettings>,
+        policy: Arc<dyn FailoverPolicy>,
+    ) {
+        self.waiting = Some((settings, policy));
+        let settled = matches!(
+            self.phase,
+            Phase::Discovering { .. }
+                | Phase::Steady { .. }
+                | Phase::Suspect { .. }
+                | Phase::ManualNeeded { .. }
+        );
+        if settled && self.writing.is_none() && self.failover.is_none() {
+            self.apply_waiting_settings();
+        } else {
+            let reason = "the new configuration waits until the present step is done".to_owned();
+            self.record(DecisionKind::Reconfigured, None, reason);
+        }
+    }
+
+    /// Takes the configuration that waited for a quiet moment, if one did.
+    pub(super) fn apply_waiting_settings(&mut self) {
+        let Some((settings, policy)) = self.waiting.take() else { return };
+        let primary = self.phase_primary().cloned();
+        if let Some(refusal) = self.refuse_settings(&settings, primary.as_ref()) {
+            let reason = format!("the new configuration is refused, the present one stays: {refusal}");
+            return self.record(DecisionKind::Reconfigured, primary.as_ref(), reason);
+        }
+        let mut changes = Vec::new();
+        let gone: Vec<NodeName> =
+            self.nodes.keys().filter(|name| settings.node(name.as_str()).is_none()).cloned().collect();
+        for name in gone {
+            self.nodes.remove(&name);
+            changes.push(format!("{name} is removed"));
+        }
+        for node in &settings.nodes {
+            let former = self.settings.node(node.name.as_str());
+            let moved = former.is_some_and(|former| (&former.host, former.port) != (&node.host, node.port));
+            if former.is_none() || moved {
+                let what =
+                    if moved { "has a new address and is asked anew" } else { "is added and is asked" };
+                changes.push(format!("{} {what}", node.name));
+                self.nodes.insert(node.name.clone(), NodeState::default());
+            }
+        }
+        let automatic = settings.failover.mode != FailoverMode::Manual;
+        self.settings = settings;
+        self.policy = policy;
+        self.slots.clear();
+        let changes =
+            if changes.is_empty() { "the nodes are the same".to_owned() } else { changes.join(", ") };
+        self.record(
+            DecisionKind::Reconfigured,
+            None,
+            format!("the new configuration is in force: {changes}"),
+        );
+        if automatic && matches!(self.phase, Phase::ManualNeeded { primary: Some(_), .. }) {
+            self.doubt();
+        }
+    }
+
+    fn refuse_settings(&self, settings: &ClusterSettings, primary: Option<&NodeName>) -> Option<String> {
+        if settings.name != self.settings.name && self.journal.is_some() {
+            return Some(format!(
+                "`cluster` would change from {} to {}; restart with another state directory for that",
+                self.settings.name, settings.name
+            ));
+        }
+        let missing = |name: &NodeName| settings.node(name.as_str()).is_none();
+        let holder = self.journal.as_ref().map(|journal| &journal.primary);
+        let primary = primary.or(holder).filter(|name| missing(name))?;
+        Some(format!("{primary} is the primary and cannot be removed; make another node primary first"))
+    }
+}

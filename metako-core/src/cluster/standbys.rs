@@ -1,0 +1,229 @@
+//! Standbys while a primary serves: those that were frozen or follow somebody else are brought back to it, those whose
+//! history differs are left alone and named.
+
+use super::controller::Then;
+use super::work::Task;
+use super::{Action, Controller, DecisionKind, JournalPhase, Phase, SettingsChange, settings};
+use crate::plugin::NodeReport;
+use crate::{Lsn, NodeName, TimelineId};
+
+/// What is to be done with a standby.
+#[derive(Debug, PartialEq, Eq)]
+enum Remedy {
+    Nothing,
+    /// Give it back what it had before a failover that was called off.
+    Unfreeze,
+    /// Let it follow the primary.
+    Repoint,
+    /// Its history may not be the primary's: not touched.
+    LeaveAlone(String),
+}
+
+/// The history that standbys are to have.
+#[derive(Debug, Clone, Copy)]
+struct Course {
+    timeline: TimelineId,
+    /// Where the timeline began, if metako knows.
+    fork: Option<Lsn>,
+}
+
+impl Controller {
+    fn course(&self) -> Option<(NodeName, Course)> {
+        let journal = self.journal.as_ref()?;
+        match (&self.phase, &journal.phase) {
+            (Phase::Verifying { candidate, timeline, .. }, JournalPhase::Promoting { fork, .. }) => {
+                Some((candidate.clone(), Course { timeline: *timeline, fork: Some(*fork) }))
+            }
+            (Phase::Steady { primary }, _) => {
+                Some((primary.clone(), Course { timeline: journal.timeline, fork: journal.fork }))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn reconcile_standbys(&mut self) {
+        let Some((primary, course)) = self.course() else { return };
+        for standby in self.all_but(&primary) {
+            if self.touched.get(&standby).is_some_and(|touched| !self.answered_after(&standby, *touched)) {
+                continue;
+            }
+            match self.remedy(&standby, &primary, course) {
+                Remedy::Nothing => {}
+                Remedy::Unfreeze => {
+                    let change = settings::unfreeze(&self.saved(&standby));
+                    let node = standby.clone();
+                    self.start(&standby, Task::Unfreeze, |id| Action::Unfreeze { id, node, change });
+                }
+                Remedy::Repoint => self.repoint_with_slot(&standby, &primary),
+                Remedy::LeaveAlone(why) => {
+                    self.record_once(
+                        DecisionKind::Refused,
+                        Some(&standby),
+                        &format!("{standby} is left alone: {why}"),
+                    );
+                }
+            }
+        }
+        if matches!(self.phase, Phase::Steady { .. }) {
+            self.reset_primary(&primary);
+            self.drop_saved(&primary);
+        }
+    }
+
+    fn repoint_with_slot(&mut self, standby: &NodeName, primary: &NodeName) {
+        let slot = self.slot(standby);
+        let ready = self.slots.contains(&slot)
+            || self.failover.as_ref().is_some_and(|failover| failover.prepared.is_some());
+        if !ready {
+            let slots = self.slots_for(primary);
+            let node = primary.clone();
+            let change = SettingsChange::default();
+            return self.start(primary, Task::Prepare, |id| Action::Prepare { id, node, slots, change });
+        }
+        let reason = format!("{standby} is pointed at {primary}, with slot {slot}");
+        self.record_once(DecisionKind::Repointed, Some(standby), &reason);
+        self.repoint(standby, primary);
+    }
+
+    pub(super) fn all_slots(&self) -> std::collections::BTreeSet<String> {
+        let primary = self.phase_primary().cloned();
+        primary.map(|primary| self.slots_for(&primary).into_iter().collect()).unwrap_or_default()
+    }
+
+    fn remedy(&self, standby: &NodeName, primary: &NodeName, course: Course) -> Remedy {
+        let Some(report) =
+            self.report(standby).filter(|report| !report.is_primary() && !self.is_foreign(report))
+        else {
+            return Remedy::Nothing;
+        };
+        if let Some(why) = self.lineage_doubt(standby, report, course) {
+            return Remedy::LeaveAlone(why);
+        }
+        let frozen = settings::has_token(report);
+        if report.timeline == course.timeline && frozen {
+            return if self.journal.as_ref().is_some_and(|journal| journal.saved.contains_key(standby)) {
+                Remedy::Unfreeze
+            } else {
+                Remedy::Repoint
+            };
+        }
+        if frozen {
+            return Remedy::Repoint;
+        }
+        match self.configured_upstream(report) {
+            Some(upstream) if upstream == *primary => Remedy::Nothing,
+            // A cascade is as its owner made it, while its upstream is a standby in good order.
+            Some(upstream) if upstream != *standby && self.in_good_order(&upstream, primary, course) => {
+                Remedy::Nothing
+            }
+            Some(_) => Remedy::Repoint,
+            // An address that metako does not know may well be the primary's, under another name.
+            None if report.streaming_receiver().is_some() => Remedy::Nothing,
+            None if settings::fed_by_archive(report) => Remedy::Nothing,
+            None if settings::setting(report, settings::CONNINFO) == Some("") => Remedy::Repoint,
+            None if report.timeline < course.timeline => Remedy::Repoint,
+            None => Remedy::Nothing,
+        }
+    }
+
+    fn in_good_order(&self, upstream: &NodeName, primary: &NodeName, course: Course) -> bool {
+        self.report(upstream).is_some_and(|report| {
+            !report.is_primary()
+                && !self.is_foreign(report)
+                && report.timeline == course.timeline
+                && self.configured_upstream(report).as_ref() == Some(primary)
+        })
+    }
+
+    /// Why a standby's history may not be a part of the primary's.
+    fn lineage_doubt(&self, standby: &NodeName, report: &NodeReport, course: Course) -> Option<String> {
+        let position = report.position();
+        if self.journal.as_ref().is_some_and(|journal| journal.tainted.contains(standby)) {
+            return Some(
+                "it holds history that the cluster did not follow: it needs pg_rewind or a base backup"
+                    .to_owned(),
+            );
+        }
+        if report.timeline > course.timeline {
+            return Some(format!(
+                "it is on timeline {}, the primary on {}: it needs pg_rewind or a base backup",
+                report.timeline, course.timeline
+            ));
+        }
+        if report.timeline == course.timeline {
+            return None;
+        }
+        match course.fork {
+            None => Some(format!(
+                "it is on timeline {} and metako does not know where timeline {} began",
+                report.timeline, course.timeline
+            )),
+            Some(_) if report.timeline.next() != course.timeline => Some(format!(
+                "it is on timeline {}, more than one behind {}, and metako does not know where those between began",
+                report.timeline, course.timeline
+            )),
+            Some(fork) if position.is_none_or(|position| position > fork) => Some(format!(
+                "it reached {} on timeline {}, past {fork} where timeline {} began: it has diverged and needs pg_rewind or a \
+                 base backup",
+                position.map_or_else(|| "an unknown position".to_owned(), |position| position.to_string()),
+                report.timeline,
+                course.timeline
+            )),
+            Some(_) => None,
+        }
+    }
+
+    /// Why a standby may not serve reads for reasons of history.
+    pub(super) fn doubtful(&self, standby: &NodeName, report: &NodeReport) -> Option<String> {
+        let journal = self.journal.as_ref()?;
+        let course = self
+            .course()
+            .map_or(Course { timeline: journal.timeline, fork: journal.fork }, |(_, course)| course);
+        let promoting = matches!(journal.phase, JournalPhase::Promoting { .. });
+        if promoting && report.timeline == course.timeline.next() {
+            return None;
+        }
+        self.lineage_doubt(standby, report, course)
+    }
+
+    /// A promoted node gets rid of the freeze token and what else was set on it as a standby.
+    fn reset_primary(&mut self, primary: &NodeName) {
+        let saved = self.journal.as_ref().and_then(|journal| journal.saved.get(primary)).cloned();
+        let Some(saved) = saved.filter(|_| self.report(primary).is_some() && !self.reset_done(primary))
+        else {
+            return;
+        };
+        let node = primary.clone();
+        let change = settings::leftovers(&saved);
+        self.start(primary, Task::Unfreeze, |id| Action::Unfreeze { id, node, change });
+    }
+
+    fn reset_done(&self, primary: &NodeName) -> bool {
+        self.primary_reset.as_ref() == Some(&(self.epoch, primary.clone()))
+    }
+
+    /// Forgets the former settings of nodes that have them back.
+    fn drop_saved(&mut self, primary: &NodeName) {
+        let Some(journal) = &self.journal else { return };
+        let settled = |name: &NodeName| {
+            if name == primary {
+                return self.reset_done(primary);
+            }
+            self.node(name).is_none()
+                || self.report(name).is_some_and(|report| {
+                    !report.is_primary()
+                        && !settings::has_token(report)
+                        && settings::setting(report, settings::CONNINFO)
+                            .is_some_and(|conninfo| !conninfo.is_empty())
+                        && !self.work.busy(&super::work::Lane::Node(name.clone()))
+                })
+        };
+        let gone: Vec<NodeName> = journal.saved.keys().filter(|name| settled(name)).cloned().collect();
+        if gone.is_empty() {
+            return;
+        }
+        let mut journal = journal.clone();
+        journal.saved.retain(|name, _| !gone.contains(name));
+        self.persist(journal, Then::GoOn);
+    }
+}

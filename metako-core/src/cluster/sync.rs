@@ -1,0 +1,170 @@
+//! Synchronous replication as metako keeps it: which commits wait for whom, in PostgreSQL and in the journal.
+//!
+//! An acknowledged commit must be on a standby that a failover asks. So a rule that demands more of commits is in force
+//! on the primary, confirmed by later positions, before a failover may rely on it; one that demands less is in the
+//! journal before it is in force. Voters that come or go while the primary serves are not handled yet: whoever
+//! is not among the voters is named in a decision.
+
+use super::controller::Then;
+use super::node::Moment;
+use super::work::Task;
+use super::{Action, Controller, DecisionKind, SyncRule, settings};
+use crate::plugin::{ReportedRole, Sender};
+use crate::{Lsn, NodeName};
+
+/// A rule that is being brought into force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SyncStep {
+    rule: SyncRule,
+    /// When it was set.
+    set: Option<Moment>,
+    /// The primary's position when the setting was first seen: voters must pass it.
+    mark: Option<Lsn>,
+}
+
+/// What a primary reports of synchronous replication.
+struct SyncReport {
+    names: String,
+    flushed: Lsn,
+    senders: Vec<Sender>,
+}
+
+impl Controller {
+    pub(super) fn reconcile_sync(&mut self) {
+        let (Some(journal), Some(primary)) = (&self.journal, self.phase_primary().cloned()) else { return };
+        let present = journal.sync.clone();
+        let wanted = self.wanted_rule(&present, &primary);
+        self.name_non_voters(&present, &primary);
+        let Some(report) = self.sync_report(&primary) else { return };
+        match (&present, &wanted) {
+            (SyncRule::Async, SyncRule::Async) => self.sync_step = None,
+            _ if present == wanted => {
+                self.sync_step = None;
+                if report.names != settings::sync_names(&self.settings, &present) {
+                    self.set_sync(&primary, &present, "the setting on the primary differs from the journal");
+                }
+            }
+            (SyncRule::Quorum { acks: now, .. }, SyncRule::Quorum { acks: then, .. }) if then < now => {
+                self.write_rule(wanted, &primary);
+            }
+            _ => self.bring_into_force(wanted, &primary, &report),
+        }
+    }
+
+    /// The rule that the configuration asks for, with the voters that there are.
+    fn wanted_rule(&self, present: &SyncRule, primary: &NodeName) -> SyncRule {
+        let Some(synchronous) = &self.settings.failover.synchronous else { return SyncRule::Async };
+        let voters = match present {
+            SyncRule::Quorum { voters, .. } => voters.clone(),
+            SyncRule::Async => self.all_but(primary),
+        };
+        let acks = usize::try_from(synchronous.acks.0).unwrap_or(usize::MAX);
+        match present {
+            // More than there are voters would stop all commits; it waits until voters can be added.
+            SyncRule::Quorum { acks: present, .. } if acks > voters.len() => {
+                SyncRule::Quorum { acks: *present, voters }
+            }
+            _ if voters.is_empty() => SyncRule::Async,
+            _ => SyncRule::Quorum { acks, voters },
+        }
+    }
+
+    fn bring_into_force(&mut self, rule: SyncRule, primary: &NodeName, report: &SyncReport) {
+        let names = settings::sync_names(&self.settings, &rule);
+        let step = self.sync_step.take().filter(|step| step.rule == rule);
+        let mut step = step.unwrap_or(SyncStep { rule: rule.clone(), set: None, mark: None });
+        let seen = step.set.is_some_and(|set| self.answered_after(primary, set)) && report.names == names;
+        if !seen {
+            self.sync_step = Some(step);
+            return self.set_sync(primary, &rule, "the configuration asks for it");
+        }
+        let mark = *step.mark.get_or_insert(report.flushed);
+        let confirmed = match &rule {
+            SyncRule::Async => true,
+            SyncRule::Quorum { acks, voters } => {
+                let confirms = |voter: &&NodeName| {
+                    let name = self.node(voter).map_or(voter.as_str(), |node| &node.application_name);
+                    report.senders.iter().any(|sender| {
+                        sender.application_name == name
+                            && sender.streaming
+                            && sender.synchronous
+                            && sender.flushed.is_some_and(|flushed| flushed >= mark)
+                    })
+                };
+                voters.iter().filter(confirms).count() >= *acks
+            }
+        };
+        if confirmed {
+            return self.write_rule(rule, primary);
+        }
+        let reason = format!(
+            "{primary} has synchronous_standby_names = {names}; too few of them have confirmed a position yet, so no failover \
+             may rely on it, and commits wait for them"
+        );
+        self.record_once(DecisionKind::SyncChanged, Some(primary), &reason);
+        self.sync_step = Some(step);
+    }
+
+    fn set_sync(&mut self, primary: &NodeName, rule: &SyncRule, why: &str) {
+        let change = settings::sync_change(&self.settings, rule);
+        let names = settings::sync_names(&self.settings, rule);
+        self.record_once(
+            DecisionKind::SyncChanged,
+            Some(primary),
+            &format!("synchronous_standby_names on {primary} becomes `{names}`: {why}"),
+        );
+        let node = primary.clone();
+        self.start(primary, Task::SetSync, |id| Action::SetSyncStandbys { id, node, change });
+    }
+
+    pub(super) fn on_sync_set(&mut self) {
+        let moment = self.moment();
+        if let Some(step) = &mut self.sync_step {
+            step.set = Some(moment);
+        }
+    }
+
+    fn write_rule(&mut self, rule: SyncRule, primary: &NodeName) {
+        let Some(journal) = &self.journal else { return };
+        let mut journal = journal.clone();
+        let reason = match &rule {
+            SyncRule::Async => "commits wait for no standby from now on".to_owned(),
+            SyncRule::Quorum { acks, voters } => format!(
+                "a commit is acknowledged when {acks} of {} have it; a failover needs {} of them",
+                voters.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", "),
+                super::evidence::needed(*acks, voters.len())
+            ),
+        };
+        journal.sync = rule;
+        self.sync_step = None;
+        self.record(DecisionKind::SyncChanged, Some(primary), reason);
+        self.persist(journal, Then::GoOn);
+    }
+
+    /// A standby that streams without being a voter is not lost silently.
+    fn name_non_voters(&mut self, rule: &SyncRule, primary: &NodeName) {
+        let SyncRule::Quorum { voters, .. } = rule else { return };
+        let others: Vec<NodeName> =
+            self.all_but(primary).into_iter().filter(|name| !voters.contains(name)).collect();
+        for standby in others {
+            if self.report(&standby).is_some_and(|report| report.streaming_receiver().is_some()) {
+                let reason = format!(
+                    "{standby} streams but is no synchronous voter of this epoch: commits do not wait for it, and a failover \
+                     does not count it"
+                );
+                self.record_once(DecisionKind::SyncChanged, Some(&standby), &reason);
+            }
+        }
+    }
+
+    fn sync_report(&self, primary: &NodeName) -> Option<SyncReport> {
+        match &self.report(primary)?.role {
+            ReportedRole::Primary { flushed, senders, synchronous_standby_names, .. } => Some(SyncReport {
+                names: synchronous_standby_names.clone(),
+                flushed: *flushed,
+                senders: senders.clone(),
+            }),
+            ReportedRole::Standby { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Waiting for conditions, never for time alone.
+
+use std::time::{Duration, Instant};
+
+use super::PlaygroundError;
+
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Asks `condition` until it answers `Ok`, and gives up after `limit` with what the last `Err` said. Blocks.
+///
+/// ```
+/// use metako_proxy::playground::until;
+/// let mut left = 3;
+/// let done = until("the count", std::time::Duration::from_secs(5), || {
+///     left -= 1;
+///     if left == 0 { Ok("done") } else { Err(format!("{left} left")) }
+/// });
+/// assert_eq!(done.unwrap(), "done");
+/// ```
+pub fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> Result<T, String>,
+) -> Result<T, PlaygroundError> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match condition() {
+            Ok(value) => return Ok(value),
+            Err(last) if Instant::now() >= deadline => {
+                return Err(PlaygroundError::TimedOut { what: what.to_owned(), after: limit, last });
+            }
+            Err(_) => std::thread::sleep(POLL),
+        }
+    }
+}
