@@ -70,7 +70,9 @@ mod breakers {
         fn pick(&self, candidates: &[Candidate<'_>], _cx: &PickCx<'_>) -> Option<usize> {
             match self.0 {
                 Law::Range => Some(0),
-                Law::History => usize::try_from(CALLS.fetch_add(1, Relaxed)).ok()?.checked_rem(candidates.len()),
+                Law::History => {
+                    usize::try_from(CALLS.fetch_add(1, Relaxed)).ok()?.checked_rem(candidates.len())
+                }
                 _ => None,
             }
         }
@@ -78,9 +80,11 @@ mod breakers {
 
     #[test]
     fn of_load_balancers_are_found() {
-        for (law, complaint) in
-            [(Law::Range, "it picked number"), (Law::Something, "it picked none"), (Law::History, "two built alike")]
-        {
+        for (law, complaint) in [
+            (Law::Range, "it picked number"),
+            (Law::Something, "it picked none"),
+            (Law::History, "two built alike"),
+        ] {
             let verdict = contract::load_balancer(&Breaks(law)).expect_err(complaint);
             assert!(verdict.contains(complaint), "{verdict}");
         }

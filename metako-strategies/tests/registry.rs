@@ -1,8 +1,8 @@
 //! What is registered is what the handbook promises, and can be used as the YAML uses it.
 
 use metako_core::plugin::{
-    FailoverPolicySpec, HealthProbeSpec, Kind, LoadBalancerSpec, QueryClassifierSpec, StrategyInfo, strategies,
-    verify,
+    FailoverPolicySpec, HealthProbeSpec, Kind, LoadBalancerSpec, QueryClassifierSpec, StrategyInfo,
+    strategies, verify,
 };
 use metako_strategies as _;
 use serde_json::{Value, json};

@@ -29,8 +29,7 @@ pub struct LeastConnected;
 impl LoadBalancer for LeastConnected {
     fn pick(&self, candidates: &[Candidate<'_>], cx: &PickCx<'_>) -> Option<usize> {
         let fewest = candidates.iter().map(|candidate| candidate.in_flight).min()?;
-        let mut equals =
-            candidates.iter().enumerate().filter(|(_, candidate)| candidate.in_flight == fewest);
+        let mut equals = candidates.iter().enumerate().filter(|(_, candidate)| candidate.in_flight == fewest);
         let nth = index_below(equals.clone().count(), cx.random)?;
         equals.nth(nth).map(|(index, _)| index)
     }

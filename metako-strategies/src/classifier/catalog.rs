@@ -9,7 +9,10 @@ pub(super) struct Catalog {
 
 impl Catalog {
     pub(super) fn new() -> Self {
-        Self { functions: names(include_str!("functions.txt")), relations: names(include_str!("relations.txt")) }
+        Self {
+            functions: names(include_str!("functions.txt")),
+            relations: names(include_str!("relations.txt")),
+        }
     }
 
     #[cfg(test)]

@@ -134,19 +134,19 @@ fn judge(words: &Words) -> Head {
         ["prepare" | "execute" | "deallocate", ..] => session("uses prepared statements of the session"),
         ["load", ..] => session("loads a library into the session"),
         ["create", ..] if creates_temporary(words.get()) => session("creates a temporary object"),
-        ["declare", ..] => Head {
-            form: Form::Declare,
-            ..unknown("a cursor lives on the server that declared it")
-        },
+        ["declare", ..] => {
+            Head { form: Form::Declare, ..unknown("a cursor lives on the server that declared it") }
+        }
         ["fetch" | "move" | "close", ..] => unknown("a cursor lives on the server that declared it"),
 
         ["copy", ..] => Head { form: Form::Copy, ..write("COPY may write") },
         ["insert" | "update" | "delete" | "merge", ..] => write("modifies data"),
         ["create" | "alter" | "drop" | "comment" | "security" | "import", ..] => write("changes the schema"),
         ["grant" | "revoke" | "reassign", ..] => write("changes rights"),
-        ["truncate" | "vacuum" | "analyze" | "analyse" | "reindex" | "refresh" | "cluster" | "checkpoint", ..] => {
-            write("changes what is stored")
-        }
+        [
+            "truncate" | "vacuum" | "analyze" | "analyse" | "reindex" | "refresh" | "cluster" | "checkpoint",
+            ..,
+        ] => write("changes what is stored"),
         ["lock", ..] => write("locks tables"),
         ["notify", ..] => write("notifies listeners when it commits"),
 
@@ -179,7 +179,10 @@ fn skip_explain(lexer: &mut Lexer<'_>) {
             || first.kind == Kind::Word && matches!(name.as_str(), "select" | "with" | "table");
         if !statement {
             *lexer = ahead;
-            lexer.by_ref().take_while(|token| !matches!(token.kind, Kind::Symbol(b')' | b';'))).for_each(drop);
+            lexer
+                .by_ref()
+                .take_while(|token| !matches!(token.kind, Kind::Symbol(b')' | b';')))
+                .for_each(drop);
         }
         return;
     }

@@ -1,8 +1,6 @@
 //! `keyword`
 
-use metako_core::plugin::{
-    BuildError, Class, Classification, QueryClassifier, QueryClassifierSpec, Span,
-};
+use metako_core::plugin::{BuildError, Class, Classification, QueryClassifier, QueryClassifierSpec, Span};
 use metako_core::register_strategy;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -37,7 +37,9 @@ impl Seen {
     fn of(token: Token, text: &[u8]) -> Self {
         match token.kind {
             Kind::Word => Self::Word(Name::folded(text)),
-            Kind::QuotedName => Self::QuotedName(Name::exact(text.get(1..text.len() - 1).unwrap_or_default())),
+            Kind::QuotedName => {
+                Self::QuotedName(Name::exact(text.get(1..text.len() - 1).unwrap_or_default()))
+            }
             Kind::EscapedName | Kind::Broken(_) => Self::Nothing,
             Kind::Text | Kind::Number => Self::Value,
             Kind::Cast => Self::Cast,
@@ -242,9 +244,10 @@ impl<'c> Body<'c> {
 
     fn verdict(self, head: Head) -> Classification {
         let held = match head.form {
-            Form::Declare if self.with_hold => {
-                Some(Finding { reason: "a cursor WITH HOLD outlives the transaction", span: head.verdict.span })
-            }
+            Form::Declare if self.with_hold => Some(Finding {
+                reason: "a cursor WITH HOLD outlives the transaction",
+                span: head.verdict.span,
+            }),
             _ => None,
         };
         let reads = head.verdict.class == Class::Read;

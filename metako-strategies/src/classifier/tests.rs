@@ -74,7 +74,11 @@ fn the_reason_and_its_place_name_what_decided() {
         ("SELECT * FROM t FOR UPDATE", "UPDATE", "locks rows"),
         ("SELECT 1; DELETE FROM t", "DELETE", "modifies data"),
         ("SELECT 1 FROM pg_locks", "pg_locks", "what it shows may differ from node to node"),
-        ("SELECT 1, set_config('a', 'b', false)", "set_config", "set_config changes a setting of the session"),
+        (
+            "SELECT 1, set_config('a', 'b', false)",
+            "set_config",
+            "set_config changes a setting of the session",
+        ),
     ] {
         let verdict = classifier.classify(sql.as_bytes());
         assert_eq!((&sql[verdict.span.start..verdict.span.end], verdict.reason), (place, reason), "{sql}");
@@ -128,7 +132,9 @@ fn unquoted() -> Vec<String> {
         .into_iter()
         .map(|(_, sql)| sql)
         .filter(|sql| !sql.contains(['\'', '"', '\\', '\n']) && !sql.contains("--") && !sql.contains("/*"))
-        .filter(|sql| !sql.contains("$a") && !sql.contains("$$") && !sql.contains("$t") && !sql.contains("$b"))
+        .filter(|sql| {
+            !sql.contains("$a") && !sql.contains("$$") && !sql.contains("$t") && !sql.contains("$b")
+        })
         .collect()
 }
 

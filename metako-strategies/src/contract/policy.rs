@@ -34,7 +34,9 @@ pub fn failover_policy(spec: &dyn FailoverPolicySpec) -> Result<(), String> {
     let answers: Vec<_> = questions.iter().map(|evidence| policy.assess(evidence)).collect();
     for (evidence, answer) in questions.iter().zip(&answers).rev() {
         if policy.assess(evidence) != *answer {
-            return broken(format!("it is not pure: first {answer:?}, later something else, to {evidence:?}"));
+            return broken(format!(
+                "it is not pure: first {answer:?}, later something else, to {evidence:?}"
+            ));
         }
         let (Assessment::Wait { reason, .. } | Assessment::FailOver { reason }) = answer;
         if reason.is_empty() {

@@ -49,9 +49,9 @@ impl FailoverPolicy for MostAdvanced {
             PrimaryEvidence::Healthy => wait(format!("{primary} is well")),
             PrimaryEvidence::Refused => refused(evidence),
             PrimaryEvidence::Silent => silent(evidence),
-            PrimaryEvidence::Starting => {
-                wait(format!("{primary} is starting or recovering from a crash: it is alive, so it is waited for"))
-            }
+            PrimaryEvidence::Starting => wait(format!(
+                "{primary} is starting or recovering from a crash: it is alive, so it is waited for"
+            )),
             PrimaryEvidence::ShuttingDown => wait(format!(
                 "{primary} is shutting down: until it refuses connections it may still finish transactions"
             )),
@@ -125,9 +125,9 @@ fn silent(evidence: &Evidence) -> Assessment {
             ),
             ask_again_in: Some(left),
         },
-        None => {
-            Assessment::FailOver { reason: format!("{primary} has not answered for {standing} and {testimony}") }
-        }
+        None => Assessment::FailOver {
+            reason: format!("{primary} has not answered for {standing} and {testimony}"),
+        },
     }
 }
 

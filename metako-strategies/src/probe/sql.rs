@@ -157,9 +157,6 @@ mod tests {
         let mut node = MockNode::new();
         node.expect_report().times(1).returning(|| Err(ProbeFailure::StartingUp("57P03".to_owned())));
         node.expect_commit().never();
-        assert_eq!(
-            probed(&SqlProbeSpec::default(), node),
-            Err(ProbeFailure::StartingUp("57P03".to_owned()))
-        );
+        assert_eq!(probed(&SqlProbeSpec::default(), node), Err(ProbeFailure::StartingUp("57P03".to_owned())));
     }
 }
