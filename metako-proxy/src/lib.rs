@@ -6,6 +6,7 @@ pub mod admin;
 pub mod backend;
 pub mod check;
 pub mod control;
+pub mod data;
 pub mod demo;
 pub mod env;
 pub mod logging;
