@@ -29,13 +29,7 @@ pub fn scenario(seed: u64, nodes: &[&str], menu: Menu) -> Scenario {
     let count = dice.between(1, menu.faults_max.max(1));
     let long = dice.between(0, 1) == 1;
     let faults = (0..count).map(|_| fault(&mut dice, nodes, menu, long)).collect();
-<<<<<<< HEAD
-    let slow = dice.between(0, 2);
-    let think = [Span::millis(10, 40), Span::millis(40, 160), Span::millis(100, 400)]
-        [usize::try_from(slow).unwrap_or(0)];
-=======
     let think = [Span::millis(10, 40), Span::millis(50, 200), Span::millis(150, 500)][dice.index(3)];
->>>>>>> main
     Scenario {
         scenario: format!("random-{seed}"),
         about: String::new(),
