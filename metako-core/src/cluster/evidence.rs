@@ -121,6 +121,8 @@ impl Controller {
         if !state.answered_after(since) {
             return;
         }
+        self.unfreeze_standbys();
+        let Some(state) = self.nodes.get(&primary) else { return };
         let mute = self.mute_standbys(&primary, since);
         if let Some(report) = state.current() {
             return match self.judge(&primary, report) {
@@ -242,7 +244,8 @@ impl Controller {
         let Some(report) = self.nodes.get(standby).and_then(|state| state.current_after(since)) else {
             return Witness::Unseen;
         };
-        if report.is_primary() || self.is_foreign(report) {
+        // One that metako itself froze lost the stream for no fault of the primary.
+        if report.is_primary() || self.is_foreign(report) || settings::has_token(report) {
             return Witness::Unseen;
         }
         match report.streaming_receiver() {

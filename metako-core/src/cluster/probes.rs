@@ -95,7 +95,13 @@ impl Controller {
     fn probe_interval(&self) -> Duration {
         let calm = self.settings.interval;
         match &self.phase {
-            Phase::Steady { .. } if self.looking.is_none() && self.sync_step.is_none() => calm,
+            Phase::Steady { .. } if self.looking.is_none() => {
+                if self.sync_step.is_none() {
+                    calm
+                } else {
+                    calm.min(WAITING_INTERVAL)
+                }
+            }
             Phase::Discovering { .. } | Phase::ManualNeeded { .. } | Phase::Paused { .. } => {
                 calm.min(WAITING_INTERVAL)
             }

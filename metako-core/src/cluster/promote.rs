@@ -12,7 +12,7 @@ use super::{
 use crate::{Lsn, NodeName, Tick, TimelineId};
 
 /// How long a promotion is awaited and asked for before a person is called.
-const PROMOTE_MAX: Duration = Duration::from_secs(60);
+const PROMOTE_MAX: Duration = Duration::from_mins(1);
 /// How long other standbys are awaited when they are pointed at the candidate.
 const REPOINT_WAIT: Duration = Duration::from_secs(1);
 
@@ -44,7 +44,7 @@ impl Controller {
             Err(reason) => return self.need_person(None, reason),
         }
         if self.now >= since + PROMOTE_MAX {
-            return self.need_person(None, self.unknown_outcome(&candidate));
+            return self.need_person(None, Self::unknown_outcome(&candidate));
         }
         self.wake_at(since + PROMOTE_MAX);
         let Some(report) = self.report(&candidate) else {
@@ -70,7 +70,7 @@ impl Controller {
         self.send_promotion(&candidate, timeline, fork, prepared);
     }
 
-    fn unknown_outcome(&self, candidate: &NodeName) -> String {
+    fn unknown_outcome(candidate: &NodeName) -> String {
         format!(
             "the promotion of {candidate} did not end within {}s and may still happen: no other standby is promoted. If \
              {candidate} comes up as a primary it is taken; else see to it that it stays down, promote another by hand and \

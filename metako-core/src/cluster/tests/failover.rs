@@ -1,4 +1,5 @@
-use super::lab::{Eager, Lab, Line, Treat, name_of, settings, synchronous};
+use super::fake::{Eager, Line, settings, synchronous};
+use super::lab::{Lab, Treat, name_of};
 use crate::cluster::{Action, DecisionKind, Event, JournalPhase, ObservedRole, SyncRule};
 use crate::config::{NoVoter, Priority};
 use crate::{Epoch, Lsn, NodeName, TimelineId};
@@ -448,6 +449,29 @@ fn a_standby_that_streams_after_all_calls_the_failover_off_without_trusting_the_
     assert_eq!(lab.phase(), "suspect");
     assert!(lab.held().is_some(), "this process has not seen a healthy primary");
     assert!(lab.did("promote").is_empty());
+}
+
+#[test]
+fn a_standby_that_metako_froze_is_no_witness_against_the_primary() {
+    let mut lab = Lab::steady(settings());
+    lab.treat.insert("unfreeze", Treat::Fail);
+    lab.fake("c").line = Line::Silent;
+    lab.fake("b").connecting = true;
+    lab.kill("a");
+    lab.pass(1000);
+    assert_eq!(lab.phase(), "freezing");
+    lab.fake("b").connecting = false;
+    lab.revive("a");
+    lab.pass(200);
+    assert_eq!(lab.primary(), Some("a"), "called off, and b could not be unfrozen yet");
+    lab.fake("a").line = Line::Silent;
+    lab.pass(20_000);
+    assert_eq!(lab.phase(), "suspect");
+    assert_eq!(lab.said(DecisionKind::FailoverBegun).len(), 1, "{:?}", lab.said(DecisionKind::FailoverBegun));
+    lab.treat.clear();
+    lab.pass(10_000);
+    assert!(!lab.fake("b").setting("primary_conninfo").is_empty(), "unfrozen although the primary is silent");
+    assert_eq!(lab.phase(), "suspect", "b streams again: it is this proxy that is cut off");
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::lab::{Eager, Lab, Line, Treat, settings, synchronous};
+use super::fake::{Eager, Line, settings, synchronous};
+use super::lab::{Lab, Treat};
 use crate::cluster::{ActionId, ActionOutcome, Event, ProbeId, ServerLoss};
 use crate::config::{ClusterSettings, NoVoter};
 use crate::plugin::ProbeFailure;
@@ -101,6 +102,25 @@ fn take(lab: &mut Lab, step: &Step) {
     }
 }
 
+/// The transitions that there are, one line for each phase; a call can pass through several phases at once.
+const TRANSITIONS: [(&str, &[&str]); 8] = [
+    ("discovering", &["steady", "suspect", "manual_needed"]),
+    ("steady", &["suspect"]),
+    ("suspect", &["steady", "fencing", "manual_needed"]),
+    ("fencing", &["freezing", "steady", "suspect"]),
+    ("freezing", &["promoting", "steady", "suspect", "manual_needed"]),
+    ("promoting", &["verifying", "manual_needed"]),
+    ("verifying", &["steady", "manual_needed"]),
+    ("manual_needed", &["steady", "suspect", "verifying"]),
+];
+
+fn check_transitions(lab: &Lab) {
+    for (from, to) in &lab.transitions {
+        let known = TRANSITIONS.iter().any(|(phase, next)| phase == from && next.contains(to));
+        assert!(known, "{from} -> {to} is in no table");
+    }
+}
+
 proptest! {
     #[test]
     fn no_order_of_events_breaks_a_rule(which in 0..3_usize, steps in prop::collection::vec(step(), 1..60)) {
@@ -109,6 +129,7 @@ proptest! {
         for step in &steps {
             take(&mut lab, step);
         }
+        check_transitions(&lab);
     }
 
     /// One node dies at any time, with actions that fail on the way; when all is well again, so is the cluster, or a
@@ -130,6 +151,7 @@ proptest! {
             lab.fake(name).connecting = false;
         }
         lab.pass(90_000);
+        check_transitions(&lab);
         // A strict cluster whose standbys diverged waits for somebody to rejoin them, and says so.
         let waits = which == 1 && lab.held().is_some_and(|reason| reason.contains("its first commit waits for"));
         let settled = lab.primary().is_some() || lab.phase() == "manual_needed" || waits;
