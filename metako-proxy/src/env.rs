@@ -7,6 +7,8 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use metako_core::Tick;
@@ -18,6 +20,10 @@ pub trait Env: Clone + Send + Sync + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static;
     /// A bound socket.
     type Listener: Listener<Stream = Self::Stream>;
+    /// A byte stream to a program on the same machine.
+    type LocalStream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// A bound local socket.
+    type LocalListener: LocalListener<Stream = Self::LocalStream>;
 
     /// Resolves `host` and connects to its addresses in turn, with TCP_NODELAY and keep-alive set. Has no time-out of
     /// its own. Cancellation closes the attempt.
@@ -25,6 +31,13 @@ pub trait Env: Clone + Send + Sync + 'static {
 
     /// Binds `address` (`host:port`).
     fn bind(&self, address: &str) -> impl Future<Output = io::Result<Self::Listener>> + Send;
+
+    /// Binds a local socket that only its owner may use, at `path`. Replaces a socket file that nobody listens on any
+    /// more; fails with `AddrInUse` when somebody does.
+    fn bind_local(&self, path: &Path) -> impl Future<Output = io::Result<Self::LocalListener>> + Send;
+
+    /// Connects to a local socket.
+    fn connect_local(&self, path: &Path) -> impl Future<Output = io::Result<Self::LocalStream>> + Send;
 
     /// Runs a task of its own until it ends.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static);
@@ -58,6 +71,15 @@ pub trait Listener: Send + 'static {
     fn local_addr(&self) -> io::Result<SocketAddr>;
 }
 
+/// A bound local socket.
+pub trait LocalListener: Send + 'static {
+    /// What it accepts.
+    type Stream;
+
+    /// The next client, with the user id of its process. Cancellation-safe.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, u32)>> + Send;
+}
+
 /// The real world: tokio, TCP, the system's clocks and entropy.
 #[derive(Debug, Clone)]
 pub struct TokioEnv {
@@ -80,6 +102,8 @@ impl Default for TokioEnv {
 impl Env for TokioEnv {
     type Stream = tokio::net::TcpStream;
     type Listener = TcpAcceptor;
+    type LocalStream = tokio::net::UnixStream;
+    type LocalListener = UnixAcceptor;
 
     async fn connect(&self, host: &str, port: u16) -> io::Result<Self::Stream> {
         let stream = tokio::net::TcpStream::connect((host, port)).await?;
@@ -89,6 +113,23 @@ impl Env for TokioEnv {
 
     async fn bind(&self, address: &str) -> io::Result<Self::Listener> {
         Ok(TcpAcceptor(tokio::net::TcpListener::bind(address).await?))
+    }
+
+    async fn bind_local(&self, path: &Path) -> io::Result<Self::LocalListener> {
+        if tokio::net::UnixStream::connect(path).await.is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on it"));
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = tokio::net::UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(UnixAcceptor { listener, path: path.to_owned() })
+    }
+
+    async fn connect_local(&self, path: &Path) -> io::Result<Self::LocalStream> {
+        tokio::net::UnixStream::connect(path).await
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -127,6 +168,30 @@ impl Listener for TcpAcceptor {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
+    }
+}
+
+/// A local socket that accepts. Its file goes when it is dropped.
+#[derive(Debug)]
+pub struct UnixAcceptor {
+    listener: tokio::net::UnixListener,
+    path: PathBuf,
+}
+
+impl LocalListener for UnixAcceptor {
+    type Stream = tokio::net::UnixStream;
+
+    async fn accept(&mut self) -> io::Result<(Self::Stream, u32)> {
+        let (stream, _) = self.listener.accept().await?;
+        let uid = stream.peer_cred()?.uid();
+        Ok((stream, uid))
+    }
+}
+
+impl Drop for UnixAcceptor {
+    fn drop(&mut self) {
+        // A file that is gone already is what was wanted.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

@@ -2,5 +2,23 @@
 //!
 //! Decisions are made in the core and in strategies; here they are carried out.
 
+pub mod admin;
+pub mod app;
+pub mod backend;
+pub mod check;
+mod cli;
+pub mod control;
+pub mod data;
 pub mod env;
+pub mod logging;
+pub mod login;
+pub mod playground;
 pub mod shared;
+pub mod state_dir;
+pub mod stream;
+pub mod tls_files;
+
+pub use cli::main;
+
+// Links the stock strategies into every binary that uses this crate.
+use metako_strategies as _;

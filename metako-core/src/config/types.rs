@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::NodeName;
 use crate::plugin::{FailoverPolicySpec, HealthProbeSpec, LoadBalancerSpec, QueryClassifierSpec};
 
@@ -124,7 +127,9 @@ pub enum Priority {
 }
 
 /// `sslmode:` of a node, as libpq has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 pub enum SslMode {
     /// No TLS.
     Disable,
@@ -196,7 +201,9 @@ pub struct FailoverSettings {
 }
 
 /// `failover.mode`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 pub enum FailoverMode {
     /// metako promotes by itself.
     Automatic,
@@ -220,7 +227,9 @@ pub struct Synchronous {
 pub struct Acks(pub u32);
 
 /// `failover.synchronous.on_no_voter`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 pub enum NoVoter {
     /// Commits wait.
     Block,
@@ -229,13 +238,17 @@ pub enum NoVoter {
 }
 
 /// `failover.unknown_outcome`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
 pub enum UnknownOutcome {
     /// SQLSTATE 08007.
+    #[serde(rename = "unknown")]
     TransactionResolutionUnknown,
     /// SQLSTATE 40003.
+    #[serde(rename = "completion_unknown")]
     StatementCompletionUnknown,
     /// The client connection is closed.
+    #[serde(rename = "close")]
     Close,
 }
 
@@ -251,7 +264,9 @@ pub struct Routing {
 }
 
 /// `load_balancer.split`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 pub enum Split {
     /// Reads outside transactions go to replicas.
     Auto,
@@ -275,7 +290,9 @@ pub struct PoolSettings {
 }
 
 /// `pool.mode`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 pub enum PoolMode {
     /// A server connection for a transaction.
     Transaction,
@@ -297,7 +314,9 @@ pub struct User {
 }
 
 /// `users.admin`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 pub enum AdminAccess {
     /// Nothing.
     None,
@@ -355,7 +374,9 @@ pub struct Log {
 }
 
 /// `log.format`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 pub enum LogFormat {
     /// For people.
     Human,

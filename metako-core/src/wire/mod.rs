@@ -1,1 +1,13 @@
-//! To come in this change.
+//! The PostgreSQL protocol, version 3, as bytes.
+//!
+//! On the hot path a frame's header is read and nothing else: [`Framer`] cuts a stream into frames without copying, and
+//! lets frames that are too large to wait for pass in pieces. What metako has to say itself is made by [`write`], what
+//! it has to understand is read by [`read`], and what comes before log-in by [`startup`].
+
+mod frame;
+pub mod read;
+pub mod sqlstate;
+pub mod startup;
+pub mod write;
+
+pub use frame::{Direction, FrameError, Framer, Header, Piece, SMALL_MAX, TEXT_MAX, header};

@@ -1,0 +1,236 @@
+//! Why a server could not be reached or would not let metako in, and what that says about the server.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use metako_core::NodeName;
+use metako_core::cluster::ServerLoss;
+use metako_core::plugin::ProbeFailure;
+
+/// A connection to a server that did not come to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{node}: {kind}")]
+pub struct ConnectError {
+    /// The server: a node's name, or `host:port` where only an address was known ([`open`](super::open)).
+    pub node: NodeName,
+    /// What happened.
+    pub kind: ConnectErrorKind,
+}
+
+/// What can go wrong between the first packet and `ReadyForQuery`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectErrorKind {
+    /// Nothing listens there.
+    #[error("connection refused: {0}")]
+    Refused(String),
+    /// Whoever waited for it gave up after so long; made by [`ConnectError::timed_out`].
+    #[error("no log-in within {}ms", .0.as_millis())]
+    TimedOut(Duration),
+    /// The name does not resolve, or there is no way to the host from here.
+    #[error("cannot be reached from here: {0}")]
+    Unreachable(String),
+    /// The connection was there and ended before the log-in was done.
+    #[error("the server closed the connection during log-in: {0}")]
+    Closed(String),
+    /// The server answered with an error.
+    #[error("{0}")]
+    Server(ServerError),
+    /// The server asks for what metako cannot or will not give, or could not prove that it knows the password.
+    #[error("log-in failed: {0}")]
+    Authentication(String),
+    /// The answer is not PostgreSQL's protocol.
+    #[error("unexpected answer: {0}")]
+    Protocol(String),
+    /// TLS was demanded and did not come about.
+    #[error("TLS: {0}")]
+    Tls(String),
+}
+
+/// An ErrorResponse.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerError {
+    /// Severity, in English where the server says it: `FATAL`, `ERROR`, `PANIC`.
+    pub severity: String,
+    /// The SQLSTATE.
+    pub sqlstate: String,
+    /// The message, in the server's language.
+    pub message: String,
+    /// The detail, if there is one.
+    pub detail: Option<String>,
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} (SQLSTATE {})", self.severity, self.message, self.sqlstate)?;
+        match &self.detail {
+            Some(detail) => write!(f, ": {detail}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ServerError {
+    /// Of the refusals that share 57P03, whether this one says that the server goes down rather than comes up. Only the
+    /// text tells them apart; in a language that is not English they all count as coming up, which is the milder claim.
+    fn is_shutting_down(&self) -> bool {
+        self.sqlstate == "57P01" || (self.sqlstate == "57P03" && self.message.contains("shutting down"))
+    }
+}
+
+impl ConnectErrorKind {
+    /// What an I/O error says when it came from connecting.
+    pub(super) fn connecting(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused(error.to_string()),
+            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => {
+                Self::Closed(error.to_string())
+            }
+            _ => Self::Unreachable(error.to_string()),
+        }
+    }
+
+    /// What an I/O error says when it came from a connection that was established.
+    pub(super) fn talking(error: &io::Error) -> Self {
+        Self::Closed(error.to_string())
+    }
+}
+
+impl ConnectError {
+    /// The error of a wait that the caller ended: [`connect`](super::connect) and [`open`](super::open) have no time-out
+    /// of their own.
+    pub fn timed_out(node: &NodeName, after: Duration) -> Self {
+        Self { node: node.clone(), kind: ConnectErrorKind::TimedOut(after) }
+    }
+
+    /// What this tells the cluster controller; `None` where the server is alive, or the fault is not the server's.
+    ///
+    /// A host that cannot be reached counts as one that does not answer: neither says whose fault it is.
+    pub fn server_loss(&self) -> Option<ServerLoss> {
+        match &self.kind {
+            ConnectErrorKind::Refused(_) => Some(ServerLoss::Refused),
+            ConnectErrorKind::TimedOut(_) | ConnectErrorKind::Unreachable(_) => Some(ServerLoss::TimedOut),
+            ConnectErrorKind::Closed(_) => Some(ServerLoss::Broken),
+            ConnectErrorKind::Server(error) => match error.sqlstate.as_str() {
+                "25006" => Some(ServerLoss::ReadOnly),
+                state if state.starts_with("57P") => Some(ServerLoss::Broken),
+                _ => None,
+            },
+            ConnectErrorKind::Authentication(_)
+            | ConnectErrorKind::Protocol(_)
+            | ConnectErrorKind::Tls(_) => None,
+        }
+    }
+
+    /// The same as a health probe reports it.
+    pub fn probe_failure(&self) -> ProbeFailure {
+        let text = self.kind.to_string();
+        match &self.kind {
+            ConnectErrorKind::Refused(problem) => ProbeFailure::Refused(problem.clone()),
+            ConnectErrorKind::TimedOut(after) => ProbeFailure::TimedOut(*after),
+            ConnectErrorKind::Unreachable(problem) => ProbeFailure::Unreachable(problem.clone()),
+            // No session was lost: this is how a port refuses whose server is gone behind something that still listens.
+            ConnectErrorKind::Closed(_) => ProbeFailure::Refused(text),
+            ConnectErrorKind::Server(error) => server_probe_failure(error),
+            ConnectErrorKind::Authentication(problem) => ProbeFailure::Authentication(problem.clone()),
+            ConnectErrorKind::Protocol(_) | ConnectErrorKind::Tls(_) => ProbeFailure::Unexpected(text),
+        }
+    }
+
+    /// As an I/O error, for callers that know no other.
+    pub fn into_io(self) -> io::Error {
+        let kind = match self.kind {
+            ConnectErrorKind::Refused(_) => io::ErrorKind::ConnectionRefused,
+            ConnectErrorKind::TimedOut(_) => io::ErrorKind::TimedOut,
+            ConnectErrorKind::Unreachable(_) => io::ErrorKind::HostUnreachable,
+            ConnectErrorKind::Closed(_) => io::ErrorKind::UnexpectedEof,
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, self)
+    }
+}
+
+fn server_probe_failure(error: &ServerError) -> ProbeFailure {
+    let text = error.to_string();
+    match error.sqlstate.as_str() {
+        "53300" => ProbeFailure::TooManyConnections(text),
+        "25006" => ProbeFailure::ReadOnly(text),
+        "57P01" | "57P03" if error.is_shutting_down() => ProbeFailure::ShuttingDown(text),
+        "57P03" => ProbeFailure::StartingUp(text),
+        "57P02" => ProbeFailure::Lost(text),
+        state if state.starts_with("28") => ProbeFailure::Authentication(text),
+        _ => ProbeFailure::Unexpected(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(sqlstate: &str, message: &str) -> ConnectError {
+        let error = ServerError {
+            severity: "FATAL".to_owned(),
+            sqlstate: sqlstate.to_owned(),
+            message: message.to_owned(),
+            detail: None,
+        };
+        ConnectError { node: "pg-1".into(), kind: ConnectErrorKind::Server(error) }
+    }
+
+    #[test]
+    fn refusals_of_a_live_server_are_told_apart() {
+        let failure = |sqlstate, message| server(sqlstate, message).probe_failure();
+        assert!(matches!(
+            failure("57P03", "the database system is starting up"),
+            ProbeFailure::StartingUp(_)
+        ));
+        assert!(matches!(
+            failure("57P03", "the database system is shutting down"),
+            ProbeFailure::ShuttingDown(_)
+        ));
+        assert!(matches!(
+            failure("57P03", "the database system is not yet accepting connections"),
+            ProbeFailure::StartingUp(_)
+        ));
+        assert!(matches!(
+            failure("57P03", "the database system is in recovery mode"),
+            ProbeFailure::StartingUp(_)
+        ));
+        assert!(matches!(
+            failure("53300", "sorry, too many clients already"),
+            ProbeFailure::TooManyConnections(_)
+        ));
+        assert!(matches!(
+            failure("28P01", "password authentication failed"),
+            ProbeFailure::Authentication(_)
+        ));
+        assert!(matches!(failure("28000", "no pg_hba.conf entry"), ProbeFailure::Authentication(_)));
+        assert!(matches!(failure("57P01", "terminating connection"), ProbeFailure::ShuttingDown(_)));
+        assert!(matches!(failure("3D000", "database does not exist"), ProbeFailure::Unexpected(_)));
+    }
+
+    #[test]
+    fn only_what_speaks_against_the_server_is_a_loss() {
+        assert_eq!(
+            server("57P03", "the database system is starting up").server_loss(),
+            Some(ServerLoss::Broken)
+        );
+        assert_eq!(server("53300", "sorry, too many clients already").server_loss(), None);
+        assert_eq!(server("28P01", "password authentication failed").server_loss(), None);
+        let io = |kind: io::ErrorKind| ConnectError {
+            node: "pg-1".into(),
+            kind: ConnectErrorKind::connecting(&kind.into()),
+        };
+        assert_eq!(io(io::ErrorKind::ConnectionRefused).server_loss(), Some(ServerLoss::Refused));
+        assert_eq!(io(io::ErrorKind::NetworkUnreachable).server_loss(), Some(ServerLoss::TimedOut));
+        assert_eq!(io(io::ErrorKind::ConnectionReset).server_loss(), Some(ServerLoss::Broken));
+    }
+
+    #[test]
+    fn people_read_the_node_first() {
+        assert_eq!(
+            server("53300", "sorry, too many clients already").to_string(),
+            "pg-1: FATAL: sorry, too many clients already (SQLSTATE 53300)"
+        );
+    }
+}

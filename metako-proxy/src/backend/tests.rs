@@ -1,0 +1,237 @@
+//! Servers that misbehave, played by the test; real ones are in `tests/backend.rs`.
+
+use metako_core::cluster::ServerLoss;
+use metako_core::plugin::ProbeFailure;
+use proptest::prelude::*;
+use tokio::io::duplex;
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::env::TokioEnv;
+
+fn target(port: u16, sslmode: SslMode) -> Target {
+    Target {
+        node: "pg-1".into(),
+        host: "127.0.0.1".to_owned(),
+        port,
+        sslmode,
+        user: "app".to_owned(),
+        password: Some(Secret::new("secret")),
+        database: "shop".to_owned(),
+        parameters: vec![("application_name".to_owned(), "test".to_owned())],
+    }
+}
+
+/// Logs in to a server that says these things, each after one message of metako's, and then closes.
+async fn log_in_to(answers: &[&[u8]]) -> Result<Backend<tokio::io::DuplexStream>, ConnectErrorKind> {
+    let (client, mut server) = duplex(1024 * 1024);
+    let script = async move {
+        let mut input = [0; 1024];
+        for answer in answers {
+            if server.read(&mut input).await.unwrap() == 0 {
+                return;
+            }
+            server.write_all(answer).await.unwrap();
+        }
+        server.shutdown().await.unwrap();
+    };
+    let target = target(5432, SslMode::Disable);
+    let ((), result) = tokio::join!(script, log_in(client, &target));
+    result
+}
+
+const OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+const KEY: &[u8] = b"K\0\0\0\x0c\0\0\0\x07\x01\x02\x03\x04";
+const READY: &[u8] = b"Z\0\0\0\x05I";
+const ASK_SCRAM: &[u8] = b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0";
+
+fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
+    [&[tag], &u32::try_from(body.len() + 4).unwrap().to_be_bytes()[..], body].concat()
+}
+
+fn parameter(name: &str, value: &str) -> Vec<u8> {
+    frame(b'S', &[name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat())
+}
+
+fn authentication(code: u8, body: &[u8]) -> Vec<u8> {
+    frame(b'R', &[&[0, 0, 0, code], body].concat())
+}
+
+#[tokio::test]
+async fn what_the_server_reports_is_kept() {
+    let answer = [
+        OK,
+        &parameter("server_version", "15.0"),
+        &parameter("in_hot_standby", "on"),
+        &frame(b'N', b"SNOTICE\0\0"),
+        KEY,
+        READY,
+        // A promotion just now: it must not be left in the stream.
+        &parameter("in_hot_standby", "off"),
+    ]
+    .concat();
+    let backend = log_in_to(&[&answer]).await.unwrap();
+    assert_eq!((backend.process_id, backend.secret_key), (7, vec![1, 2, 3, 4]));
+    let expected = [("server_version", "15.0"), ("in_hot_standby", "off")];
+    assert_eq!(backend.parameters, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_prove_itself_is_refused() {
+    // It lets metako in without the proof that it knows the password, at either point.
+    let skipped = log_in_to(&[ASK_SCRAM, &[OK, KEY, READY].concat()]).await;
+    assert!(matches!(skipped, Err(ConnectErrorKind::Authentication(_))), "{skipped:?}");
+    let final_alone = log_in_to(&[ASK_SCRAM, &authentication(12, b"v=AAAA")]).await;
+    assert!(matches!(final_alone, Err(ConnectErrorKind::Authentication(_))), "{final_alone:?}");
+    let foreign_nonce = log_in_to(&[ASK_SCRAM, &authentication(11, b"r=x,s=AAAA,i=4096")]).await;
+    assert!(matches!(foreign_nonce, Err(ConnectErrorKind::Authentication(_))), "{foreign_nonce:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_the_password_in_clear_after_scram_does_not_get_it() {
+    let result = log_in_to(&[ASK_SCRAM, &authentication(3, b"")]).await;
+    assert!(matches!(result, Err(ConnectErrorKind::Authentication(_))), "{result:?}");
+}
+
+#[tokio::test]
+async fn a_method_that_metako_does_not_have_is_said_so() {
+    let gssapi = log_in_to(&[&authentication(7, b"")]).await;
+    assert!(matches!(gssapi, Err(ConnectErrorKind::Authentication(_))), "{gssapi:?}");
+    let other_sasl = log_in_to(&[&authentication(10, b"OTHER\0\0")]).await;
+    assert!(matches!(other_sasl, Err(ConnectErrorKind::Authentication(_))), "{other_sasl:?}");
+}
+
+#[tokio::test]
+async fn an_error_is_passed_on_at_every_step() {
+    let error = &frame(b'E', b"SFATAL\0VFATAL\0C57P03\0Mthe database system is shutting down\0\0")[..];
+    for answers in [
+        &[error] as &[&[u8]],
+        &[ASK_SCRAM, error],
+        &[&[OK, error].concat()],
+        &[&[OK, KEY, READY, error].concat()],
+    ] {
+        let result = log_in_to(answers).await;
+        let Err(ConnectErrorKind::Server(error)) = result else { panic!("{result:?}") };
+        assert_eq!((error.severity.as_str(), error.sqlstate.as_str()), ("FATAL", "57P03"));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_closes_is_told_from_one_that_speaks_otherwise() {
+    for answers in [&[] as &[&[u8]], &[b""], &[OK], &[&[OK, KEY].concat()], &[ASK_SCRAM]] {
+        let result = log_in_to(answers).await;
+        assert!(matches!(result, Err(ConnectErrorKind::Closed(_))), "{result:?}");
+    }
+    for answers in [
+        &[&b"HTTP/1.1 400 Bad Request\r\n"[..]] as &[&[u8]],
+        &[READY],
+        &[&[OK, OK].concat()],
+        &[&[OK, b"Z\0\0\0\x05T"].concat()],
+        &[&[OK, b"S\0\0\0\x06a\0"].concat()],
+        &[&[OK, READY, b"C\0\0\0\x05\0"].concat()],
+    ] {
+        let result = log_in_to(answers).await;
+        assert!(matches!(result, Err(ConnectErrorKind::Protocol(_))), "{result:?}");
+    }
+}
+
+/// A TCP server that plays one connection: reads the request for TLS and answers with these bytes.
+async fn answer_tls_request(
+    answer: &'static [u8],
+    sslmode: SslMode,
+) -> Result<MaybeTls<tokio::net::TcpStream>, ConnectError> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let script = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 8];
+        stream.read_exact(&mut request).await.unwrap();
+        assert_eq!(request, [0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f]);
+        stream.write_all(answer).await.unwrap();
+        stream.shutdown().await.unwrap();
+        // A reset would overtake the answer: what the client still says is read.
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.unwrap();
+    };
+    let env = TokioEnv::new();
+    let client = async {
+        // The stream is dropped with the error, which ends the script.
+        open(&env, "127.0.0.1", port, sslmode).await
+    };
+    tokio::select! {
+        result = client => result,
+        () = async { script.await; std::future::pending().await } => unreachable!(),
+    }
+}
+
+#[tokio::test]
+async fn tls_comes_about_or_not_by_sslmode() {
+    let plain = answer_tls_request(b"N", SslMode::Prefer).await.unwrap();
+    assert!(!plain.is_tls());
+    let refused = answer_tls_request(b"N", SslMode::Require).await.unwrap_err();
+    assert!(matches!(refused.kind, ConnectErrorKind::Tls(_)), "{refused}");
+    assert!(matches!(refused.probe_failure(), ProbeFailure::Unexpected(_)));
+    // Clear text after the answer is not taken for something that was said inside TLS.
+    let injected = answer_tls_request(b"SE\0\0\0\x04", SslMode::Prefer).await.unwrap_err();
+    assert!(matches!(injected.kind, ConnectErrorKind::Tls(_)), "{injected}");
+    let error = answer_tls_request(b"EFATAL", SslMode::Prefer).await.unwrap_err();
+    assert!(matches!(error.kind, ConnectErrorKind::Closed(_)), "{error}");
+    assert!(!error.to_string().contains("FATAL"), "{error}");
+    let garbage = answer_tls_request(b"H", SslMode::Prefer).await.unwrap_err();
+    assert!(matches!(garbage.kind, ConnectErrorKind::Protocol(_)), "{garbage}");
+    let closed = answer_tls_request(b"", SslMode::Prefer).await.unwrap_err();
+    assert!(matches!(closed.kind, ConnectErrorKind::Closed(_)), "{closed}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_reached_says_why() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let env = TokioEnv::new();
+    let refused = connect(&env, &target(port, SslMode::Prefer)).await.unwrap_err();
+    assert!(matches!(refused.kind, ConnectErrorKind::Refused(_)), "{refused}");
+    assert_eq!(refused.server_loss(), Some(ServerLoss::Refused));
+    assert!(refused.to_string().starts_with("pg-1: connection refused"), "{refused}");
+    let cancel = cancel(&env, &target(port, SslMode::Prefer), 7, &[0; 4]).await.unwrap_err();
+    assert_eq!(cancel.kind(), io::ErrorKind::ConnectionRefused);
+
+    // No resolver has to be asked to know that this is no host.
+    let nowhere = Target { host: "no\0host".to_owned(), ..target(port, SslMode::Prefer) };
+    let unreachable = connect(&env, &nowhere).await.unwrap_err();
+    assert!(matches!(unreachable.probe_failure(), ProbeFailure::Unreachable(_)), "{unreachable}");
+}
+
+#[tokio::test]
+async fn a_key_that_is_none_cancels_nothing() {
+    let error = cancel(&TokioEnv::new(), &target(1, SslMode::Disable), 0, &[]).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn a_name_with_a_zero_byte_is_not_sent() {
+    let target = Target { user: "a\0b".to_owned(), ..target(1, SslMode::Disable) };
+    let (client, _server) = duplex(64);
+    let result = log_in(client, &target).await;
+    assert!(matches!(result, Err(ConnectErrorKind::Authentication(_))), "{result:?}");
+}
+
+proptest! {
+    #[test]
+    fn any_server_is_survived(
+        first in proptest::collection::vec(any::<u8>(), 0..80),
+        frames in proptest::collection::vec(
+            (prop::sample::select(&b"RSKZENAv"[..]), proptest::collection::vec(any::<u8>(), 0..30)), 0..5),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut framed = Vec::new();
+        for (tag, body) in frames {
+            framed.extend(frame(tag, &body));
+        }
+        for answers in [&[&first[..]] as &[&[u8]], &[&framed], &[ASK_SCRAM, &framed], &[&[OK, &framed].concat()]] {
+            // Without a key and idle is the least that a server has to say to be one.
+            if let Ok(backend) = runtime.block_on(log_in_to(answers)) {
+                prop_assert!(backend.parameters.len() <= 5);
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The command line: `metako [COMMAND] --config FILE`.
+
+mod check;
+mod remote;
+mod strategies;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What a command ended with. 0 is success; clap itself exits with 2 on wrong usage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Refused, failed, or an expectation broken; one line on standard error says why.
+    Failed = 1,
+    /// Wrong usage or configuration.
+    Usage = 2,
+    /// Nothing could be reached.
+    Unreachable = 3,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Pools connections to PostgreSQL, sends writes to the primary and reads to the replicas, and promotes a replica when
+/// the primary dies.
+#[derive(Debug, Parser)]
+#[command(name = "metako", version, about, max_term_width = 100)]
+struct Cli {
+    /// The configuration file.
+    #[arg(long, global = true, value_name = "FILE", default_value = "configs/example.yaml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy until SIGTERM or SIGINT; SIGHUP reads the configuration again (the default command).
+    Run,
+    /// Check the configuration, and the files that it names, without starting anything.
+    Check {
+        /// Print facts as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the strategies that are linked into this binary, with options, defaults and docs.
+    Strategies {
+        /// Print facts as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show nodes, roles, lag and traffic of the running proxy.
+    Status {
+        /// Print facts as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the running proxy read its configuration again. A bad file changes nothing.
+    Reload {
+        /// Print facts as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a node for the primary on your word, when the running proxy cannot make sure by itself.
+    Adopt {
+        /// The node.
+        #[arg(long, value_name = "NAME")]
+        primary: String,
+        /// Print facts as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// The stock binary and every user's own: parses the command line, runs the command, and says how it ended. Strategies
+/// must be linked in by the caller (`use my_strategies as _;`); the stock ones are.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = metako_core::plugin::verify() {
+        eprintln!("metako: {error}");
+        return Exit::Failed.into();
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("metako: cannot start: {error}");
+            return Exit::Failed.into();
+        }
+    };
+    let exit = runtime.block_on(dispatch(cli));
+    // Control connections may sit in a blocking name look-up; they must not keep the process.
+    runtime.shutdown_background();
+    exit.into()
+}
+
+async fn dispatch(cli: Cli) -> Exit {
+    match cli.command.unwrap_or(Command::Run) {
+        Command::Run => crate::app::run(&cli.config).await,
+        Command::Check { json } => check::check(&cli.config, json),
+        Command::Strategies { json } => strategies::strategies(json),
+        Command::Status { json } => remote::status(&cli.config, json).await,
+        Command::Reload { json } => remote::reload(&cli.config, json).await,
+        Command::Adopt { primary, json } => remote::adopt(&cli.config, &primary, json).await,
+    }
+}
+
+/// Ends a command whose output could not be written; a reader that went away (`| head`) is no failure.
+fn written(result: io::Result<()>, exit: Exit) -> Exit {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("metako: cannot write: {error}");
+            Exit::Failed
+        }
+        _ => exit,
+    }
+}

@@ -1,0 +1,215 @@
+//! One control connection to a node: opened, used by one question at a time, dropped at the first sign of trouble.
+
+use std::error::Error as _;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use metako_core::NodeName;
+use metako_core::config::Node;
+use metako_core::plugin::ProbeFailure;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage};
+
+use super::replication::ReplicationStream;
+use crate::backend::{self, ConnectError, ConnectErrorKind, MaybeTls, ServerError};
+use crate::env::Env;
+
+/// Settings of every control session. The statement time-out only clears up after a question that nobody waits for any
+/// more; the waits that matter are bounded by whoever asks.
+const SESSION_OPTIONS: &str = "-c search_path=pg_catalog -c statement_timeout=30s -c client_min_messages=notice \
+     -c standard_conforming_strings=on -c jit=off";
+
+/// A row as text.
+pub(super) type Row = Vec<Option<String>>;
+
+/// A logged-in session. Dropping it closes the socket at once, also in the middle of an answer.
+pub(super) struct Connection {
+    node: NodeName,
+    client: tokio_postgres::Client,
+    fate: Arc<Fate>,
+    /// Dropped with the connection, which ends the task that serves the socket.
+    _open: oneshot::Sender<()>,
+}
+
+/// What the task that serves the socket has seen besides answers.
+#[derive(Default)]
+struct Fate {
+    end: Mutex<Option<ProbeFailure>>,
+    sync_wait_cut: AtomicBool,
+}
+
+impl Connection {
+    /// Connects and logs in for SQL.
+    ///
+    /// Cancellation closes the attempt.
+    pub(super) async fn open<E: Env>(env: &E, node: &Node) -> Result<Self, ProbeFailure> {
+        let stream = transport(env, node).await?;
+        let mut config = log_in(node);
+        config.options(SESSION_OPTIONS);
+        Self::start(env, node, stream, &config).await
+    }
+
+    /// Connects and logs in for replication commands. The session is tied to the node's database, so that the rules of
+    /// pg_hba.conf for that database apply to it and not those for `replication`.
+    ///
+    /// Cancellation closes the attempt.
+    pub(super) async fn open_replication<E: Env>(env: &E, node: &Node) -> Result<Self, ProbeFailure> {
+        let stream = ReplicationStream::new(transport(env, node).await?);
+        Self::start(env, node, stream, &log_in(node)).await
+    }
+
+    async fn start<E, S>(
+        env: &E,
+        node: &Node,
+        stream: S,
+        config: &tokio_postgres::Config,
+    ) -> Result<Self, ProbeFailure>
+    where
+        E: Env,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let node = node.name.clone();
+        let (client, mut connection) =
+            config.connect_raw(stream, NoTls).await.map_err(|error| log_in_failure(&node, &error))?;
+        let fate = Arc::new(Fate::default());
+        let (open, mut dropped) = oneshot::channel::<()>();
+        let (seen, whose) = (Arc::clone(&fate), node.clone());
+        env.spawn(async move {
+            loop {
+                let message = tokio::select! {
+                    _ = &mut dropped => return,
+                    message = poll_fn(|cx| connection.poll_message(cx)) => message,
+                };
+                match message {
+                    Some(Ok(AsyncMessage::Notice(notice))) => {
+                        if notice.routine() == Some("SyncRepWaitForLSN") {
+                            seen.sync_wait_cut.store(true, Ordering::Release);
+                        }
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => {
+                        *seen.end.lock() = Some(standing_failure(&whose, &error));
+                        return;
+                    }
+                    None => return,
+                }
+            }
+        });
+        Ok(Self { node, client, fate, _open: open })
+    }
+
+    /// Runs a string of statements by the simple protocol and gives the rows of all of them.
+    ///
+    /// After an error, or when the future was dropped, the connection is not to be used again.
+    pub(super) async fn rows(&self, sql: &str) -> Result<Vec<Row>, ProbeFailure> {
+        let messages = self.client.simple_query(sql).await.map_err(|error| self.failure(&error))?;
+        let rows = messages.into_iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => {
+                Some((0..row.len()).map(|column| row.get(column).map(str::to_owned)).collect())
+            }
+            _ => None,
+        });
+        Ok(rows.collect())
+    }
+
+    /// Whether the server still answers on this connection.
+    pub(super) async fn answers(&self) -> bool {
+        !self.client.is_closed() && self.client.simple_query("").await.is_ok()
+    }
+
+    /// Whether a commit on this connection was answered although its wait for standbys was cut short: the server says
+    /// so only by a warning.
+    pub(super) fn sync_wait_was_cut(&self) -> bool {
+        self.fate.sync_wait_cut.load(Ordering::Acquire)
+    }
+
+    fn failure(&self, error: &tokio_postgres::Error) -> ProbeFailure {
+        if error.as_db_error().is_none()
+            && let Some(end) = self.fate.end.lock().clone()
+        {
+            return end;
+        }
+        standing_failure(&self.node, error)
+    }
+}
+
+async fn transport<E: Env>(env: &E, node: &Node) -> Result<MaybeTls<E::Stream>, ProbeFailure> {
+    backend::open(env, &node.host, node.port, node.sslmode).await.map_err(|error| match &error.kind {
+        ConnectErrorKind::Closed(_) => ProbeFailure::Refused(error.to_string()),
+        _ => error.probe_failure(),
+    })
+}
+
+fn log_in(node: &Node) -> tokio_postgres::Config {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .user(&node.username)
+        .password(node.password.reveal())
+        .dbname(&node.database)
+        .application_name("metako")
+        .ssl_mode(SslMode::Disable);
+    config
+}
+
+/// Why a log-in failed. A server that closes the connection before it said anything counts as one that refuses.
+fn log_in_failure(node: &NodeName, error: &tokio_postgres::Error) -> ProbeFailure {
+    if let Some(told) = error.as_db_error() {
+        return server_failure(node, told);
+    }
+    let text = with_source(error);
+    if error.is_closed() || io_source(error).is_some() {
+        ProbeFailure::Refused(format!("the server closed the connection at log-in: {text}"))
+    } else if text.starts_with("authentication error") || text.starts_with("invalid configuration") {
+        ProbeFailure::Authentication(text)
+    } else {
+        ProbeFailure::Unexpected(text)
+    }
+}
+
+/// Why a session that was established failed.
+fn standing_failure(node: &NodeName, error: &tokio_postgres::Error) -> ProbeFailure {
+    if let Some(told) = error.as_db_error() {
+        return server_failure(node, told);
+    }
+    let text = with_source(error);
+    if error.is_closed() || io_source(error).is_some() {
+        ProbeFailure::Lost(text)
+    } else {
+        ProbeFailure::Unexpected(text)
+    }
+}
+
+/// What the server said, sorted by its SQLSTATE as the data plane sorts it.
+fn server_failure(node: &NodeName, told: &DbError) -> ProbeFailure {
+    // 57P01 is also what a server process says when it finds its postmaster dead: a crash, not a shutdown. Only the place
+    // in the source tells them apart in every language.
+    let orphaned = told.code() == &SqlState::ADMIN_SHUTDOWN
+        && matches!(told.routine(), Some("secure_read" | "secure_write"));
+    if orphaned {
+        return ProbeFailure::Lost(told.message().to_owned());
+    }
+    let error = ServerError {
+        severity: told.severity().to_owned(),
+        sqlstate: told.code().code().to_owned(),
+        message: told.message().to_owned(),
+        detail: told.detail().map(str::to_owned),
+    };
+    ConnectError { node: node.clone(), kind: ConnectErrorKind::Server(error) }.probe_failure()
+}
+
+fn io_source(error: &tokio_postgres::Error) -> Option<&io::Error> {
+    error.source().and_then(|source| source.downcast_ref())
+}
+
+fn with_source(error: &tokio_postgres::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

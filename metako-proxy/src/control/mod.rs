@@ -1,0 +1,28 @@
+//! The control plane's shell: asks the nodes, carries out what the pure controller orders, keeps its journal, and
+//! writes down what it decided.
+
+mod access;
+mod actions;
+mod config;
+mod connection;
+mod contained;
+mod driver;
+mod journal;
+mod node_report;
+mod persist;
+mod probes;
+mod record;
+mod replication;
+mod report;
+mod sql;
+mod status;
+
+pub use access::PgNode;
+pub use actions::{Order, PgServers, Servers};
+pub use config::ControlConfig;
+pub use contained::ContainedPolicy;
+pub use driver::{Driver, DriverHandle, Parts, StartError, Stopped};
+pub use journal::{FileJournal, Found, JOURNAL_VERSION, JournalError, JournalStore};
+pub use record::{Entry, History, HistoryWriter, timestamp};
+pub use report::{log as log_report, report_periodically};
+pub use status::{NodeStatus, OverallHealth, Queries, Status, render};

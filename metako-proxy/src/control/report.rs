@@ -1,0 +1,130 @@
+//! The periodic report of the cluster in the log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metako_core::config::LogFormat;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::status::{OverallHealth, Status, render};
+
+/// Logs a report every `every`, until the future is dropped. A report tells the whole state, so one that was missed is not
+/// made up for.
+pub async fn report_periodically(
+    every: Duration,
+    format: LogFormat,
+    status: Arc<dyn Fn() -> Status + Send + Sync>,
+) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first tick is at once, when nothing is known yet.
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        log(&status(), format);
+    }
+}
+
+/// Writes one report as one event: for people a table, for machines its figures as fields, the nodes as a JSON text.
+pub fn log(status: &Status, format: LogFormat) {
+    match format {
+        LogFormat::Human => tracing::info!(target: "metako::report", "{}", render(status).trim_end()),
+        LogFormat::Json => log_fields(status),
+    }
+}
+
+fn log_fields(status: &Status) {
+    let nodes = serde_json::to_string(&status.nodes).expect("nodes have only text keys");
+    let health = match status.health {
+        OverallHealth::Healthy => "healthy",
+        OverallHealth::Degraded => "degraded",
+        OverallHealth::Unavailable => "unavailable",
+    };
+    tracing::info!(
+        target: "metako::report",
+        cluster = %status.cluster,
+        health,
+        primary = status.primary.as_ref().map(tracing::field::display),
+        reason = status.reason.as_deref(),
+        epoch = status.epoch.0,
+        phase = %status.phase,
+        queries_total = status.queries.total,
+        queries_read = status.queries.reads,
+        queries_write = status.queries.writes,
+        queries_failed = status.queries.failed,
+        clients = status.clients,
+        held_clients = status.held_clients,
+        nodes = %nodes,
+        "cluster report"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use metako_core::cluster::ClusterView;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::shared::Traffic;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn status() -> Status {
+        Status::new("main", &ClusterView::empty("no node has answered yet"), &Traffic::default(), Vec::new())
+    }
+
+    #[test]
+    fn machines_get_fields_and_people_get_text() {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber =
+            tracing_subscriber::fmt().json().with_writer(move || writer.clone()).without_time().finish();
+        tracing::subscriber::with_default(subscriber, || log(&status(), LogFormat::Json));
+        let line: serde_json::Value = serde_json::from_slice(&buffer.0.lock()).unwrap();
+        let fields = &line["fields"];
+        assert_eq!(fields["health"], "unavailable");
+        assert_eq!(fields["reason"], "no node has answered yet");
+        assert_eq!(fields["queries_total"], 0);
+        assert_eq!(fields["nodes"], "[]");
+
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .without_time()
+            .finish();
+        tracing::subscriber::with_default(subscriber, || log(&status(), LogFormat::Human));
+        let text = String::from_utf8(buffer.0.lock().clone()).unwrap();
+        assert!(text.contains("cluster main: unavailable, primary none"), "{text}");
+        assert!(!text.contains("queries_total="), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reports_come_at_the_interval_and_not_at_once() {
+        let made = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&made);
+        let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(move || {
+            *count.lock() += 1;
+            status()
+        });
+        let every = Duration::from_secs(10);
+        let reports = report_periodically(every, LogFormat::Human, status);
+        let _ = tokio::time::timeout(Duration::from_secs(35), reports).await;
+        assert_eq!(*made.lock(), 3);
+    }
+}

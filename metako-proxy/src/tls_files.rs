@@ -1,0 +1,259 @@
+//! Reading the certificate and key that clients are shown, for the check of a configuration and for the listener alike.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use metako_core::config::TlsFiles;
+use rustls::pki_types::pem::{Error as PemError, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+/// Which of the two files is at fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsFile {
+    /// The certificate chain.
+    Certificate,
+    /// The private key.
+    Key,
+}
+
+impl TlsFile {
+    /// The key of the configuration that names the file.
+    pub const fn config_key(self) -> &'static str {
+        match self {
+            Self::Certificate => "security.cert_file",
+            Self::Key => "security.key_file",
+        }
+    }
+}
+
+/// Why certificate and key cannot be used. The text names the file but not its content.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsFileError {
+    /// The file is missing or unreadable.
+    #[error("{} cannot be read: {source}", path.display())]
+    Read {
+        /// Which file.
+        file: TlsFile,
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is no PEM, or broken.
+    #[error("{} is not valid PEM: {problem}", path.display())]
+    Pem {
+        /// Which file.
+        file: TlsFile,
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The file is PEM, but not of the right thing.
+    #[error("{} holds no {}", path.display(), match file {
+        TlsFile::Certificate => "certificate: expected PEM sections `BEGIN CERTIFICATE`",
+        TlsFile::Key => "private key: expected a PEM section `BEGIN PRIVATE KEY` (also RSA or EC), not encrypted",
+    })]
+    Nothing {
+        /// Which file.
+        file: TlsFile,
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// The certificate cannot be parsed or used.
+    #[error("the certificate in {} cannot be used: {problem}", path.display())]
+    BadCertificate {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The key is of a kind that TLS cannot use.
+    #[error("the key in {} cannot be used: {problem}", path.display())]
+    BadKey {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The key belongs to another certificate.
+    #[error("the key in {} does not fit the certificate in {}", key.display(), cert.display())]
+    Mismatch {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
+}
+
+impl TlsFileError {
+    /// Which file is at fault; the key's where the two do not fit.
+    pub fn file(&self) -> TlsFile {
+        match self {
+            Self::Read { file, .. } | Self::Pem { file, .. } | Self::Nothing { file, .. } => *file,
+            Self::BadCertificate { .. } => TlsFile::Certificate,
+            Self::BadKey { .. } | Self::Mismatch { .. } => TlsFile::Key,
+        }
+    }
+}
+
+/// Reads both files and makes sure that they fit each other. Blocks on the file system.
+///
+/// All faults of the two files are returned, at least one and in the order certificate, key.
+pub fn load_tls(files: &TlsFiles) -> Result<Arc<CertifiedKey>, Vec<TlsFileError>> {
+    let (chain, key) = match (certificates(&files.cert), private_key(&files.key)) {
+        (Ok(chain), Ok(key)) => (chain, key),
+        (chain, key) => return Err(chain.err().into_iter().chain(key.err()).collect()),
+    };
+    certified(files, chain, key).map(Arc::new).map_err(|error| vec![error])
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+    let file = TlsFile::Certificate;
+    let text = read(file, path)?;
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<_, _>>()
+        .map_err(|error| pem_error(file, path, error))?;
+    if chain.is_empty() {
+        return Err(TlsFileError::Nothing { file, path: path.to_owned() });
+    }
+    Ok(chain)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFileError> {
+    let text = read(TlsFile::Key, path)?;
+    PrivateKeyDer::from_pem_slice(&text).map_err(|error| pem_error(TlsFile::Key, path, error))
+}
+
+fn read(file: TlsFile, path: &Path) -> Result<Vec<u8>, TlsFileError> {
+    std::fs::read(path).map_err(|source| TlsFileError::Read { file, path: path.to_owned(), source })
+}
+
+fn pem_error(file: TlsFile, path: &Path, error: PemError) -> TlsFileError {
+    let path = path.to_owned();
+    match error {
+        PemError::NoItemsFound => TlsFileError::Nothing { file, path },
+        PemError::Io(source) => TlsFileError::Read { file, path, source },
+        // Lines of a key file are never shown.
+        PemError::MissingSectionEnd { .. } => {
+            TlsFileError::Pem { file, path, problem: "a section has no END line".to_owned() }
+        }
+        PemError::IllegalSectionStart { .. } => {
+            TlsFileError::Pem { file, path, problem: "a BEGIN line is malformed".to_owned() }
+        }
+        PemError::Base64Decode(_) => TlsFileError::Pem { file, path, problem: "not base64".to_owned() },
+        other => TlsFileError::Pem { file, path, problem: other.to_string() },
+    }
+}
+
+fn certified(
+    files: &TlsFiles,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<CertifiedKey, TlsFileError> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(|error| TlsFileError::BadKey { path: files.key.clone(), problem: error.to_string() })?;
+    let certified = CertifiedKey::new(chain, key);
+    match certified.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
+        Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
+            Err(TlsFileError::Mismatch { cert: files.cert.clone(), key: files.key.clone() })
+        }
+        Err(error) => {
+            Err(TlsFileError::BadCertificate { path: files.cert.clone(), problem: error.to_string() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Files {
+        dir: tempfile::TempDir,
+    }
+
+    impl Files {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap() }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        fn write(&self, name: &str, text: &str) -> PathBuf {
+            std::fs::write(self.path(name), text).unwrap();
+            self.path(name)
+        }
+    }
+
+    fn pair() -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    fn faults(cert: PathBuf, key: PathBuf) -> Vec<(TlsFile, String)> {
+        let errors = load_tls(&TlsFiles { cert, key }).unwrap_err();
+        errors.into_iter().map(|error| (error.file(), error.to_string())).collect()
+    }
+
+    #[test]
+    fn a_pair_that_fits_loads() {
+        let files = Files::new();
+        let (cert, key) = pair();
+        let tls = TlsFiles { cert: files.write("cert", &cert), key: files.write("key", &key) };
+        assert_eq!(load_tls(&tls).unwrap().cert.len(), 1);
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let files = Files::new();
+        let (cert, key) = (files.write("cert", &pair().0), files.write("key", &pair().1));
+        let faults = faults(cert, key);
+        assert_eq!(faults.len(), 1);
+        assert_eq!(faults[0].0, TlsFile::Key);
+        assert!(faults[0].1.contains("does not fit"), "{faults:?}");
+    }
+
+    #[test]
+    fn both_files_missing_are_two_faults() {
+        let files = Files::new();
+        let faults = faults(files.path("cert"), files.path("key"));
+        assert_eq!([faults[0].0, faults[1].0], [TlsFile::Certificate, TlsFile::Key]);
+        assert!(faults.iter().all(|(_, text)| text.contains("cannot be read")), "{faults:?}");
+    }
+
+    #[test]
+    fn files_swapped_say_what_they_lack() {
+        let files = Files::new();
+        let (cert, key) = pair();
+        let faults = faults(files.write("a", &key), files.write("b", &cert));
+        assert!(faults[0].1.contains("holds no certificate"), "{faults:?}");
+        assert!(faults[1].1.contains("holds no private key"), "{faults:?}");
+    }
+
+    #[test]
+    fn a_broken_key_is_not_shown() {
+        let files = Files::new();
+        let cert = files.write("cert", &pair().0);
+        let key = files.write("key", "-----BEGIN PRIVATE KEY-----\nc2VjcmV0!!\n-----END PRIVATE KEY-----\n");
+        let faults = faults(cert, key);
+        assert!(faults[0].1.contains("not valid PEM"), "{faults:?}");
+        assert!(!faults[0].1.contains("c2VjcmV0"), "{faults:?}");
+    }
+
+    #[test]
+    fn a_certificate_that_is_none_is_named() {
+        let files = Files::new();
+        let cert = files.write("cert", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        let key = files.write("key", &pair().1);
+        let faults = faults(cert, key);
+        assert_eq!(faults[0].0, TlsFile::Certificate, "{faults:?}");
+    }
+}

@@ -1,0 +1,145 @@
+//! Reload, status, TLS for clients, time-outs, the periodic report: a metako process on a real cluster.
+
+mod running;
+
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use running::{Metako, client, client_output, eventually, text};
+use tokio_postgres::NoTls;
+
+#[test]
+fn a_reload_adds_and_removes_nodes_without_dropping_a_client() {
+    let cluster = running::cluster(2, None);
+    let all = running::configuration(&cluster, "");
+    let third = all.lines().filter(|line| line.contains("name: node-3")).count();
+    assert_eq!(third, 1, "one line a node:\n{all}");
+    let two: String =
+        all.lines().filter(|line| !line.contains("name: node-3")).flat_map(|line| [line, "\n"]).collect();
+
+    let metako = Metako::start(&two);
+    metako.wait_until_open(1);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let dsn = running::dsn(&cluster, metako.port);
+    let (session, connection) = runtime.block_on(tokio_postgres::connect(&dsn, NoTls)).unwrap();
+    runtime.spawn(connection);
+    let ask = || -> i32 { runtime.block_on(session.query_one("select 7", &[])).unwrap().get(0) };
+    assert_eq!(ask(), 7);
+    runtime.block_on(session.batch_execute("begin; create table kept (id int)")).unwrap();
+
+    metako.rewrite(&all);
+    metako.signal(Signal::SIGHUP);
+    metako.wait_until_open(2);
+    runtime.block_on(session.batch_execute("insert into kept values (1); commit")).unwrap();
+
+    metako.rewrite(&format!("{all}\nload_blancer: {{ algorithm: random }}\n"));
+    let refused = metako.command(&["reload"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stderr));
+    let why = text(&refused.stderr);
+    assert!(why.contains("load_blancer") && why.contains("load_balancer"), "{why}");
+    metako.wait_until_open(2);
+
+    metako.rewrite(&two.replace("algorithm: round_robin", "algorithm: random"));
+    let reloaded = metako.command(&["reload"]);
+    assert!(reloaded.status.success(), "{}", text(&reloaded.stderr));
+    assert!(text(&reloaded.stdout).contains("node-3"), "{}", text(&reloaded.stdout));
+    let status = metako.wait_until_open(1);
+    assert_eq!(status["nodes"].as_array().map(Vec::len), Some(2), "{status}");
+    assert_eq!(ask(), 7, "the client was there all the time");
+}
+
+#[test]
+fn clients_may_use_tls_with_the_certificate_of_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    std::fs::write(&cert, certified.cert.pem()).unwrap();
+    std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+    let security = format!(
+        "security: {{ tls_enabled: true, cert_file: {}, key_file: {} }}",
+        cert.display(),
+        key.display()
+    );
+    let cluster = running::cluster(1, None);
+    let metako = Metako::start(&running::configuration(&cluster, &security));
+    metako.wait_until_open(1);
+    for mode in ["require", "disable"] {
+        let dsn = format!("host=localhost sslmode={mode}");
+        assert_eq!(
+            client(&cluster, "psql", metako.port, &["-XAt", "-d", &dsn, "-c", "select 1"]),
+            "1\n",
+            "{mode}"
+        );
+    }
+    let verified = format!("host=localhost sslmode=verify-full sslrootcert={}", cert.display());
+    let conninfo = client(&cluster, "psql", metako.port, &["-XAt", "-d", &verified, "-c", "\\conninfo"]);
+    assert!(conninfo.contains("SSL connection"), "{conninfo}");
+
+    metako.rewrite(&running::configuration(&cluster, &security.replace(" }", ", require_tls: true }")));
+    assert!(metako.command(&["reload"]).status.success());
+    let plain =
+        client_output(&cluster, "psql", metako.port, &["-XAt", "-d", "sslmode=disable", "-c", "select 1"]);
+    assert!(!plain.status.success());
+    assert!(text(&plain.stderr).contains("FATAL"), "{}", text(&plain.stderr));
+}
+
+#[test]
+fn a_statement_that_takes_too_long_is_cancelled_on_the_server() {
+    let cluster = running::cluster(1, None);
+    let times = "load_balancer: { algorithm: round_robin, write_timeout: 300ms, read_timeout: 300ms }";
+    let metako = Metako::start(&running::configuration(&cluster, times));
+    metako.wait_until_open(1);
+    let output = client_output(
+        &cluster,
+        "psql",
+        metako.port,
+        &["-XAt", "-v", "VERBOSITY=verbose", "-c", "select pg_sleep(120)", "-c", "select 'alive'"],
+    );
+    let said = text(&output.stderr);
+    assert!(said.contains("57014") && said.contains("write_timeout"), "{said}");
+    assert_eq!(text(&output.stdout), "alive\n", "the session goes on");
+    eventually("nothing sleeps on the server any more", || {
+        let running = client(
+            &cluster,
+            "psql",
+            cluster.node("node-1").port(),
+            &[
+                "-XAtc",
+                "select count(*) from pg_stat_activity where query like 'select pg_sleep(120)%' and state = 'active'",
+            ],
+        );
+        if running == "0\n" { Ok(()) } else { Err(running) }
+    });
+}
+
+#[test]
+fn status_and_report_show_the_cluster_and_a_stopped_metako_is_said_to_be_so() {
+    let cluster = running::cluster(1, None);
+    let metako = Metako::start(&running::configuration(&cluster, "log: { report_interval: 1s }"));
+    metako.wait_until_open(1);
+    let shown = text(&metako.command(&["status"]).stdout);
+    for word in ["node-1", "node-2", "primary", "replica"] {
+        assert!(shown.contains(word), "{word}: {shown}");
+    }
+    eventually("the report is logged", || {
+        let log = metako.log();
+        if log.contains("cluster report") { Ok(()) } else { Err(log) }
+    });
+    let strategies =
+        Command::new(env!("CARGO_BIN_EXE_metako")).args(["strategies", "--json"]).output().unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&strategies.stdout).unwrap();
+    let names: Vec<_> = listed["strategies"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry["name"].as_str())
+        .collect();
+    for name in ["round_robin", "least_connected", "random", "weighted", "sql", "most_advanced", "keyword"] {
+        assert!(names.contains(&name), "{name}: {names:?}");
+    }
+    metako.signal(Signal::SIGTERM);
+    eventually("status says that nothing runs", || {
+        let output = metako.command(&["status"]);
+        if output.status.code() == Some(3) { Ok(()) } else { Err(format!("{:?}", output.status)) }
+    });
+}

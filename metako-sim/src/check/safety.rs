@@ -1,0 +1,141 @@
+//! What must hold in every run, whatever goes wrong. The names follow the invariants of the design.
+
+use std::collections::BTreeMap;
+
+use metako_core::cluster::{Action, JournalPhase, Writes};
+use metako_core::{Epoch, NodeName, Tick, TimelineId};
+
+use super::Finding;
+use crate::log::{ClientEvent, Entry, Log, LogEvent, NodeChange};
+
+/// What the checks remember from one entry to the next.
+#[derive(Default)]
+struct Watch {
+    findings: Vec<Finding>,
+    /// Who acknowledged in which epoch.
+    acknowledged_by: BTreeMap<Epoch, (NodeName, TimelineId)>,
+    /// Connections to a node that are older than this epoch are closed.
+    severed: BTreeMap<NodeName, Epoch>,
+    /// Who began which timeline.
+    begun: BTreeMap<TimelineId, NodeName>,
+    /// The phase of the journal on disk.
+    journal: Option<JournalPhase>,
+    epoch: Epoch,
+    /// Where writes are open now.
+    open_to: Option<NodeName>,
+}
+
+/// Checks the whole log.
+pub(super) fn check(log: &Log) -> Vec<Finding> {
+    let mut watch = Watch::default();
+    for Entry { at, event } in log.entries() {
+        watch.observe(*at, event);
+    }
+    watch.findings
+}
+
+impl Watch {
+    fn find(&mut self, check: &'static str, at: Tick, text: String) {
+        // One finding of a kind tells enough; a thousand hide the others.
+        if !self.findings.iter().any(|finding| finding.check == check) {
+            self.findings.push(Finding { check, at, text });
+        }
+    }
+
+    fn observe(&mut self, at: Tick, event: &LogEvent) {
+        match event {
+            LogEvent::Client(event) => self.client(at, event),
+            LogEvent::Severed { node, epoch } => {
+                let severed = self.severed.entry(node.clone()).or_default();
+                *severed = (*severed).max(*epoch);
+            }
+            LogEvent::View { epoch, writes, .. } => self.view(at, *epoch, writes),
+            LogEvent::JournalSynced(journal) => {
+                if journal.epoch < self.epoch {
+                    let text = format!("the journal has epoch {} after epoch {}", journal.epoch, self.epoch);
+                    self.find("epochs_only_grow", at, text);
+                }
+                self.epoch = self.epoch.max(journal.epoch);
+                self.journal = Some(journal.phase.clone());
+            }
+            LogEvent::Action(Action::Promote { promotion, .. }) => {
+                let announced = matches!(&self.journal, Some(JournalPhase::Promoting { candidate, timeline, .. })
+                    if *candidate == promotion.node && *timeline == promotion.timeline);
+                if !announced {
+                    let text = format!(
+                        "{} was told to promote to timeline {}, but the journal on disk does not announce it",
+                        promotion.node, promotion.timeline
+                    );
+                    self.find("journal_before_promotion", at, text);
+                }
+            }
+            LogEvent::Node { node, change } => self.node(at, node, change),
+            LogEvent::Broken(text) => self.find("simulation", at, text.clone()),
+            _ => {}
+        }
+    }
+
+    fn client(&mut self, at: Tick, event: &ClientEvent) {
+        match event {
+            ClientEvent::Sent { node, epoch, .. } => self.not_severed(at, node, *epoch, "a write was sent"),
+            ClientEvent::Acknowledged { node, timeline, epoch, .. } => {
+                self.not_severed(at, node, *epoch, "a write was acknowledged");
+                let owner = self.acknowledged_by.entry(*epoch).or_insert_with(|| (node.clone(), *timeline)).clone();
+                if owner != (node.clone(), *timeline) {
+                    let text = format!(
+                        "in epoch {epoch} both {} on timeline {} and {node} on timeline {timeline} acknowledged writes",
+                        owner.0, owner.1
+                    );
+                    self.find("one_primary_per_epoch", at, text);
+                }
+            }
+            ClientEvent::Read { node, primary: true, timeline, .. } => {
+                if let Some((newest, owner)) = self.begun.last_key_value().filter(|(newest, _)| *newest > timeline) {
+                    let text = format!(
+                        "{node} served a read as a primary of timeline {timeline} after {owner} began timeline {newest}"
+                    );
+                    self.find("no_read_from_a_stale_primary", at, text);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn not_severed(&mut self, at: Tick, node: &NodeName, epoch: Epoch, what: &str) {
+        if self.severed.get(node).is_some_and(|severed| epoch < *severed) {
+            let text = format!("{what} by {node} over a connection of epoch {epoch}, after that was severed");
+            self.find("severed_stays_severed", at, text);
+        }
+    }
+
+    fn view(&mut self, at: Tick, epoch: Epoch, writes: &Writes) {
+        if epoch < self.epoch {
+            let text = format!("the view has epoch {epoch} after epoch {}", self.epoch);
+            self.find("epochs_only_grow", at, text);
+        }
+        self.epoch = self.epoch.max(epoch);
+        if let Writes::Open { primary } = writes {
+            let moved = self.open_to.replace(primary.clone()).filter(|before| before != primary);
+            if let Some(before) = moved.filter(|before| self.severed.get(before) != Some(&epoch)) {
+                let text = format!("writes moved from {before} to {primary} in epoch {epoch} without a fence");
+                self.find("fence_before_opening", at, text);
+            }
+        }
+    }
+
+    fn node(&mut self, at: Tick, node: &NodeName, change: &NodeChange) {
+        match change {
+            NodeChange::Promoted { timeline, .. } => {
+                if let Some(before) = self.begun.insert(*timeline, node.clone()) {
+                    let text = format!("{before} and {node} both began timeline {timeline}");
+                    self.find("timeline_begun_once", at, text);
+                }
+            }
+            NodeChange::DivergedUnnoticed { upstream } => {
+                let text = format!("{node} streams from {upstream}, whose history is another");
+                self.find("no_unnoticed_divergence", at, text);
+            }
+            _ => {}
+        }
+    }
+}

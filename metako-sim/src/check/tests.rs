@@ -1,0 +1,210 @@
+//! Each check sees what it is there for: a log with the mistake is found, one without is not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use metako_core::cluster::{Action, ActionId, Journal, JournalPhase, Phase, Promotion, SyncRule, Writes};
+use metako_core::config::HumanDuration;
+use metako_core::{Epoch, Lsn, NodeName, SystemId, Tick, TimelineId};
+
+use super::*;
+use crate::log::{ClientEvent, EndNode, EndState, LogEvent, NodeChange};
+use crate::scenario::{Bounds, Finally};
+
+fn name(name: &str) -> NodeName {
+    NodeName::from(name)
+}
+
+fn log_of(events: Vec<LogEvent>) -> Log {
+    let mut log = Log::default();
+    for (at, event) in (0..).zip(events) {
+        log.push(Tick::from_millis(at * 100), event);
+    }
+    log
+}
+
+fn found(events: Vec<LogEvent>) -> Vec<&'static str> {
+    safety::check(&log_of(events)).iter().map(|finding| finding.check).collect()
+}
+
+fn acknowledged(id: u64, node: &str, epoch: u64) -> LogEvent {
+    let (node, timeline, epoch) = (name(node), TimelineId(1), Epoch(epoch));
+    LogEvent::Client(ClientEvent::Acknowledged { id, node, timeline, epoch })
+}
+
+fn sent(id: u64, node: &str, epoch: u64) -> LogEvent {
+    LogEvent::Client(ClientEvent::Sent { id, node: name(node), epoch: Epoch(epoch) })
+}
+
+fn view(epoch: u64, primary: &str) -> LogEvent {
+    LogEvent::View {
+        version: epoch,
+        epoch: Epoch(epoch),
+        phase: Phase::Steady { primary: name(primary) },
+        writes: Writes::Open { primary: name(primary) },
+    }
+}
+
+fn severed(node: &str, epoch: u64) -> LogEvent {
+    LogEvent::Severed { node: name(node), epoch: Epoch(epoch) }
+}
+
+fn promoted(node: &str, timeline: u32) -> LogEvent {
+    let change = NodeChange::Promoted { timeline: TimelineId(timeline), fork: Lsn(1), ahead: Vec::new() };
+    LogEvent::Node { node: name(node), change }
+}
+
+fn promote(node: &str) -> LogEvent {
+    let promotion =
+        Promotion { node: name(node), epoch: Epoch(2), timeline: TimelineId(2), token: "token".to_owned() };
+    LogEvent::Action(Action::Promote { id: ActionId(1), promotion })
+}
+
+fn journal(epoch: u64, phase: JournalPhase) -> LogEvent {
+    LogEvent::JournalSynced(Box::new(Journal {
+        version: 1,
+        cluster: "main".to_owned(),
+        system_id: SystemId(1),
+        epoch: Epoch(epoch),
+        primary: name("a"),
+        timeline: TimelineId(1),
+        phase,
+        sync: SyncRule::Async,
+        attempts: Vec::new(),
+        tainted: Vec::new(),
+        saved: BTreeMap::new(),
+    }))
+}
+
+fn promoting(node: &str) -> JournalPhase {
+    JournalPhase::Promoting { candidate: name(node), timeline: TimelineId(2), fork: Lsn(1) }
+}
+
+fn end(primary: Option<&str>, nodes: &[(&str, &[u64], Option<&str>)]) -> LogEvent {
+    let nodes = nodes.iter().map(|(node, holds, upstream)| EndNode {
+        node: name(node),
+        well: true,
+        primary: primary == Some(node),
+        timeline: TimelineId(1),
+        position: Lsn(1),
+        streams_from: upstream.map(name),
+        on_history: true,
+        holds: holds.iter().copied().collect(),
+    });
+    LogEvent::End(Box::new(EndState { primary: primary.map(name), nodes: nodes.collect() }))
+}
+
+#[test]
+fn a_failover_without_mistakes_has_no_findings() {
+    let events = vec![
+        journal(1, JournalPhase::Steady),
+        view(1, "a"),
+        sent(1, "a", 1),
+        acknowledged(1, "a", 1),
+        journal(2, JournalPhase::Fencing),
+        severed("a", 2),
+        journal(2, promoting("b")),
+        promote("b"),
+        promoted("b", 2),
+        view(2, "b"),
+        sent(2, "b", 2),
+    ];
+    assert_eq!(found(events), Vec::<&str>::new());
+}
+
+#[test]
+fn two_primaries_of_one_epoch_are_found() {
+    assert_eq!(found(vec![acknowledged(1, "a", 1), acknowledged(2, "b", 1)]), ["one_primary_per_epoch"]);
+    assert!(found(vec![acknowledged(1, "a", 1), acknowledged(2, "b", 2)]).is_empty());
+}
+
+#[test]
+fn traffic_over_severed_connections_is_found() {
+    assert_eq!(found(vec![severed("a", 2), acknowledged(1, "a", 1)]), ["severed_stays_severed"]);
+    assert_eq!(found(vec![severed("a", 2), sent(1, "a", 1)]), ["severed_stays_severed"]);
+    assert!(found(vec![severed("a", 2), sent(1, "a", 2)]).is_empty());
+}
+
+#[test]
+fn opening_without_a_fence_is_found() {
+    assert_eq!(found(vec![view(1, "a"), view(2, "b")]), ["fence_before_opening"]);
+    assert!(found(vec![view(1, "a"), severed("a", 2), view(2, "b")]).is_empty());
+}
+
+#[test]
+fn a_promotion_that_the_journal_does_not_announce_is_found() {
+    assert_eq!(found(vec![promote("b")]), ["journal_before_promotion"]);
+    assert_eq!(found(vec![journal(2, promoting("c")), promote("b")]), ["journal_before_promotion"]);
+    assert!(found(vec![journal(2, promoting("b")), promote("b")]).is_empty());
+}
+
+#[test]
+fn a_timeline_that_is_begun_twice_is_found() {
+    assert_eq!(found(vec![promoted("a", 2), promoted("b", 2)]), ["timeline_begun_once"]);
+    assert!(found(vec![promoted("a", 2), promoted("b", 3)]).is_empty());
+}
+
+#[test]
+fn epochs_that_go_back_are_found() {
+    assert_eq!(found(vec![view(2, "a"), view(1, "a")]), ["epochs_only_grow"]);
+    let steady = JournalPhase::Steady;
+    assert_eq!(found(vec![journal(2, steady.clone()), journal(1, steady)]), ["epochs_only_grow"]);
+}
+
+#[test]
+fn reads_from_a_stale_primary_and_divergence_are_found() {
+    let read = |primary| {
+        LogEvent::Client(ClientEvent::Read { client: 0, node: name("a"), primary, timeline: TimelineId(1) })
+    };
+    assert_eq!(found(vec![promoted("b", 2), read(true)]), ["no_read_from_a_stale_primary"]);
+    assert!(found(vec![promoted("b", 2), read(false)]).is_empty());
+    assert!(found(vec![read(true), promoted("b", 2)]).is_empty());
+    let change = NodeChange::DivergedUnnoticed { upstream: name("b") };
+    assert_eq!(found(vec![LogEvent::Node { node: name("a"), change }]), ["no_unnoticed_divergence"]);
+}
+
+#[test]
+fn lost_acknowledged_writes_are_counted_against_the_final_primary() {
+    let run = |primary| {
+        log_of(vec![
+            acknowledged(1, "a", 1),
+            acknowledged(2, "a", 1),
+            end(primary, &[("a", &[1, 2], None), ("b", &[1], Some("a")), ("c", &[1], Some("b"))]),
+        ])
+    };
+    assert_eq!(Facts::of(&run(Some("b"))).lost, BTreeSet::from([2]));
+    assert!(Facts::of(&run(Some("a"))).lost.is_empty());
+    assert!(Facts::of(&run(None)).lost.is_empty(), "a node has it");
+    let facts = Facts::of(&run(Some("b")));
+    assert_eq!(facts.replicas_streaming, 1);
+    let findings = |expect: &Expect, synchronous| -> Vec<&str> {
+        check(&run(Some("b")), &facts, expect, synchronous).iter().map(|finding| finding.check).collect()
+    };
+    assert_eq!(findings(&Expect::default(), true), ["acknowledged_writes_kept"]);
+    assert!(findings(&Expect::default(), false).is_empty());
+    let one = Expect { acknowledged_lost: Some(Bounds::Exactly(1)), ..Expect::default() };
+    assert!(findings(&one, true).is_empty());
+}
+
+#[test]
+fn each_expectation_is_compared() {
+    let log = log_of(vec![
+        view(1, "a"),
+        acknowledged(1, "a", 1),
+        severed("a", 2),
+        view(2, "b"),
+        acknowledged(2, "b", 2),
+        end(Some("b"), &[("a", &[1], None), ("b", &[1, 2], None)]),
+    ]);
+    let facts = Facts::of(&log);
+    let millis = |ms| HumanDuration(std::time::Duration::from_millis(ms));
+    let expect = |failovers, gap, primary: &str, streaming| Expect {
+        failovers: Some(Bounds::Exactly(failovers)),
+        acknowledged_lost: None,
+        max_write_gap: Some(millis(gap)),
+        finally: Finally { primary: Some(vec![primary.to_owned()]), replicas_streaming: Some(streaming) },
+    };
+    assert!(check(&log, &facts, &expect(1, 300, "b", 0), true).is_empty());
+    let findings = check(&log, &facts, &expect(0, 299, "a", 1), true);
+    let checks: Vec<&str> = findings.iter().map(|finding| finding.check).collect();
+    assert_eq!(checks, ["failovers", "max_write_gap", "finally.primary", "finally.replicas_streaming"]);
+}

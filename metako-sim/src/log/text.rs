@@ -1,0 +1,264 @@
+//! The log as text: one stable line per entry.
+
+use std::fmt;
+
+use metako_core::Lsn;
+use metako_core::cluster::{
+    Action, DecisionKind, Journal, JournalPhase, Phase, SettingsChange, SyncRule, Writes,
+};
+use metako_core::plugin::{NodeReport, ReportedRole};
+
+use super::{ClientEvent, EndState, Entry, LogEvent, NodeChange};
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>12} {}", self.at.to_string(), self.event)
+    }
+}
+
+impl fmt::Display for LogEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fault(text) => write!(f, "fault    {text}"),
+            Self::Node { node, change } => write!(f, "{node:<8} {change}"),
+            Self::Action(action) => write_action(f, action),
+            Self::Answered { id, outcome: Ok(outcome) } => write!(f, "answer   #{}: {outcome:?}", id.0),
+            Self::Answered { id, outcome: Err(failure) } => write!(f, "answer   #{}: {failure}", id.0),
+            Self::Probed { id, node, result: Ok(report) } => {
+                write!(f, "probed   {} {node}: {}", id.0, Report(report))
+            }
+            Self::Probed { id, node, result: Err(failure) } => {
+                write!(f, "probed   {} {node}: {failure}", id.0)
+            }
+            Self::ServerLost { node, loss } => write!(f, "lost     {node}: {loss:?}"),
+            Self::JournalSynced(journal) => write!(f, "journal  synced: {}", JournalText(journal)),
+            Self::Decision(decision) => {
+                write!(f, "decision {} ", kind_name(decision.kind))?;
+                if let Some(node) = &decision.node {
+                    write!(f, "{node} ")?;
+                }
+                write!(f, "(epoch {}): {}", decision.epoch, decision.reason)
+            }
+            Self::View { version, epoch, phase, writes } => write_view(f, *version, epoch.0, phase, writes),
+            Self::Severed { node, epoch } => write!(f, "severed  {node}, epochs before {epoch}"),
+            Self::ProxyKilled => f.write_str("metako   killed"),
+            Self::ProxyStarted { epoch: Some(epoch) } => {
+                write!(f, "metako   started, journal of epoch {epoch}")
+            }
+            Self::ProxyStarted { epoch: None } => f.write_str("metako   started without a journal"),
+            Self::Client(event) => write!(f, "client   {event}"),
+            Self::Broken(text) => write!(f, "BROKEN   {text}"),
+            Self::End(end) => write_end(f, end),
+        }
+    }
+}
+
+impl fmt::Display for NodeChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Killed => f.write_str("killed"),
+            Self::Starting => f.write_str("starting"),
+            Self::Ready { primary, timeline, position } => {
+                let role = if *primary { "primary" } else { "standby" };
+                write!(f, "ready as {role} on timeline {timeline} at {position}")
+            }
+            Self::Frozen => f.write_str("frozen"),
+            Self::Thawed => f.write_str("thawed"),
+            Self::Promoting => f.write_str("received the request to promote"),
+            Self::Promoted { timeline, fork, ahead } => {
+                write!(f, "is primary on timeline {timeline}, forked at {fork}")?;
+                if !ahead.is_empty() {
+                    write!(f, " (further: {ahead:?})")?;
+                }
+                Ok(())
+            }
+            Self::Streaming { upstream, timeline } => {
+                write!(f, "streams timeline {timeline} from {upstream}")
+            }
+            Self::ReceiverGone { reason } => write!(f, "receiver ended: {reason}"),
+            Self::Reloaded { changed } => {
+                f.write_str("reloaded")?;
+                changed.iter().try_for_each(|(name, value)| write!(f, " {name}='{value}'"))
+            }
+            Self::DivergedUnnoticed { upstream } => {
+                write!(f, "DIVERGED from {upstream} under the same timeline number, and streams from it")
+            }
+        }
+    }
+}
+
+impl fmt::Display for ClientEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Held { id } => write!(f, "write {id:x} held"),
+            Self::Sent { id, node, epoch } => write!(f, "write {id:x} to {node} (epoch {epoch})"),
+            Self::Acknowledged { id, node, timeline, epoch } => {
+                write!(f, "write {id:x} acknowledged by {node} (timeline {timeline}, epoch {epoch})")
+            }
+            Self::Unknown { id, reason } => write!(f, "write {id:x} outcome unknown: {reason}"),
+            Self::Failed { id, reason } => write!(f, "write {id:x} failed: {reason}"),
+            Self::Discarded { id, node } => write!(f, "write {id:x}: late answer of {node} discarded"),
+            Self::Read { client, node, primary, timeline } => {
+                let role = if *primary { "primary" } else { "standby" };
+                write!(f, "read of {client} by {node} ({role}, timeline {timeline})")
+            }
+            Self::ReadFailed { client, reason } => write!(f, "read of {client} failed: {reason}"),
+        }
+    }
+}
+
+fn write_action(f: &mut fmt::Formatter<'_>, action: &Action) -> fmt::Result {
+    match action {
+        Action::Probe { id, node, timeout } => {
+            write!(f, "action   probe {} {node} within {}ms", id.0, timeout.as_millis())
+        }
+        Action::Persist { id, journal } => write!(f, "action   #{} persist {}", id.0, JournalText(journal)),
+        Action::Sever { id, node, epoch } => {
+            write!(f, "action   #{} sever {node} before epoch {epoch}", id.0)
+        }
+        Action::Freeze { id, node, change } => {
+            write!(f, "action   #{} freeze {node}:{}", id.0, Change(change))
+        }
+        Action::Unfreeze { id, node, change } => {
+            write!(f, "action   #{} unfreeze {node}:{}", id.0, Change(change))
+        }
+        Action::Prepare { id, node, slots, change } => {
+            write!(f, "action   #{} prepare {node}: slots {slots:?}{}", id.0, Change(change))
+        }
+        Action::Promote { id, promotion } => write!(
+            f,
+            "action   #{} promote {} to timeline {} (epoch {}, token {})",
+            id.0, promotion.node, promotion.timeline, promotion.epoch, promotion.token
+        ),
+        Action::Verify { id, node, epoch } => write!(f, "action   #{} verify {node} for epoch {epoch}", id.0),
+        Action::Repoint { id, node, upstream, change } => {
+            write!(f, "action   #{} repoint {node} to {upstream}:{}", id.0, Change(change))
+        }
+        Action::SetSyncStandbys { id, node, change } => {
+            write!(f, "action   #{} synchronous standbys of {node}:{}", id.0, Change(change))
+        }
+        Action::Publish { view } => write!(f, "action   publish view {}", view.version),
+        Action::Record { decision } => write!(f, "action   record {}", kind_name(decision.kind)),
+    }
+}
+
+fn write_view(
+    f: &mut fmt::Formatter<'_>,
+    version: u64,
+    epoch: u64,
+    phase: &Phase,
+    writes: &Writes,
+) -> fmt::Result {
+    write!(f, "view     {version}: epoch {epoch}, {}, ", phase.name())?;
+    match writes {
+        Writes::Open { primary } => write!(f, "writes to {primary}"),
+        Writes::Held { reason } => write!(f, "writes held: {reason}"),
+    }
+}
+
+fn write_end(f: &mut fmt::Formatter<'_>, end: &EndState) -> fmt::Result {
+    match &end.primary {
+        Some(primary) => write!(f, "end      writes to {primary}")?,
+        None => f.write_str("end      writes closed")?,
+    }
+    for node in &end.nodes {
+        let role = if node.primary { "primary" } else { "standby" };
+        write!(f, "; {} {role} {} at {}", node.node, node.timeline, node.position)?;
+        if let Some(upstream) = &node.streams_from {
+            write!(f, " from {upstream}")?;
+        }
+        write!(f, " with {} writes", node.holds.len())?;
+        if !node.well {
+            f.write_str(" (not well)")?;
+        }
+        if !node.on_history {
+            f.write_str(" (diverged)")?;
+        }
+    }
+    Ok(())
+}
+
+struct Change<'a>(&'a SettingsChange);
+
+impl fmt::Display for Change<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, value) in &self.0.set {
+            match value {
+                Some(value) => write!(f, " {name}='{value}'")?,
+                None => write!(f, " reset {name}")?,
+            }
+        }
+        if self.0.resume_replay { f.write_str(" and resume replay") } else { Ok(()) }
+    }
+}
+
+struct JournalText<'a>(&'a Journal);
+
+impl fmt::Display for JournalText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Journal { epoch, primary, timeline, phase, sync, attempts, tainted, .. } = self.0;
+        write!(f, "epoch {epoch}, primary {primary}, timeline {timeline}, ")?;
+        match phase {
+            JournalPhase::Steady => f.write_str("steady")?,
+            JournalPhase::Fencing => f.write_str("fencing")?,
+            JournalPhase::Promoting { candidate, timeline, fork } => {
+                write!(f, "promoting {candidate} to timeline {timeline} at {fork}")?;
+            }
+        }
+        match sync {
+            SyncRule::Async => f.write_str(", async")?,
+            SyncRule::Quorum { acks, voters } => write!(f, ", any {acks} of {voters:?}")?,
+        }
+        if !attempts.is_empty() {
+            f.write_str(", attempts")?;
+            attempts.iter().try_for_each(|attempt| write!(f, " {}@{}", attempt.node, attempt.timeline))?;
+        }
+        if tainted.is_empty() { Ok(()) } else { write!(f, ", tainted {tainted:?}") }
+    }
+}
+
+struct Report<'a>(&'a NodeReport);
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.role {
+            ReportedRole::Primary { flushed, senders, synchronous_standby_names, .. } => {
+                write!(f, "primary {} at {flushed}", self.0.timeline)?;
+                if !synchronous_standby_names.is_empty() {
+                    write!(f, ", waits for {synchronous_standby_names}")?;
+                }
+                senders.iter().try_for_each(|sender| {
+                    let state = if sender.streaming { "" } else { " (not streaming)" };
+                    write!(f, ", {}{state}", sender.application_name)
+                })
+            }
+            ReportedRole::Standby {
+                received, replayed, receiver, receiver_process, startup_wait, ..
+            } => {
+                let shown = |lsn: &Option<Lsn>| lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string());
+                let (received, replayed) = (shown(received), shown(replayed));
+                write!(f, "standby {} received {received} replayed {replayed}", self.0.timeline)?;
+                match (receiver, receiver_process) {
+                    (Some(receiver), _) => {
+                        write!(f, ", streams from {}:{}", receiver.sender_host, receiver.sender_port)?
+                    }
+                    (None, true) => f.write_str(", receiver connecting")?,
+                    (None, false) => f.write_str(", no receiver")?,
+                }
+                startup_wait.as_ref().map_or(Ok(()), |wait| write!(f, ", {wait}"))
+            }
+        }
+    }
+}
+
+/// The kind of a decision, as the record writes it.
+pub(crate) fn kind_name(kind: DecisionKind) -> String {
+    let mut name = String::new();
+    for char in format!("{kind:?}").chars() {
+        if char.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(char.to_ascii_lowercase());
+    }
+    name
+}

@@ -1,0 +1,150 @@
+//! Life and death of a node: kill, start, freeze, and the request of what is not there.
+
+use std::time::Duration;
+
+use super::node::{Process, Received};
+use super::{Cluster, NodeEvent};
+use crate::chance::Purpose;
+use crate::log::NodeChange;
+use crate::message::{Answer, Body, Message, Place, QueryAnswer};
+use crate::stage::Stage;
+
+/// How many of the last records a restarted node replays again.
+const REDO_RECORDS: usize = 20;
+
+impl Cluster {
+    /// SIGKILL to all processes: what is not on disk is gone, and the kernel closes all connections.
+    pub(crate) fn kill(&mut self, stage: &mut Stage, index: usize) {
+        if self.nodes[index].process == Process::Stopped {
+            return;
+        }
+        stage.log_node(&self.name(index), NodeChange::Killed);
+        let node = &mut self.nodes[index];
+        let dead_run = node.run;
+        node.process = Process::Stopped;
+        node.run += 1;
+        node.frozen = false;
+        node.promoting = false;
+        node.wal.crash(REDO_RECORDS);
+        node.flushing = false;
+        node.shipping = false;
+        node.replaying = false;
+        node.restart_receiver = false;
+        node.retry_pending = false;
+        node.waiters.clear();
+        node.stash.clear();
+        let receiver = node.receiver.take();
+        let senders = std::mem::take(&mut node.senders);
+        let here = Place::Node(index);
+        stage.send(here, Place::Proxy, Body::Reset { server_run: dead_run });
+        for sender in senders {
+            stage.send(here, Place::Node(sender.standby), Body::Closed { link: sender.link });
+        }
+        if let Some(receiver) = receiver {
+            stage.send(here, Place::Node(receiver.upstream), Body::Closed { link: receiver.link });
+        }
+    }
+
+    /// Starts a stopped node: it recovers, and is then what it was before.
+    pub(crate) fn start(&mut self, stage: &mut Stage, index: usize) {
+        let node = &mut self.nodes[index];
+        if node.process != Process::Stopped {
+            return;
+        }
+        node.process = Process::Starting;
+        node.started = stage.now;
+        node.received = Received::Nothing;
+        node.load_settings();
+        let delay = stage.chance.duration(Purpose::Start, index as u64, node.rates.start);
+        stage.log_node(&self.name(index), NodeChange::Starting);
+        self.after(stage, index, delay, NodeEvent::Ready);
+    }
+
+    pub(super) fn ready(&mut self, stage: &mut Stage, index: usize) {
+        let node = &mut self.nodes[index];
+        node.process = Process::Running;
+        if node.primary {
+            node.wal.finish_recovery();
+        }
+        let change = NodeChange::Ready {
+            primary: node.primary,
+            timeline: if node.primary { node.wal.timeline() } else { node.wal.flushed_timeline() },
+            position: node.wal.flushed(),
+        };
+        stage.log_node(&self.name(index), change);
+        self.schedule_replay(stage, index);
+        self.poke_receiver(stage, index);
+    }
+
+    /// SIGSTOP to all processes: the kernel still takes connections and data, nobody reads them.
+    pub(crate) fn freeze(&mut self, stage: &mut Stage, index: usize) {
+        let node = &mut self.nodes[index];
+        if node.process != Process::Stopped && !node.frozen {
+            node.frozen = true;
+            stage.log_node(&self.name(index), NodeChange::Frozen);
+        }
+    }
+
+    /// SIGCONT: what arrived meanwhile, and what was due, happens now, in its order.
+    pub(crate) fn thaw(&mut self, stage: &mut Stage, index: usize) {
+        let node = &mut self.nodes[index];
+        if !node.frozen {
+            return;
+        }
+        node.frozen = false;
+        let missed = std::mem::take(&mut node.stash);
+        stage.log_node(&self.name(index), NodeChange::Thawed);
+        for event in missed {
+            stage.after(Duration::ZERO, event);
+        }
+    }
+
+    /// A message that reaches a node which does not run, or a connection of an earlier run of it. Gives it back if the
+    /// node can take it.
+    pub(crate) fn turn_away(&mut self, stage: &mut Stage, index: usize, message: Message) -> Option<Message> {
+        let node = &self.nodes[index];
+        let Message { from, to, body } = message;
+        let stopped = node.process == Process::Stopped;
+        let starting = node.process == Process::Starting;
+        let answer = match &body {
+            Body::Call { call, server_run, .. } => {
+                let answer = |answer| Some(Body::Answer { call: *call, answer });
+                match *server_run == node.run {
+                    false => answer(Answer::Reset),
+                    true if stopped => answer(Answer::Refused),
+                    true if starting => answer(Answer::Starting),
+                    true => None,
+                }
+            }
+            Body::Query { ticket, server_run, .. } => {
+                let answer = |answer| Some(Body::QueryAnswer { ticket: *ticket, answer });
+                match *server_run == node.run {
+                    false => answer(QueryAnswer::Reset),
+                    true if stopped => answer(QueryAnswer::Refused),
+                    true if starting => answer(QueryAnswer::Starting),
+                    true => None,
+                }
+            }
+            Body::Connect { link, .. } if stopped || starting => {
+                let why = if stopped { "connection refused" } else { "the database system is starting up" };
+                Some(Body::Connected { link: *link, result: Err(why.to_owned()) })
+            }
+            Body::Wal { link, .. } | Body::StandbyStatus { link, .. } if stopped || starting => {
+                Some(Body::Closed { link: *link })
+            }
+            Body::Connected { .. } | Body::TimelineSwitched { .. } | Body::Closed { .. }
+                if stopped || starting =>
+            {
+                return None;
+            }
+            _ => None,
+        };
+        match answer {
+            Some(answer) => {
+                stage.send(Place::Node(index), from, answer);
+                None
+            }
+            None => Some(Message { from, to, body }),
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Names and keywords, folded as PostgreSQL folds them.
+
+/// A word in lower case, or the content of a quoted name as it is. PostgreSQL cuts names to 63 bytes; a longer one is
+/// kept as no name at all, because no name that is looked for is that long.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Name {
+    bytes: [u8; Self::MAX],
+    length: usize,
+}
+
+impl Name {
+    const MAX: usize = 63;
+
+    pub(super) fn folded(word: &[u8]) -> Self {
+        let mut name = Self::exact(word);
+        name.bytes.make_ascii_lowercase();
+        name
+    }
+
+    pub(super) fn exact(word: &[u8]) -> Self {
+        let mut name = Self { bytes: [0; Self::MAX], length: 0 };
+        if let Some(room) = name.bytes.get_mut(..word.len()) {
+            room.copy_from_slice(word);
+            name.length = word.len();
+        }
+        name
+    }
+
+    /// The name; empty if it is too long or not ASCII.
+    pub(super) fn as_str(&self) -> &str {
+        let bytes = self.bytes.get(..self.length).unwrap_or_default();
+        std::str::from_utf8(bytes).ok().filter(|name| name.is_ascii()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,5 @@
+//! Failover policies. All are pure.
+
+mod most_advanced;
+
+pub use most_advanced::{MostAdvanced, MostAdvancedSpec};

@@ -1,0 +1,5 @@
+//! Health probes.
+
+mod sql;
+
+pub use sql::{SqlProbe, SqlProbeSpec};
