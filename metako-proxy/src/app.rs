@@ -1,5 +1,6 @@
 //! The assembly: configuration, control plane, data plane, admin socket; start, reload, end.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,22 +9,24 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use metako_core::NodeName;
 use metako_core::cluster::{ClusterView, OperatorCommand};
-use metako_core::config::{Change, Config, changes};
+use metako_core::config::{Config, changes};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
-use crate::admin::{Admin, Reply};
+use crate::admin::{self, Admin, Reply};
 use crate::check::load_file;
 use crate::cli::Exit;
-use crate::control::{Driver, DriverHandle, FileJournal, Recorder, Status};
+use crate::control::{ControlConfig, Driver, DriverHandle, FileJournal, History, Parts, PgServers, Status};
 use crate::data::DataPlane;
-use crate::env::{Env, TokioEnv};
+use crate::env::{Env, Listener, TokioEnv};
 use crate::shared::{EvidenceSender, Traffic, ViewCell};
-use crate::{logging, state_dir};
+use crate::{control, logging, state_dir};
 
 /// How long clients may finish their transactions after SIGTERM.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Decisions that `metako status` shows.
+const DECISIONS_SHOWN: usize = 20;
 
 /// `metako run`: runs until SIGTERM or SIGINT.
 pub(crate) async fn run(path: &Path) -> Exit {
@@ -41,18 +44,17 @@ pub(crate) async fn run(path: &Path) -> Exit {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let app = match App::start(TokioEnv::new(), loaded.config, path.to_owned()).await {
+    let app = match App::start(TokioEnv::new(), loaded.config, path).await {
         Ok(app) => app,
         Err(error) => {
             eprintln!("metako: {error}");
             return Exit::Failed;
         }
     };
-    match follow_signals(&app).await {
-        Ok(()) => {
-            app.shutdown().await;
-            Exit::Done
-        }
+    let ended = follow_signals(&app).await;
+    app.shutdown().await;
+    match ended {
+        Ok(()) => Exit::Done,
         Err(error) => {
             eprintln!("metako: cannot listen for signals: {error}");
             Exit::Failed
@@ -66,18 +68,255 @@ async fn follow_signals(app: &App<TokioEnv>) -> std::io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
-            _ = hangup.recv() => {
-                // What came of it is logged by the reload itself.
-                let _ = app.reload().await;
+            // What came of it is logged by the reload itself.
+            _ = hangup.recv() => drop(app.reload().await),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("asked to stop: no new clients; open transactions may end within {DRAIN_MAX:?}");
+    Ok(())
+}
+
+/// Why metako cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    StateDir(#[from] state_dir::StateDirError),
+    /// The journal is in use, or another cluster's.
+    #[error(transparent)]
+    Control(#[from] control::StartError),
+    /// A strategy's options do not go together.
+    #[error("a strategy cannot be built: {0}")]
+    Strategy(#[from] metako_core::plugin::BuildError),
+    /// A file of the state directory cannot be opened.
+    #[error("the history in {} cannot be opened: {source}", path.display())]
+    History {
+        /// The state directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A certificate or key cannot be used.
+    #[error("TLS for clients: {0}")]
+    Tls(String),
+    /// An address or socket cannot be listened on.
+    #[error("cannot listen on {address}: {source}; free it, or change `{key}`")]
+    Bind {
+        /// The address or path.
+        address: String,
+        /// The key of the configuration.
+        key: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A running metako.
+pub struct App<E: Env> {
+    inner: Arc<Inner<E>>,
+    addresses: Vec<SocketAddr>,
+    stop: watch::Sender<bool>,
+}
+
+struct Inner<E: Env> {
+    env: E,
+    path: PathBuf,
+    config: ArcSwap<Config>,
+    view: Arc<ViewCell>,
+    traffic: Arc<Traffic>,
+    data: Arc<DataPlane<E>>,
+    control: DriverHandle,
+    /// One reload at a time.
+    reloading: Mutex<()>,
+}
+
+impl<E: Env> App<E> {
+    /// Starts everything. `path` is the file that the configuration came from, to be read again by a reload.
+    pub async fn start(env: E, config: Config, path: &Path) -> Result<Self, StartError> {
+        let state_dir = state_dir::locate(&config, |name| std::env::var(name).ok());
+        state_dir::prepare(&state_dir)?;
+        let journal = FileJournal::open(&state_dir).map_err(control::StartError::from)?;
+        let (history, writer) =
+            History::open(&state_dir).map_err(|source| StartError::History { path: state_dir.clone(), source })?;
+        let config = Arc::new(config);
+        let view = Arc::new(ViewCell::new(ClusterView::empty("metako is starting")));
+        let traffic = Arc::new(Traffic::default());
+        let (evidence, losses) = EvidenceSender::channel();
+        let data = DataPlane::new(
+            env.clone(),
+            Arc::clone(&config),
+            Arc::clone(&view),
+            evidence,
+            Arc::clone(&traffic),
+        )?;
+        let parts = Parts {
+            config: ControlConfig::build(&config)?,
+            servers: Arc::new(PgServers::new(env.clone())),
+            journal: Arc::new(journal),
+            history,
+            view: Arc::clone(&view),
+            fence: data.fence(),
+            evidence: losses,
+        };
+        let (driver, control) = Driver::start(env.clone(), parts).await?;
+
+        let (listeners, addresses) = listen(&env, &config).await?;
+        let socket_path = state_dir::admin_socket(&config, &state_dir);
+        let socket = env.bind_local(&socket_path).await.map_err(|source| StartError::Bind {
+            address: socket_path.display().to_string(),
+            key: "admin.socket",
+            source,
+        })?;
+
+        env.spawn(writer.run());
+        env.spawn(driver.run());
+        let (stop, stopping) = watch::channel(false);
+        let inner = Arc::new(Inner {
+            env: env.clone(),
+            path: path.to_owned(),
+            config: ArcSwap::from(config),
+            view,
+            traffic,
+            data: Arc::clone(&data),
+            control,
+            reloading: Mutex::new(()),
+        });
+        for listener in listeners {
+            env.spawn(until(stopping.clone(), Arc::clone(&data).serve(listener)));
+        }
+        let owner = nix::unistd::geteuid().as_raw();
+        let admin: Arc<dyn Admin> = Arc::clone(&inner) as Arc<dyn Admin>;
+        env.spawn(until(stopping.clone(), admin::serve(env.clone(), socket, owner, admin)));
+        env.spawn(until(stopping, report(Arc::clone(&inner))));
+        for address in &addresses {
+            tracing::info!(%address, admin = %socket_path.display(), "metako listens");
+        }
+        Ok(Self { inner, addresses, stop })
+    }
+
+    /// The addresses that clients can connect to.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The cluster view.
+    pub fn view(&self) -> &Arc<ViewCell> {
+        &self.inner.view
+    }
+
+    /// State of proxy and cluster.
+    pub fn status(&self) -> Status {
+        self.inner.status()
+    }
+
+    /// Reads the configuration again; see [`Admin::reload`].
+    pub async fn reload(&self) -> Reply {
+        self.inner.reload().await
+    }
+
+    /// Stops accepting, lets open transactions end for some seconds, closes the rest, and stops the control plane.
+    pub async fn shutdown(self) {
+        // There may be nobody left to tell.
+        let _ = self.stop.send(true);
+        self.inner.data.shutdown(DRAIN_MAX).await;
+        self.inner.control.stop().await;
+    }
+}
+
+async fn listen<E: Env>(env: &E, config: &Config) -> Result<(Vec<E::Listener>, Vec<SocketAddr>), StartError> {
+    let mut listeners = Vec::with_capacity(config.listen.len());
+    let mut addresses = Vec::with_capacity(config.listen.len());
+    for address in &config.listen {
+        let wrong = |source| StartError::Bind { address: address.clone(), key: "listen", source };
+        let listener = env.bind(address).await.map_err(wrong)?;
+        addresses.push(listener.local_addr().map_err(wrong)?);
+        listeners.push(listener);
+    }
+    Ok((listeners, addresses))
+}
+
+/// Runs `work` until it ends or a stop is asked for.
+async fn until(mut stopping: watch::Receiver<bool>, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        // An error means that the application is gone: a stop as well.
+        _ = stopping.wait_for(|stop| *stop) => {}
+    }
+}
+
+/// The periodic report, with the interval and format of the configuration in force.
+async fn report<E: Env>(inner: Arc<Inner<E>>) {
+    /// How often a switched-off report looks whether it was switched on.
+    const IDLE: Duration = Duration::from_secs(1);
+    loop {
+        let log = inner.config.load().log.clone();
+        let Some(every) = log.report_interval else {
+            tokio::time::sleep(IDLE).await;
+            continue;
+        };
+        tokio::time::sleep(every).await;
+        control::log_report(&inner.status(), log.format);
+    }
+}
+
+impl<E: Env> Inner<E> {
+    fn status(&self) -> Status {
+        let config = self.config.load();
+        let decisions = self.control.recent_decisions(DECISIONS_SHOWN);
+        Status::new(&config.cluster.name, &self.view.load(), &self.traffic, decisions)
+    }
+
+    async fn replace_config(&self) -> Result<Vec<String>, String> {
+        let path = self.path.clone();
+        let loaded = tokio::task::spawn_blocking(move || load_file(&path))
+            .await
+            .map_err(|error| format!("reading the configuration failed: {error}"))?
+            .map_err(|problems| problems.to_string())?;
+        let old = self.config.load_full();
+        let new = Arc::new(loaded.config);
+        let differences = changes(&old, &new);
+        if let Some(fixed) = differences.iter().find(|change| change.needs_restart()) {
+            return Err(format!("{fixed}; this cannot change while metako runs: nothing was changed"));
+        }
+        let control = ControlConfig::build(&new).map_err(|error| format!("a strategy cannot be built: {error}"))?;
+        // The data plane goes first: it may still refuse, and a node must be known to it before it is routed to.
+        self.data.reconfigure(Arc::clone(&new)).map_err(|error| error.to_string())?;
+        self.control.reconfigure(control).await.map_err(|error| error.to_string())?;
+        self.config.store(new);
+        let mut lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
+        lines.extend(loaded.warnings.iter().map(|warning| format!("warning: {warning}")));
+        Ok(lines)
+    }
+}
+
+#[async_trait]
+impl<E: Env> Admin for Inner<E> {
+    fn status(&self) -> Value {
+        serde_json::to_value(Self::status(self)).unwrap_or(Value::Null)
+    }
+
+    async fn reload(&self) -> Reply {
+        let _one_at_a_time = self.reloading.lock().await;
+        match self.replace_config().await {
+            Ok(lines) => {
+                tracing::info!(changes = lines.join("; "), "configuration reloaded");
+                Ok(json!({ "schema": 1, "changes": lines }))
             }
-            _ = terminate.recv() => {
-                tracing::info!("SIGTERM: no new clients; open transactions may end");
-                return Ok(());
-            }
-            _ = interrupt.recv() => {
-                tracing::info!("SIGINT: no new clients; open transactions may end");
-                return Ok(());
+            Err(why) => {
+                tracing::error!(%why, "reload refused; the configuration in force stays");
+                Err(why)
             }
         }
+    }
+
+    async fn adopt(&self, node: &str) -> Reply {
+        if self.config.load().cluster.node(node).is_none() {
+            return Err(format!("there is no node {node} in the configuration"));
+        }
+        let command = OperatorCommand::Adopt(NodeName::from(node));
+        self.control.operator(command).await.map_err(|error| error.to_string())?;
+        Ok(json!({ "schema": 1, "adopting": node }))
     }
 }

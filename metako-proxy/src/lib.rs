@@ -4,11 +4,17 @@
 
 pub mod admin;
 pub mod backend;
+pub mod check;
 pub mod control;
+pub mod data;
 pub mod env;
 pub mod logging;
 pub mod login;
+pub mod playground;
 pub mod shared;
 pub mod state_dir;
 pub mod stream;
 pub mod tls_files;
+
+// Links the stock strategies into every binary that uses this crate.
+use metako_strategies as _;

@@ -20,36 +20,60 @@ fn psql_and_pgbench_work_and_reads_spread_over_the_replicas() {
     let cluster = running::cluster(2, None);
     let metako = Metako::start(&running::configuration(&cluster, ""));
     metako.wait_until_open(2);
-    let psql = |sql: &str| client("psql", metako.port, &["-XAtc", sql]);
+    let psql = |sql: &str| client(&cluster, "psql", metako.port, &["-XAtc", sql]);
 
     assert_eq!(psql("select 40 + 2"), "42\n");
     psql("create table note (id int primary key, body text)");
     assert_eq!(psql("insert into note values (1, 'one'), (2, 'two') returning id"), "1\n2\nINSERT 0 2\n");
-    assert_eq!(psql("begin; update note set body = 'uno' where id = 1; commit; select body from note where id = 1"), "BEGIN\nUPDATE 1\nCOMMIT\nuno\n");
+    assert_eq!(
+        psql("begin; update note set body = 'uno' where id = 1; commit; select body from note where id = 1"),
+        "BEGIN\nUPDATE 1\nCOMMIT\nuno\n"
+    );
 
-    let failed = client_output("psql", metako.port, &["-XAtc", "select 1/0"]);
+    let failed = client_output(&cluster, "psql", metako.port, &["-XAtc", "select 1/0"]);
     assert!(text(&failed.stderr).contains("division by zero"), "{}", text(&failed.stderr));
-    let notice = client_output("psql", metako.port, &["-XAtc", "do $$ begin raise notice 'hello %', 1; end $$"]);
+    let notice = client_output(
+        &cluster,
+        "psql",
+        metako.port,
+        &["-XAtc", "do $$ begin raise notice 'hello %', 1; end $$"],
+    );
     assert!(text(&notice.stderr).contains("NOTICE:  hello 1"), "{}", text(&notice.stderr));
 
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), (10..2010).map(|id| format!("{id}\trow {id}\n")).collect::<String>()).unwrap();
+    std::fs::write(file.path(), (10..2010).map(|id| format!("{id}\trow {id}\n")).collect::<String>())
+        .unwrap();
     let copied = psql(&format!("\\copy note from '{}'", file.path().display()));
     assert_eq!(copied, "COPY 2000\n");
     let out = psql("copy (select id from note order by id) to stdout");
     assert_eq!(out.lines().count(), 2002);
 
-    client("pgbench", metako.port, &["-i", "-s", "1", "-q"]);
+    client(&cluster, "pgbench", metako.port, &["-i", "-s", "1", "-q"]);
     for protocol in ["simple", "extended", "prepared"] {
-        let report = client("pgbench", metako.port, &["-n", "-M", protocol, "-c", "8", "-j", "2", "-t", "50"]);
+        let report = client(
+            &cluster,
+            "pgbench",
+            metako.port,
+            &["-n", "-M", protocol, "-c", "8", "-j", "2", "-t", "50"],
+        );
         assert!(report.contains("number of failed transactions: 0 (0.000%)"), "{protocol}: {report}");
-        assert!(report.contains("number of transactions actually processed: 400/400"), "{protocol}: {report}");
+        assert!(
+            report.contains("number of transactions actually processed: 400/400"),
+            "{protocol}: {report}"
+        );
     }
     let before = metako.status().unwrap();
     for protocol in ["simple", "extended", "prepared"] {
-        let report =
-            client("pgbench", metako.port, &["-n", "-S", "-M", protocol, "-c", "8", "-j", "2", "-t", "100"]);
-        assert!(report.contains("number of transactions actually processed: 800/800"), "{protocol}: {report}");
+        let report = client(
+            &cluster,
+            "pgbench",
+            metako.port,
+            &["-n", "-S", "-M", protocol, "-c", "8", "-j", "2", "-t", "100"],
+        );
+        assert!(
+            report.contains("number of transactions actually processed: 800/800"),
+            "{protocol}: {report}"
+        );
     }
     let after = metako.status().unwrap();
     let reads = |node: &str| statements(&after, node, "reads") - statements(&before, node, "reads");
@@ -72,7 +96,7 @@ async fn tokio_postgres_works_with_prepared_statements_transactions_copy_and_can
     })
     .await
     .unwrap();
-    let dsn = format!("host=127.0.0.1 port={} user=postgres password=postgres dbname=postgres", metako.port);
+    let dsn = running::dsn(&cluster, metako.port);
     let (mut client, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
     tokio::spawn(connection);
 

@@ -17,9 +17,8 @@ struct Ledger {
     after_the_kill: usize,
 }
 
-async fn write(port: u16, next: Arc<AtomicI64>, killed: Arc<AtomicBool>, stop: Arc<AtomicBool>) -> Ledger {
+async fn write(dsn: String, next: Arc<AtomicI64>, killed: Arc<AtomicBool>, stop: Arc<AtomicBool>) -> Ledger {
     let mut ledger = Ledger { acknowledged: BTreeSet::new(), after_the_kill: 0 };
-    let dsn = format!("host=127.0.0.1 port={port} user=postgres password=postgres dbname=postgres");
     while !stop.load(Ordering::Relaxed) {
         let Ok((client, connection)) = tokio_postgres::connect(&dsn, NoTls).await else { continue };
         tokio::spawn(connection);
@@ -44,19 +43,19 @@ async fn write(port: u16, next: Arc<AtomicI64>, killed: Arc<AtomicBool>, stop: A
 #[test]
 fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
     let cluster = running::cluster(2, Some(1));
-    let metako = Metako::start(&running::configuration(&cluster, "failover: { synchronous: any 1 }"));
+    let metako = Metako::start(&running::configuration(&cluster, ""));
     let before = metako.wait_until_open(2);
     assert_eq!(before["primary"], "node-1");
-    running::client("psql", metako.port, &["-XAtc", "create table ledger (id bigint primary key)"]);
+    running::client(&cluster, "psql", metako.port, &["-XAtc", "create table ledger (id bigint primary key)"]);
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let dsn = running::dsn(&cluster, metako.port);
     let next = Arc::new(AtomicI64::new(1));
     let killed = Arc::new(AtomicBool::new(false));
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..8)
-        .map(|_| runtime.spawn(write(metako.port, Arc::clone(&next), Arc::clone(&killed), Arc::clone(&stop))))
+        .map(|_| runtime.spawn(write(dsn.clone(), Arc::clone(&next), Arc::clone(&killed), Arc::clone(&stop))))
         .collect();
-    let dsn = format!("host=127.0.0.1 port={} user=postgres password=postgres dbname=postgres", metako.port);
     let (idle, connection) = runtime.block_on(tokio_postgres::connect(&dsn, NoTls)).unwrap();
     runtime.spawn(connection);
 
@@ -64,7 +63,7 @@ fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
         let written = next.load(Ordering::Relaxed);
         if written > 300 { Ok(()) } else { Err(format!("{written} rows tried")) }
     });
-    cluster.kill_9("node-1").unwrap();
+    cluster.node("node-1").kill_9().unwrap();
     killed.store(true, Ordering::Relaxed);
     let status = eventually("another node is primary", || {
         let status = metako.status()?;
@@ -89,7 +88,8 @@ fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
         assert!(ledger.after_the_kill > 0, "every writer writes again after the failover");
         acknowledged.extend(ledger.acknowledged);
     }
-    let answer: i32 = runtime.block_on(idle.query_one("select 1", &[])).expect("an idle session lives on").get(0);
+    let answer: i32 =
+        runtime.block_on(idle.query_one("select 1", &[])).expect("an idle session lives on").get(0);
     assert_eq!(answer, 1);
 
     let rows = direct(&cluster, &primary, "select id from ledger");
@@ -100,10 +100,13 @@ fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
     let survivor = if primary == "node-2" { "node-3" } else { "node-2" };
     assert_eq!(direct(&cluster, &primary, "select pg_is_in_recovery()"), "f\n", "one writable primary");
     assert_eq!(direct(&cluster, survivor, "select pg_is_in_recovery()"), "t\n");
-    assert!(!cluster.is_running("node-1"), "nobody restarted the old primary");
+    assert!(!cluster.node("node-1").is_running(), "nobody restarted the old primary");
     eventually("the survivor streams from the new primary", || {
-        let streaming =
-            direct(&cluster, &primary, "select application_name from pg_stat_replication where state = 'streaming'");
+        let streaming = direct(
+            &cluster,
+            &primary,
+            "select application_name from pg_stat_replication where state = 'streaming'",
+        );
         if streaming == format!("{survivor}\n") { Ok(()) } else { Err(streaming) }
     });
     metako.wait_until_open(1);
@@ -111,5 +114,5 @@ fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
 
 /// Asks a node itself, not through metako.
 fn direct(cluster: &Cluster, node: &str, sql: &str) -> String {
-    running::client("psql", cluster.port(node), &["-XAtc", sql])
+    running::client(cluster, "psql", cluster.node(node).port(), &["-XAtc", sql])
 }

@@ -14,12 +14,13 @@ fn a_reload_adds_and_removes_nodes_without_dropping_a_client() {
     let all = running::configuration(&cluster, "");
     let third = all.lines().filter(|line| line.contains("name: node-3")).count();
     assert_eq!(third, 1, "one line a node:\n{all}");
-    let two: String = all.lines().filter(|line| !line.contains("name: node-3")).flat_map(|line| [line, "\n"]).collect();
+    let two: String =
+        all.lines().filter(|line| !line.contains("name: node-3")).flat_map(|line| [line, "\n"]).collect();
 
     let metako = Metako::start(&two);
     metako.wait_until_open(1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let dsn = format!("host=127.0.0.1 port={} user=postgres password=postgres dbname=postgres", metako.port);
+    let dsn = running::dsn(&cluster, metako.port);
     let (session, connection) = runtime.block_on(tokio_postgres::connect(&dsn, NoTls)).unwrap();
     runtime.spawn(connection);
     let ask = || -> i32 { runtime.block_on(session.query_one("select 7", &[])).unwrap().get(0) };
@@ -64,15 +65,20 @@ fn clients_may_use_tls_with_the_certificate_of_the_configuration() {
     metako.wait_until_open(1);
     for mode in ["require", "disable"] {
         let dsn = format!("host=localhost sslmode={mode}");
-        assert_eq!(client("psql", metako.port, &["-XAt", "-d", &dsn, "-c", "select 1"]), "1\n", "{mode}");
+        assert_eq!(
+            client(&cluster, "psql", metako.port, &["-XAt", "-d", &dsn, "-c", "select 1"]),
+            "1\n",
+            "{mode}"
+        );
     }
     let verified = format!("host=localhost sslmode=verify-full sslrootcert={}", cert.display());
-    let conninfo = client("psql", metako.port, &["-XAt", "-d", &verified, "-c", "\\conninfo"]);
+    let conninfo = client(&cluster, "psql", metako.port, &["-XAt", "-d", &verified, "-c", "\\conninfo"]);
     assert!(conninfo.contains("SSL connection"), "{conninfo}");
 
     metako.rewrite(&running::configuration(&cluster, &security.replace(" }", ", require_tls: true }")));
     assert!(metako.command(&["reload"]).status.success());
-    let plain = client_output("psql", metako.port, &["-XAt", "-d", "sslmode=disable", "-c", "select 1"]);
+    let plain =
+        client_output(&cluster, "psql", metako.port, &["-XAt", "-d", "sslmode=disable", "-c", "select 1"]);
     assert!(!plain.status.success());
     assert!(text(&plain.stderr).contains("FATAL"), "{}", text(&plain.stderr));
 }
@@ -84,6 +90,7 @@ fn a_statement_that_takes_too_long_is_cancelled_on_the_server() {
     let metako = Metako::start(&running::configuration(&cluster, times));
     metako.wait_until_open(1);
     let output = client_output(
+        &cluster,
         "psql",
         metako.port,
         &["-XAt", "-v", "VERBOSITY=verbose", "-c", "select pg_sleep(120)", "-c", "select 'alive'"],
@@ -93,9 +100,13 @@ fn a_statement_that_takes_too_long_is_cancelled_on_the_server() {
     assert_eq!(text(&output.stdout), "alive\n", "the session goes on");
     eventually("nothing sleeps on the server any more", || {
         let running = client(
+            &cluster,
             "psql",
-            cluster.port("node-1"),
-            &["-XAtc", "select count(*) from pg_stat_activity where query like 'select pg_sleep(120)%' and state = 'active'"],
+            cluster.node("node-1").port(),
+            &[
+                "-XAtc",
+                "select count(*) from pg_stat_activity where query like 'select pg_sleep(120)%' and state = 'active'",
+            ],
         );
         if running == "0\n" { Ok(()) } else { Err(running) }
     });
@@ -114,10 +125,15 @@ fn status_and_report_show_the_cluster_and_a_stopped_metako_is_said_to_be_so() {
         let log = metako.log();
         if log.contains("cluster report") { Ok(()) } else { Err(log) }
     });
-    let strategies = Command::new(env!("CARGO_BIN_EXE_metako")).args(["strategies", "--json"]).output().unwrap();
+    let strategies =
+        Command::new(env!("CARGO_BIN_EXE_metako")).args(["strategies", "--json"]).output().unwrap();
     let listed: serde_json::Value = serde_json::from_slice(&strategies.stdout).unwrap();
-    let names: Vec<_> =
-        listed["strategies"].as_array().into_iter().flatten().filter_map(|entry| entry["name"].as_str()).collect();
+    let names: Vec<_> = listed["strategies"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry["name"].as_str())
+        .collect();
     for name in ["round_robin", "least_connected", "random", "weighted", "sql", "most_advanced", "keyword"] {
         assert!(names.contains(&name), "{name}: {names:?}");
     }

@@ -14,6 +14,8 @@ pub enum Purpose {
     Latency = 1,
     /// Duration of a flush to disk.
     Flush,
+    /// From a flush until the walsenders run.
+    Ship,
     /// Duration of replaying what was received.
     Replay,
     /// Duration of a promotion.

@@ -6,7 +6,7 @@ use metako_core::Tick;
 
 /// Events to come.
 #[derive(Debug)]
-pub struct Queue<E> {
+pub(crate) struct Queue<E> {
     events: BTreeMap<(Tick, u64), E>,
     scheduled: u64,
 }
@@ -19,13 +19,13 @@ impl<E> Default for Queue<E> {
 
 impl<E> Queue<E> {
     /// Adds an event. Events of the same time come out in the order in which they were added.
-    pub fn push(&mut self, at: Tick, event: E) {
+    pub(crate) fn push(&mut self, at: Tick, event: E) {
         self.scheduled += 1;
         self.events.insert((at, self.scheduled), event);
     }
 
     /// Takes the next event out.
-    pub fn pop(&mut self) -> Option<(Tick, E)> {
+    pub(crate) fn pop(&mut self) -> Option<(Tick, E)> {
         self.events.pop_first().map(|((at, _), event)| (at, event))
     }
 }

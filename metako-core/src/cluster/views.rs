@@ -134,7 +134,7 @@ impl Controller {
 fn health_words(health: &Health) -> String {
     match health {
         Health::Unknown => "unknown".to_owned(),
-        Health::Up => "up".to_owned(),
+        Health::Up => "up: it answers".to_owned(),
         Health::Unseen { reason } => format!("unseen: {reason}"),
         Health::Down { reason } => format!("down: {reason}"),
     }

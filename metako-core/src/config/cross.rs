@@ -138,6 +138,7 @@ fn application_name<'a>(
         }
     }
     let Some(own) = node.application_name.as_ref().or(node.name.as_ref()) else { return };
+    let key = if node.application_name.is_some() { key } else { node_key(index, "name") };
     // PostgreSQL compares the names of standbys without regard to case.
     match known.get(&own.to_ascii_lowercase()) {
         Some((_, first))
@@ -161,14 +162,7 @@ fn hosts_and_ports(nodes: &[Node], listen: &[(String, Address)], checks: &mut Ch
         let (host_key, port_key) = (node_key(index, "host"), node_key(index, "port"));
         let Some(host) = &node.host else { continue };
         if !address::is_host(host) {
-            let message = if host.starts_with('/') {
-                format!(
-                    "found `{host}`; Unix sockets are not available in this version; expected a host name or an IP address"
-                )
-            } else {
-                format!("found {host:?}; expected a host name or an IP address, without a port")
-            };
-            checks.problem(&[&host_key], message);
+            checks.problem(&[&host_key], no_host(host));
             continue;
         }
         let at = if checks.places.holds(&port_key) { &port_key } else { &host_key };
@@ -191,13 +185,19 @@ fn hosts_and_ports(nodes: &[Node], listen: &[(String, Address)], checks: &mut Ch
         if let Some(host) = node.replication.as_ref().and_then(|replication| replication.host.as_ref())
             && !address::is_host(host)
         {
-            let key = node_key(index, "replication.host");
-            checks.problem(
-                &[&key],
-                format!("found {host:?}; expected a host name or an IP address, without a port"),
-            );
+            checks.problem(&[&node_key(index, "replication.host")], no_host(host));
         }
     }
+}
+
+fn no_host(text: &str) -> String {
+    if text.starts_with('/') {
+        return "Unix sockets are not available in this version; expected a host name or an IP address"
+            .to_owned();
+    }
+    // A whole connection string may hold a password.
+    let found = if text.contains('@') { "a connection string".to_owned() } else { format!("{text:?}") };
+    format!("found {found}; expected a host name or an IP address, without a port")
 }
 
 fn users(file: &File, checks: &mut Checks<'_>) {
@@ -288,7 +288,7 @@ fn failover(file: &File, checks: &mut Checks<'_>) {
     } else if needed == replicas && file.failover.mode == FailoverMode::Automatic {
         checks.warning(
             key,
-            format!("with {acks} of {replicas} acknowledgements a failover needs the answer of all {replicas} replicas"),
+            format!("where any {acks} of {replicas} replicas may acknowledge, a failover needs the answer of all {replicas}"),
         );
     }
 }

@@ -109,6 +109,11 @@ pub(super) fn did_you_mean(likely: Option<&str>) -> String {
     likely.map(|word| format!("; did you mean `{word}`?")).unwrap_or_default()
 }
 
+/// Words to choose from, as `one of a, b or c`; a single one as it is.
+pub(super) fn among<S: AsRef<str>>(words: &[S]) -> String {
+    if words.len() > 1 { format!("one of {}", one_of(words)) } else { one_of(words) }
+}
+
 /// Words as `a, b or c`.
 pub(super) fn one_of<S: AsRef<str>>(words: &[S]) -> String {
     match words {

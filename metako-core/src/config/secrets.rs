@@ -33,8 +33,8 @@ pub(super) fn resolve(
         [&word, &env, &file].into_iter().map(String::as_str).filter(|key| checks.places.holds(key)).collect();
     match given.as_slice() {
         [] if required => {
-            let message = "has no secret; expected exactly one of password, password_env and password_file";
-            checks.problem(&[path], message);
+            let message = "is missing; expected exactly one of password, password_env and password_file";
+            checks.problem(&[&word], message);
             return None;
         }
         [first, second, ..] => {

@@ -260,7 +260,7 @@ impl Builder<'_> {
                 );
             } else {
                 let section = entry.value.entries().iter();
-                let sections = entry.value.children().flat_map(|item| item.entries());
+                let sections = entry.value.children().flat_map(Tree::entries);
                 let list = matches!(entry.value.value, Value::List(_));
                 brought.extend(section.chain(sections.filter(|_| list)).cloned());
             }
@@ -286,11 +286,10 @@ impl Builder<'_> {
     /// A fault of the syntax, in words for people.
     fn unreadable(&self, error: &ScanError) -> Problem {
         let place = Place::from(*error.marker());
-        if let Some(column) = self.tab_before(place) {
-            return fault(
-                Place { line: place.line, column },
-                "a tab is used for indentation, which YAML does not allow; expected spaces",
-            );
+        // The scanner may stop at the end of the line before the tab.
+        let tab = [place.line, place.line + 1].into_iter().find_map(|line| self.tab_indents(line));
+        if let Some(place) = tab {
+            return fault(place, "a tab is used for indentation, which YAML does not allow; expected spaces");
         }
         if let Some(message) = self.cut_off(error) {
             return fault(place, message);
@@ -323,11 +322,11 @@ impl Builder<'_> {
         fault(place, message)
     }
 
-    /// The column of a tab in the indentation of a line.
-    fn tab_before(&self, place: Place) -> Option<usize> {
-        let line = self.text.lines().nth(place.line.checked_sub(1)?)?;
-        let indentation = line.chars().take_while(|c| matches!(c, ' ' | '\t'));
-        indentation.clone().position(|c| c == '\t').map(|index| index + 1)
+    /// The first tab in the indentation of a line.
+    fn tab_indents(&self, line: usize) -> Option<Place> {
+        let text = self.text.lines().nth(line.checked_sub(1)?)?;
+        let mut indentation = text.chars().take_while(|c| matches!(c, ' ' | '\t'));
+        indentation.position(|c| c == '\t').map(|index| Place { line, column: index + 1 })
     }
 
     /// What is still open, if the text ended before it.
@@ -361,8 +360,10 @@ fn too_deep(place: Place) -> Problem {
     fault(place, format!("nested deeper than {DEPTH_MAX} levels"))
 }
 
-/// The path of a key inside the section at `path`.
+/// The path of a key inside the section at `path`. Where the space after a colon was forgotten the value is part of the
+/// key; it may be a secret, and is left out.
 pub(super) fn key_path(path: &str, key: &str) -> String {
+    let key = key.split_once(':').map_or(key, |(key, _)| key);
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
@@ -436,7 +437,7 @@ mod tests {
         let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..9 {
             let previous = format!("*a{}", level - 1);
-            text += &format!("a{level}: &a{level} [{}]\n", vec![previous; 10].join(", "));
+            text.extend([format!("a{level}: &a{level} ["), vec![previous; 10].join(", "), "]\n".to_owned()]);
         }
         assert!(parsed(&text).unwrap_err().contains("more than 50000 values"));
     }

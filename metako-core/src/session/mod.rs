@@ -1,1 +1,381 @@
-//! To come in this change.
+//! A client's session, as a state machine over frames.
+//!
+//! [`Session`] is the client's half and stays with the client; [`Server`] is the half that stays with a server
+//! connection. While a session has no server, [`Session::plan`] reads what the client sent and says what it needs; then
+//! the caller finds a server, calls [`Session::attach`], and hands the bytes of both sides to [`Session::forward`] and
+//! [`Session::answer`], which append to the caller's buffers what is to be sent. [`Session::releasable`] says when the
+//! server may serve someone else; [`Session::lose`] what the client gets when the server is gone. Bytes pass as they
+//! are, but for names of prepared statements.
+//!
+//! ```text
+//!            plan: Route                 releasable
+//! Detached ---------------> Attached --------------------> Detached
+//!    ^                        |
+//!    |  Sync                  | lose
+//!    +------- Skipping <------+------> LostBlock --- ROLLBACK ---> Detached
+//! ```
+//!
+//! Outstanding answers are counted, message by message, in order: an early ReadyForQuery with more in the pipe is not
+//! idle.
+
+mod answer;
+mod forward;
+mod local;
+mod loss;
+mod plan;
+mod replies;
+mod server;
+mod statements;
+mod verdict;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+pub use answer::{Answered, Effect};
+pub use forward::Forwarded;
+pub use loss::{Loss, LossCx};
+pub use plan::{Plan, Route};
+pub use server::Server;
+pub use statements::{Interner, PREPARED_PER_SERVER_MAX, Statement, Statements};
+pub use verdict::Verdict;
+
+use crate::plugin::{Class, QueryClassifier, TransactionVerb};
+use crate::wire::write::{Report, TransactionStatus};
+use crate::wire::{Direction, FrameError, Framer, sqlstate, write};
+use local::LostBlock;
+use statements::Names;
+
+/// The most that is kept of a unit (one Query, or a batch up to its Sync) to be routed to a replica, and repeated on
+/// another if that one is lost. Longer units go to the primary.
+pub const UNIT_MAX: usize = 16 << 10;
+
+/// What a session needs of the world around it.
+#[derive(Clone, Copy)]
+pub struct SessionCx<'a> {
+    /// Judges texts.
+    pub classifier: &'a dyn QueryClassifier,
+    /// Interns named statements.
+    pub statements: &'a dyn Statements,
+    /// Whether reads outside transactions may go to replicas.
+    pub split: bool,
+}
+
+impl std::fmt::Debug for SessionCx<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionCx").field("split", &self.split).finish_non_exhaustive()
+    }
+}
+
+/// What a client sent that no client may send: the connection ends with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ClientFault {
+    /// The header is wrong.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The body is wrong.
+    #[error("invalid message format in message \"{}\"", char::from(*.0))]
+    Body(u8),
+}
+
+impl ClientFault {
+    /// What the client is told.
+    pub fn report(&self) -> Report {
+        Report::fatal(sqlstate::PROTOCOL_VIOLATION, self.to_string())
+    }
+}
+
+/// What the answer that is awaited may take its time by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaited {
+    /// Nothing, or something without a bound: COPY, COMMIT.
+    Unbounded,
+    /// The first answer, or the next rows, of a read.
+    Read,
+    /// The same of anything else.
+    Write,
+}
+
+/// What passed since it was last asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Statements that read.
+    pub reads: u32,
+    /// Statements that write, or may.
+    pub writes: u32,
+    /// Errors of class 08, 53, 57 or 58.
+    pub failed: u32,
+    /// Writes refused by a node because it is in recovery.
+    pub read_only: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attachment {
+    /// To a node in recovery, for one unit, which can be repeated elsewhere while nothing of its answer was given.
+    Unit { complete: bool, holding: bool },
+    /// Until nothing is open.
+    Open,
+}
+
+#[derive(Debug)]
+enum State {
+    Detached,
+    Attached(Attachment),
+    /// An error was given; everything is dropped until Sync.
+    Skipping,
+    /// The transaction block that the client believes itself in was lost.
+    LostBlock(LostBlock),
+}
+
+/// The unnamed statement, which a server connection holds only until the next client's.
+#[derive(Debug, Default)]
+struct Unnamed {
+    /// Text and types of its Parse, if the client has one.
+    tail: Option<Vec<u8>>,
+    verdict: Option<Verdict>,
+    /// The present server has it.
+    here: bool,
+}
+
+/// One client's session.
+#[derive(Debug)]
+pub struct Session {
+    state: State,
+    framer: Framer,
+    /// What remains of the client's frame at hand is not passed on.
+    skip_rest: bool,
+    names: Names,
+    unnamed: Unnamed,
+    application_name: String,
+    pinned: Option<&'static str>,
+    /// Something that may commit was sent and not answered.
+    may_commit: bool,
+    /// The statement that the last Bind bound.
+    bound: Verdict,
+    awaited: Awaited,
+    timed_out: Option<&'static str>,
+    counts: Counts,
+    /// A replica refused the unit at hand.
+    refused: bool,
+    /// The client's bytes of the unit at hand, while it may be repeated.
+    unit: Vec<u8>,
+}
+
+impl Session {
+    /// A session after log-in. `message_max` is the longest message body taken, in bytes; `application_name` the
+    /// client's, empty if it gave none.
+    pub fn new(application_name: &str, message_max: u64) -> Self {
+        Self {
+            state: State::Detached,
+            framer: Framer::new(Direction::Client, message_max),
+            skip_rest: false,
+            names: Names::default(),
+            unnamed: Unnamed::default(),
+            application_name: application_name.to_owned(),
+            pinned: None,
+            may_commit: false,
+            bound: Verdict::UNREAD,
+            awaited: Awaited::Unbounded,
+            timed_out: None,
+            counts: Counts::default(),
+            refused: false,
+            unit: Vec::new(),
+        }
+    }
+
+    /// Keeps the server from now on, for a reason that people can read.
+    pub fn pin(&mut self, reason: &'static str) {
+        self.pinned.get_or_insert(reason);
+    }
+
+    /// Why the session keeps its server, if it does.
+    pub fn pinned(&self) -> Option<&'static str> {
+        self.pinned
+    }
+
+    /// Whether it has a server.
+    pub fn is_attached(&self) -> bool {
+        matches!(self.state, State::Attached(_))
+    }
+
+    /// Whether what the server answers is to be kept back for the moment, because the unit may yet be repeated on
+    /// another node.
+    pub fn is_holding_back(&self) -> bool {
+        matches!(self.state, State::Attached(Attachment::Unit { holding: true, .. }))
+    }
+
+    /// Whether more of the client may be read: not while an answer to a complete unit is awaited, or too many are.
+    pub fn wants_input(&self, server: &Server) -> bool {
+        let complete = matches!(self.state, State::Attached(Attachment::Unit { complete: true, .. }));
+        !complete && !server.replies.full()
+    }
+
+    /// By what the answer that is awaited is bounded in time.
+    pub fn awaited(&self, server: &Server) -> Awaited {
+        if server.replies.outstanding() == 0 || server.replies.copying_in() {
+            Awaited::Unbounded
+        } else {
+            self.awaited
+        }
+    }
+
+    /// Whether the server owes an answer, so that there is something to cancel.
+    pub fn is_busy(&self, server: &Server) -> bool {
+        server.replies.front().is_some()
+    }
+
+    /// Notes that metako itself cancels what runs; `key` is the setting that asked for it. The error that follows
+    /// names it.
+    pub fn timed_out(&mut self, key: &'static str) {
+        self.timed_out = Some(key);
+    }
+
+    /// What passed since the last call.
+    pub fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// Takes a server for what [`Self::plan`] found: `replica` if the node is in recovery for sure. Appends to
+    /// `to_server` what has to be said first.
+    pub fn attach(&mut self, server: &mut Server, replica: bool, to_server: &mut Vec<u8>) {
+        let attachment =
+            if replica { Attachment::Unit { complete: false, holding: true } } else { Attachment::Open };
+        self.state = State::Attached(attachment);
+        self.unnamed.here = false;
+        self.may_commit = false;
+        self.timed_out = None;
+        self.refused = false;
+        self.unit.clear();
+        if server.application_name != self.application_name {
+            server.application_name.clone_from(&self.application_name);
+            write::query(to_server, set_application_name(&self.application_name).as_bytes());
+            // Nothing is owed by a server at checkout, so it is never given back.
+            let _ = server.replies.sent(replies::Owed::Query { own: true });
+        }
+    }
+
+    /// Whether the server may go: nothing is owed, no block is open, no frame is cut, nothing pins. A session whose
+    /// server reports a changed parameter is pinned by asking.
+    pub fn releasable(&mut self, server: &Server) -> bool {
+        let idle = self.is_attached()
+            && !self.framer.inside_frame()
+            && server.replies.settled()
+            && server.status == TransactionStatus::Idle
+            && !server.framer.inside_frame();
+        if idle && server.changed_parameter() {
+            self.pin("a setting that the server reports was changed");
+        }
+        idle && self.pinned.is_none()
+    }
+
+    /// Lets the server go. To be called when [`Self::releasable`] says so.
+    pub fn release(&mut self) {
+        self.state = State::Detached;
+        self.unnamed.here = false;
+        self.may_commit = false;
+        self.awaited = Awaited::Unbounded;
+        self.timed_out = None;
+        self.forget_unit();
+    }
+
+    /// No server could be found for what [`Self::plan`] wanted. Appends the error, and what else ends the unit at the
+    /// start of `input`; gives how many bytes of that are done with.
+    pub fn refuse(
+        &mut self,
+        input: &[u8],
+        error: &Report,
+        to_client: &mut Vec<u8>,
+    ) -> Result<usize, ClientFault> {
+        write::error_response(to_client, error);
+        if !matches!(input.first(), Some(b'Q' | b'F')) {
+            self.state = State::Skipping;
+            return Ok(0);
+        }
+        write::ready_for_query(to_client, TransactionStatus::Idle);
+        match self.drop_piece(input)? {
+            Plan::Consumed(taken) => Ok(taken),
+            _ => Ok(0),
+        }
+    }
+
+    /// No server could be found to repeat the unit on. Appends the error and the ReadyForQuery that the unit awaits.
+    pub fn refuse_repeat(&mut self, error: &Report, to_client: &mut Vec<u8>) {
+        self.release();
+        write::error_response(to_client, error);
+        write::ready_for_query(to_client, TransactionStatus::Idle);
+    }
+
+    /// The unit at hand will not be repeated elsewhere: what the server answers need not be kept back any more.
+    pub fn give_up_repeat(&mut self) {
+        self.stop_holding_back();
+    }
+
+    /// An idle session holds no buffer worth speaking of.
+    fn forget_unit(&mut self) {
+        self.unit.clear();
+        if self.unit.capacity() > 512 {
+            self.unit = Vec::new();
+        }
+    }
+
+    /// Notes that a statement is sent.
+    fn note(&mut self, verdict: Verdict) {
+        self.may_commit |= verdict.may_commit;
+        if verdict.class == Class::SessionChanging {
+            self.pin(verdict.reason);
+        }
+        self.awaited = if verdict.verb == Some(TransactionVerb::Commit) {
+            Awaited::Unbounded
+        } else if verdict.class.is_read() {
+            Awaited::Read
+        } else {
+            Awaited::Write
+        };
+    }
+
+    fn count(&mut self, verdict: Verdict) {
+        if verdict.class.is_read() {
+            self.counts.reads += 1;
+        } else {
+            self.counts.writes += 1;
+        }
+    }
+
+    /// Takes back what a message that was not run had changed.
+    fn undo(&mut self, server: &mut Server, message: replies::Owed) {
+        use replies::Owed;
+        match message {
+            Owed::Parse { statement, undo, own } => {
+                match (statement, own) {
+                    (Some((statement, unit)), _) => server.prepared.refute(&statement, unit),
+                    (None, true) => self.unnamed.here = false,
+                    (None, false) => self.unnamed = Unnamed::default(),
+                }
+                if let Some(undo) = undo {
+                    self.names.undo(undo);
+                }
+            }
+            Owed::ParsedBefore { undo } | Owed::ClosedHere { undo } => self.names.undo(undo),
+            _ => {}
+        }
+    }
+
+    fn statement(&self, name: &[u8]) -> Option<Arc<Statement>> {
+        self.names.get(name).cloned()
+    }
+}
+
+/// Whether an error or notice of that SQLSTATE announces the end of the server connection.
+fn ends_connection(code: &[u8]) -> bool {
+    matches!(code, b"57P01" | b"57P02" | b"57P03")
+}
+
+fn set_application_name(name: &str) -> String {
+    let quoted = name.replace('\'', "''");
+    if quoted.contains('\\') {
+        format!("SET application_name TO E'{}'", quoted.replace('\\', "\\\\"))
+    } else {
+        format!("SET application_name TO '{quoted}'")
+    }
+}

@@ -157,6 +157,7 @@ fn server_probe_failure(error: &ServerError) -> ProbeFailure {
         "25006" => ProbeFailure::ReadOnly(text),
         "57P01" | "57P03" if error.is_shutting_down() => ProbeFailure::ShuttingDown(text),
         "57P03" => ProbeFailure::StartingUp(text),
+        "57P02" => ProbeFailure::Lost(text),
         state if state.starts_with("28") => ProbeFailure::Authentication(text),
         _ => ProbeFailure::Unexpected(text),
     }

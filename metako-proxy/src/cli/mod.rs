@@ -1,7 +1,10 @@
 //! The command line: `metako [COMMAND] --config FILE`.
 
+mod check;
 mod remote;
+mod strategies;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -82,8 +85,6 @@ enum Command {
 /// The stock binary and every user's own: parses the command line, runs the command, and says how it ended. Strategies
 /// must be linked in by the caller (`use my_strategies as _;`); the stock ones are.
 pub fn main() -> ExitCode {
-    use metako_strategies as _;
-
     let cli = Cli::parse();
     if let Err(error) = metako_core::plugin::verify() {
         eprintln!("metako: {error}");
@@ -111,5 +112,16 @@ async fn dispatch(cli: Cli) -> Exit {
         Command::Reload { json } => remote::reload(&cli.config, json).await,
         Command::Adopt { primary, json } => remote::adopt(&cli.config, &primary, json).await,
         Command::Demo(options) => crate::demo::run(options).await,
+    }
+}
+
+/// Ends a command whose output could not be written; a reader that went away (`| head`) is no failure.
+fn written(result: io::Result<()>, exit: Exit) -> Exit {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("metako: cannot write: {error}");
+            Exit::Failed
+        }
+        _ => exit,
     }
 }

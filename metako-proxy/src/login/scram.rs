@@ -92,7 +92,7 @@ impl Verifier {
             *byte ^= signature;
         }
         let fits = constant_time::verify_slices_are_equal(&hash(&client_key), &self.stored_key).is_ok();
-        fits & !self.mock
+        fits && !self.mock
     }
 }
 

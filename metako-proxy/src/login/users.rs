@@ -10,7 +10,7 @@ use super::scram::{Verifier, salt_of};
 /// `users:` for theirs. Passwords are kept as SCRAM verifiers.
 #[derive(Debug, Clone)]
 pub struct Users {
-    users: BTreeMap<String, User>,
+    by_name: BTreeMap<String, User>,
     databases: BTreeSet<String>,
     salt_secret: Vec<u8>,
 }
@@ -53,13 +53,13 @@ impl Users {
     }
 
     pub(super) fn empty(salt_secret: &[u8; 32]) -> Self {
-        Self { users: BTreeMap::new(), databases: BTreeSet::new(), salt_secret: salt_secret.to_vec() }
+        Self { by_name: BTreeMap::new(), databases: BTreeSet::new(), salt_secret: salt_secret.to_vec() }
     }
 
     pub(super) fn add(&mut self, name: &str, password: &str, only: Option<&[String]>) {
         self.databases.extend(only.unwrap_or_default().iter().cloned());
         let salt_secret = &self.salt_secret;
-        let user = self.users.entry(name.to_owned()).or_insert_with(|| User {
+        let user = self.by_name.entry(name.to_owned()).or_insert_with(|| User {
             verifier: Verifier::new(password, salt_of(salt_secret, name)),
             databases: Some(BTreeSet::new()),
         });
@@ -77,13 +77,13 @@ impl Users {
     pub(super) fn verifier(&self, name: &str) -> Verifier {
         // Computed in both cases, so that both take the same time.
         let mock = Verifier::mock(salt_of(&self.salt_secret, name));
-        self.users.get(name).map_or(mock, |user| user.verifier.clone())
+        self.by_name.get(name).map_or(mock, |user| user.verifier.clone())
     }
 
     /// Whether a user may use a database. To be asked only after the user is known to be who it says.
     pub(super) fn access(&self, name: &str, database: &str) -> Access {
         let granted = self
-            .users
+            .by_name
             .get(name)
             .is_some_and(|user| user.databases.as_ref().is_none_or(|databases| databases.contains(database)));
         if granted {
@@ -107,6 +107,39 @@ mod tests {
         users.add("report", "secret", Some(&["stock".to_owned()]));
         users.add("admin", "secret", None);
         users
+    }
+
+    struct NoSecrets;
+
+    impl metako_core::config::SecretSource for NoSecrets {
+        fn env(&self, _name: &str) -> Option<String> {
+            None
+        }
+
+        fn file(&self, _path: &std::path::Path) -> std::io::Result<String> {
+            Err(std::io::ErrorKind::NotFound.into())
+        }
+    }
+
+    #[test]
+    fn nodes_and_users_of_a_configuration_may_log_in() {
+        use metako_strategies as _;
+        let text = "nodes:\n\
+            - { name: a, host: h, role: primary, username: app, password: secret, database: shop }\n\
+            - { name: b, host: i, role: replica, username: app, password: secret, database: shop }\n\
+            users:\n\
+            - { name: report, password: word, databases: [stock] }\n\
+            - { name: dba, password: word }\n";
+        let config = metako_core::config::load("metako.yaml", text, &NoSecrets).unwrap().config;
+        let users = Users::new(&config, &[1; 32]);
+        assert_eq!(users.access("app", "shop"), Access::Granted);
+        assert_eq!(users.access("app", "stock"), Access::Denied);
+        assert_eq!(users.access("report", "stock"), Access::Granted);
+        assert_eq!(users.access("report", "other"), Access::NoSuchDatabase);
+        assert_eq!(users.access("dba", "other"), Access::Granted);
+        // The salt is the same in the next life of the table, as a reload makes it, and another for another secret.
+        assert_eq!(users.verifier("app"), Users::new(&config, &[1; 32]).verifier("app"));
+        assert_ne!(users.verifier("app"), Users::new(&config, &[2; 32]).verifier("app"));
     }
 
     #[test]

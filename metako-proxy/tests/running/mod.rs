@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use metako_proxy::playground::{Builder, Cluster};
 use serde_json::Value;
 
 /// How long a test waits for a condition before it fails with what it saw last.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks again until `check` answers `Ok`; fails with the last `Err` after [`PATIENCE`].
-pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
     let begun = Instant::now();
     loop {
         match check() {
@@ -24,17 +25,17 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -
 }
 
 /// A running `metako` process with its configuration in a folder of its own. Dies with the test.
-pub struct Metako {
+pub(crate) struct Metako {
     child: Child,
     folder: tempfile::TempDir,
     /// The port that clients connect to.
-    pub port: u16,
+    pub(crate) port: u16,
 }
 
 impl Metako {
     /// Starts metako with a configuration in which `{listen}` and `{state_dir}` are filled in, and waits until its
     /// admin socket answers.
-    pub fn start(configuration: &str) -> Self {
+    pub(crate) fn start(configuration: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("mtk").tempdir().expect("a temporary folder");
         let port = free_port();
         let text = fill(configuration, port, folder.path());
@@ -59,18 +60,18 @@ impl Metako {
     }
 
     /// The configuration file.
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.folder.path().join("metako.yaml")
     }
 
     /// Writes another configuration in the place of the present one; does not reload.
-    pub fn rewrite(&self, configuration: &str) {
+    pub(crate) fn rewrite(&self, configuration: &str) {
         let text = fill(configuration, self.port, self.folder.path());
         std::fs::write(self.config(), text).expect("the configuration is written");
     }
 
     /// Runs `metako COMMAND.. --config FILE`.
-    pub fn command(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_metako"))
             .args(arguments)
             .arg("--config")
@@ -80,7 +81,7 @@ impl Metako {
     }
 
     /// `metako status --json`
-    pub fn status(&self) -> Result<Value, String> {
+    pub(crate) fn status(&self) -> Result<Value, String> {
         let output = self.command(&["status", "--json"]);
         if !output.status.success() {
             return Err(text(&output.stderr));
@@ -89,7 +90,7 @@ impl Metako {
     }
 
     /// Waits until writes are open and `replicas` nodes serve reads; answers with the status.
-    pub fn wait_until_open(&self, replicas: usize) -> Value {
+    pub(crate) fn wait_until_open(&self, replicas: usize) -> Value {
         eventually("writes are open and the replicas serve reads", || {
             let status = self.status()?;
             let fit = status["nodes"]
@@ -107,22 +108,22 @@ impl Metako {
     }
 
     /// Everything that it logged.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
     /// Its process id.
-    pub fn pid(&self) -> nix::unistd::Pid {
+    pub(crate) fn pid(&self) -> nix::unistd::Pid {
         nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         nix::sys::signal::kill(self.pid(), signal).expect("metako can be signalled");
     }
 
     /// Waits for its end after a SIGTERM; answers whether it ended with success.
-    pub fn stop(mut self) -> bool {
+    pub(crate) fn stop(mut self) -> bool {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         eventually("metako ends", || match self.child.try_wait() {
             Ok(Some(status)) => Ok(status.success()),
@@ -144,7 +145,7 @@ impl Drop for Metako {
 }
 
 /// A port that nothing listens on at the moment of asking.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     socket.local_addr().expect("its address").port()
 }
@@ -156,13 +157,41 @@ fn fill(configuration: &str, port: u16, folder: &Path) -> String {
 }
 
 /// Bytes as text, for messages.
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// A cluster of a primary `node-1` and so many replicas.
+pub(crate) fn cluster(replicas: usize, synchronous: Option<u32>) -> Cluster {
+    let builder = Builder::new().replicas(replicas);
+    let builder = match synchronous {
+        Some(acks) => builder.synchronous(acks),
+        None => builder,
+    };
+    builder.start_blocking().expect("the cluster starts")
+}
+
+/// A configuration for the cluster, with more of its top-level keys in `extra`.
+pub(crate) fn configuration(cluster: &Cluster, extra: &str) -> String {
+    let yaml = cluster.metako_yaml("{listen}");
+    let own: String =
+        yaml.lines().filter(|line| !line.starts_with("state_dir:")).flat_map(|line| [line, "\n"]).collect();
+    format!("{own}state_dir: {{state_dir}}\n{extra}\n")
+}
+
+/// How tokio-postgres connects to `port`.
+pub(crate) fn dsn(cluster: &Cluster, port: u16) -> String {
+    format!(
+        "host=127.0.0.1 port={port} user={} password={} dbname={}",
+        Cluster::SUPERUSER,
+        cluster.superuser_password(),
+        Cluster::DATABASE
+    )
+}
+
 /// Runs a program of PostgreSQL's client side against `port`; answers its standard output, or fails with what it said.
-pub fn client(program: &str, port: u16, arguments: &[&str]) -> String {
-    let output = client_output(program, port, arguments);
+pub(crate) fn client(cluster: &Cluster, program: &str, port: u16, arguments: &[&str]) -> String {
+    let output = client_output(cluster, program, port, arguments);
     assert!(
         output.status.success(),
         "{program} {arguments:?}: {}\n{}\n{}",
@@ -174,14 +203,14 @@ pub fn client(program: &str, port: u16, arguments: &[&str]) -> String {
 }
 
 /// As [`client`], whatever the exit status.
-pub fn client_output(program: &str, port: u16, arguments: &[&str]) -> Output {
+pub(crate) fn client_output(cluster: &Cluster, program: &str, port: u16, arguments: &[&str]) -> Output {
     Command::new(program)
         .args(arguments)
         .env("PGHOST", "127.0.0.1")
         .env("PGPORT", port.to_string())
-        .env("PGUSER", "postgres")
-        .env("PGPASSWORD", "postgres")
-        .env("PGDATABASE", "postgres")
+        .env("PGUSER", Cluster::SUPERUSER)
+        .env("PGPASSWORD", cluster.superuser_password())
+        .env("PGDATABASE", Cluster::DATABASE)
         .env("PGCONNECT_TIMEOUT", "20")
         .env("PSQLRC", "/dev/null")
         .stdin(Stdio::null())

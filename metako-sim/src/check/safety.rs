@@ -89,9 +89,11 @@ impl Watch {
                     self.find("one_primary_per_epoch", at, text);
                 }
             }
-            ClientEvent::Read { node, primary: true, .. } => {
-                if self.open_to.as_ref().is_some_and(|open_to| open_to != node) {
-                    let text = format!("{node} served a read as a primary while {:?} is the primary", self.open_to);
+            ClientEvent::Read { node, primary: true, timeline, .. } => {
+                if let Some((newest, owner)) = self.begun.last_key_value().filter(|(newest, _)| *newest > timeline) {
+                    let text = format!(
+                        "{node} served a read as a primary of timeline {timeline} after {owner} began timeline {newest}"
+                    );
                     self.find("no_read_from_a_stale_primary", at, text);
                 }
             }

@@ -155,8 +155,9 @@ fn reads_from_a_stale_primary_and_divergence_are_found() {
     let read = |primary| {
         LogEvent::Client(ClientEvent::Read { client: 0, node: name("a"), primary, timeline: TimelineId(1) })
     };
-    assert_eq!(found(vec![view(1, "b"), read(true)]), ["no_read_from_a_stale_primary"]);
-    assert!(found(vec![view(1, "b"), read(false)]).is_empty());
+    assert_eq!(found(vec![promoted("b", 2), read(true)]), ["no_read_from_a_stale_primary"]);
+    assert!(found(vec![promoted("b", 2), read(false)]).is_empty());
+    assert!(found(vec![read(true), promoted("b", 2)]).is_empty());
     let change = NodeChange::DivergedUnnoticed { upstream: name("b") };
     assert_eq!(found(vec![LogEvent::Node { node: name("a"), change }]), ["no_unnoticed_divergence"]);
 }

@@ -27,6 +27,7 @@ impl Cluster {
         node.promoting = false;
         node.wal.crash(REDO_RECORDS);
         node.flushing = false;
+        node.shipping = false;
         node.replaying = false;
         node.restart_receiver = false;
         node.retry_pending = false;
@@ -131,7 +132,9 @@ impl Cluster {
             Body::Wal { link, .. } | Body::StandbyStatus { link, .. } if stopped || starting => {
                 Some(Body::Closed { link: *link })
             }
-            Body::Connected { .. } | Body::TimelineSwitched { .. } | Body::Closed { .. } if stopped || starting => {
+            Body::Connected { .. } | Body::TimelineSwitched { .. } | Body::Closed { .. }
+                if stopped || starting =>
+            {
                 return None;
             }
             _ => None,

@@ -32,6 +32,8 @@ pub(crate) enum NodeEvent {
     Ready,
     /// WAL up to here is on disk.
     Flushed(Lsn),
+    /// The walsenders run.
+    Ship,
     /// WAL up to here is replayed.
     Replayed { generation: u64, end: Lsn },
     /// Changed settings are read.
@@ -103,6 +105,7 @@ impl Cluster {
         match event {
             NodeEvent::Ready => self.ready(stage, index),
             NodeEvent::Flushed(end) => self.flushed(stage, index, end),
+            NodeEvent::Ship => self.ship(stage, index),
             NodeEvent::Replayed { generation, end } => self.replayed(stage, index, generation, end),
             NodeEvent::Reloaded { changed } => self.reloaded(stage, index, changed),
             NodeEvent::RetryReceiver => {

@@ -108,6 +108,7 @@ pub(crate) struct Node {
     pub(crate) promoting: bool,
     pub(crate) wal: Wal,
     pub(crate) flushing: bool,
+    pub(crate) shipping: bool,
     pub(crate) replaying: bool,
     pub(crate) replay_generation: u64,
     pub(crate) received: Received,
@@ -144,6 +145,7 @@ impl Node {
             promoting: false,
             wal: Wal::new(Lsn(0x0300_0060)),
             flushing: false,
+            shipping: false,
             replaying: false,
             replay_generation: 0,
             received: Received::Nothing,
@@ -220,6 +222,9 @@ impl Node {
 
     /// The node that its receiver streams from, if it streams.
     pub(crate) fn streams_from(&self) -> Option<usize> {
-        self.receiver.as_ref().filter(|receiver| receiver.timeline.is_some()).map(|receiver| receiver.upstream)
+        self.receiver
+            .as_ref()
+            .filter(|receiver| receiver.timeline.is_some())
+            .map(|receiver| receiver.upstream)
     }
 }

@@ -12,6 +12,8 @@ use crate::message::{Body, LinkId, Place};
 use crate::scenario::Span;
 use crate::stage::Stage;
 
+/// From a flush until the walsenders run.
+const WAKE_SENDERS: Span = Span::micros(50, 1_200);
 /// From a changed conninfo until the startup process has stopped the receiver.
 const STOP_RECEIVER: Span = Span::millis(2, 30);
 /// From the end of a timeline until a cascading receiver goes on in the next.
@@ -34,7 +36,7 @@ impl Cluster {
         let node = &mut self.nodes[index];
         node.flushing = false;
         node.wal.flush_to(end);
-        self.ship(stage, index);
+        self.wake_senders(stage, index);
         if self.nodes[index].primary {
             self.release_waiters(stage, index);
         } else {
@@ -48,9 +50,20 @@ impl Cluster {
         self.begin_flush(stage, index);
     }
 
-    /// Sends what is on disk to all who stream from this node.
-    fn ship(&mut self, stage: &mut Stage, index: usize) {
+    /// Wakes the walsenders. Until they run, what is on disk here is nowhere else, although it may be acknowledged.
+    fn wake_senders(&mut self, stage: &mut Stage, index: usize) {
         let node = &mut self.nodes[index];
+        if !node.senders.is_empty() && !node.shipping {
+            node.shipping = true;
+            let delay = stage.chance.duration(Purpose::Ship, index as u64, WAKE_SENDERS);
+            self.after(stage, index, delay, NodeEvent::Ship);
+        }
+    }
+
+    /// Sends what is on disk to all who stream from this node.
+    pub(super) fn ship(&mut self, stage: &mut Stage, index: usize) {
+        let node = &mut self.nodes[index];
+        node.shipping = false;
         let end = node.wal.flushed();
         for sender in node.senders.iter_mut().filter(|sender| sender.streaming && sender.sent < end) {
             sender.sent = end;
@@ -58,7 +71,14 @@ impl Cluster {
         }
     }
 
-    pub(super) fn wal_received(&mut self, stage: &mut Stage, index: usize, upstream: usize, link: LinkId, end: Lsn) {
+    pub(super) fn wal_received(
+        &mut self,
+        stage: &mut Stage,
+        index: usize,
+        upstream: usize,
+        link: LinkId,
+        end: Lsn,
+    ) {
         let Ok([node, source]) = self.nodes.get_disjoint_mut([index, upstream]) else { return };
         let Some(receiver) = node.receiver.as_mut().filter(|receiver| receiver.link == link) else {
             stage.send(Place::Node(index), Place::Node(upstream), Body::Closed { link });
@@ -165,7 +185,13 @@ impl Cluster {
     }
 
     /// Ends the receiver of that connection and tells the other side. Tells whether there was one.
-    pub(super) fn drop_receiver(&mut self, stage: &mut Stage, index: usize, link: LinkId, reason: &str) -> bool {
+    pub(super) fn drop_receiver(
+        &mut self,
+        stage: &mut Stage,
+        index: usize,
+        link: LinkId,
+        reason: &str,
+    ) -> bool {
         let node = &mut self.nodes[index];
         let Some(receiver) = node.receiver.take_if(|receiver| receiver.link == link) else { return false };
         stage.send(Place::Node(index), Place::Node(receiver.upstream), Body::Closed { link });
@@ -200,7 +226,8 @@ impl Cluster {
         }
         let Some((host, port, application_name)) = node.upstream_address() else { return };
         let slot = Some(node.setting("primary_slot_name").to_owned()).filter(|slot| !slot.is_empty());
-        let Some(upstream) = self.nodes.iter().position(|other| other.host == host && other.port == port) else {
+        let Some(upstream) = self.nodes.iter().position(|other| other.host == host && other.port == port)
+        else {
             self.retry_later(stage, index);
             return;
         };
@@ -209,7 +236,8 @@ impl Cluster {
         let (timeline, last_message) = (None, stage.now);
         let node = &mut self.nodes[index];
         let (pinged, stopping) = (false, false);
-        let receiver = Receiver { link, upstream, host, port, slot, timeline, last_message, pinged, stopping };
+        let receiver =
+            Receiver { link, upstream, host, port, slot, timeline, last_message, pinged, stopping };
         let (slot, timeout) = (receiver.slot.clone(), node.rates.receiver_timeout);
         node.receiver = Some(receiver);
         stage.send(Place::Node(index), Place::Node(upstream), Body::Connect { link, application_name, slot });
@@ -217,7 +245,8 @@ impl Cluster {
     }
 
     pub(super) fn connect_timed_out(&mut self, stage: &mut Stage, index: usize, link: LinkId) {
-        let connecting = self.nodes[index].receiver.as_ref().is_some_and(|receiver| receiver.timeline.is_none());
+        let connecting =
+            self.nodes[index].receiver.as_ref().is_some_and(|receiver| receiver.timeline.is_none());
         if connecting {
             self.receiver_failed(stage, index, link, "no answer to the connection");
         }
@@ -252,7 +281,7 @@ impl Cluster {
             node.senders.push(Sender { link, standby, application_name, streaming, sent, flushed, replayed });
         }
         stage.send(Place::Node(index), Place::Node(standby), Body::Connected { link, result });
-        self.ship(stage, index);
+        self.wake_senders(stage, index);
     }
 
     pub(super) fn connected(
@@ -266,7 +295,9 @@ impl Cluster {
             Ok(timeline) => timeline,
             Err(reason) => return self.receiver_failed(stage, index, link, &reason),
         };
-        let Some(upstream) = self.nodes[index].receiver.as_ref().filter(|r| r.link == link).map(|r| r.upstream) else {
+        let Some(upstream) =
+            self.nodes[index].receiver.as_ref().filter(|r| r.link == link).map(|r| r.upstream)
+        else {
             stage.send(Place::Node(index), Place::Node(self.upstream_of(link)), Body::Closed { link });
             return;
         };
@@ -323,7 +354,8 @@ impl Cluster {
     }
 
     pub(super) fn timeline_switched(&mut self, stage: &mut Stage, index: usize, link: LinkId) {
-        let Some(receiver) = self.nodes[index].receiver.as_mut().filter(|receiver| receiver.link == link) else {
+        let Some(receiver) = self.nodes[index].receiver.as_mut().filter(|receiver| receiver.link == link)
+        else {
             return;
         };
         receiver.timeline = None;
@@ -334,7 +366,10 @@ impl Cluster {
 
     pub(super) fn resume_streaming(&mut self, stage: &mut Stage, index: usize, link: LinkId) {
         let node = &self.nodes[index];
-        let (Some(receiver), Some((_, _, application_name))) = (&node.receiver, node.upstream_address()) else { return };
+        let (Some(receiver), Some((_, _, application_name))) = (&node.receiver, node.upstream_address())
+        else {
+            return;
+        };
         if receiver.link == link && !receiver.stopping {
             let (slot, to) = (receiver.slot.clone(), Place::Node(receiver.upstream));
             let timeout = node.rates.receiver_timeout;
@@ -347,7 +382,8 @@ impl Cluster {
     pub(super) fn reloaded(&mut self, stage: &mut Stage, index: usize, changed: Vec<(String, String)>) {
         let node = &mut self.nodes[index];
         let names: Vec<&str> = changed.iter().map(|(name, _)| name.as_str()).collect();
-        let receiver_changed = names.iter().any(|name| matches!(*name, "primary_conninfo" | "primary_slot_name"));
+        let receiver_changed =
+            names.iter().any(|name| matches!(*name, "primary_conninfo" | "primary_slot_name"));
         let delay_changed = names.contains(&"recovery_min_apply_delay");
         node.load_settings();
         stage.log_node(&node.name, NodeChange::Reloaded { changed });

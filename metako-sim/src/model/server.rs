@@ -21,7 +21,8 @@ impl Cluster {
     /// A client's request.
     pub(super) fn queried(&mut self, stage: &mut Stage, index: usize, ticket: Ticket, write: bool) {
         let node = &self.nodes[index];
-        let (primary, timeline) = (node.primary, node.wal.flushed_timeline());
+        let primary = node.primary;
+        let timeline = if primary { node.wal.timeline() } else { node.wal.flushed_timeline() };
         if write && primary {
             let end = self.append(stage, index, Payload::Write(ticket.id));
             self.nodes[index].waiters.push(Waiter { end, who: Who::Client(ticket) });
@@ -99,7 +100,14 @@ impl Cluster {
     }
 
     /// ALTER SYSTEM for each setting, then one reload; answered when the settings are in force.
-    fn apply(&mut self, stage: &mut Stage, index: usize, call: CallId, slots: Vec<String>, change: SettingsChange) {
+    fn apply(
+        &mut self,
+        stage: &mut Stage,
+        index: usize,
+        call: CallId,
+        slots: Vec<String>,
+        change: SettingsChange,
+    ) {
         let node = &mut self.nodes[index];
         for (name, value) in &change.set {
             let names_ok = name != "synchronous_standby_names"
@@ -121,7 +129,12 @@ impl Cluster {
         let reload = stage.chance.duration(Purpose::Reload, index as u64, RELOAD);
         let answer = Answer::Action(Ok(ActionOutcome::Done));
         self.after(stage, index, reload, NodeEvent::Reloaded { changed });
-        self.after(stage, index, reload, NodeEvent::Send { to: Place::Proxy, body: Body::Answer { call, answer } });
+        self.after(
+            stage,
+            index,
+            reload,
+            NodeEvent::Send { to: Place::Proxy, body: Body::Answer { call, answer } },
+        );
     }
 
     /// `pg_promote(false)`, if the token is there.
@@ -161,7 +174,12 @@ impl Cluster {
             let body = Body::TimelineSwitched { link: sender.link };
             stage.send(Place::Node(index), Place::Node(sender.standby), body);
         }
-        let ahead = self.nodes.iter().filter(|node| node.wal.flushed() > fork).map(|node| node.name.clone()).collect();
+        let ahead = self
+            .nodes
+            .iter()
+            .filter(|node| node.wal.flushed() > fork)
+            .map(|node| node.name.clone())
+            .collect();
         stage.log_node(&self.name(index), NodeChange::Promoted { timeline, fork, ahead });
         self.append_other(stage, index);
     }

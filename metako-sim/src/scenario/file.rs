@@ -143,7 +143,8 @@ impl Checks {
 
     fn scenario(&mut self, raw: RawScenario) -> Scenario {
         let faults = raw.faults.into_iter().enumerate();
-        let faults = faults.filter_map(|(index, fault)| self.fault(&format!("faults[{index}]"), fault)).collect();
+        let faults =
+            faults.filter_map(|(index, fault)| self.fault(&format!("faults[{index}]"), fault)).collect();
         let loads = raw.workload.into_iter().enumerate();
         let workload = loads.map(|(index, load)| self.load(&format!("workload[{index}]"), &load)).collect();
         Scenario {
@@ -173,9 +174,13 @@ impl Checks {
         let nodes = raw.nodes.iter();
         ClusterSpec {
             defaults: self.timings("cluster.defaults", &raw.defaults),
-            nodes: nodes.map(|(name, own)| (name.clone(), self.timings(&format!("cluster.nodes.{name}"), own))).collect(),
+            nodes: nodes
+                .map(|(name, own)| (name.clone(), self.timings(&format!("cluster.nodes.{name}"), own)))
+                .collect(),
             links: LinkTimings {
-                metako: self.span("cluster.links.metako", raw.links.metako.as_ref()).unwrap_or(fallback.metako),
+                metako: self
+                    .span("cluster.links.metako", raw.links.metako.as_ref())
+                    .unwrap_or(fallback.metako),
                 nodes: self.span("cluster.links.nodes", raw.links.nodes.as_ref()).unwrap_or(fallback.nodes),
             },
             primary: raw.primary,
@@ -228,7 +233,8 @@ impl Checks {
         match <[Fault; 1]>::try_from(faults) {
             Ok([fault]) => Some(FaultSpec { at: raw.at, lasting: raw.lasting, fault }),
             Err(faults) => {
-                let message = format!("expected one of `kill`, `start`, `freeze`, `cut`; found {}", faults.len());
+                let message =
+                    format!("expected one of `kill`, `start`, `freeze`, `cut`; found {}", faults.len());
                 self.problem(key, message);
                 None
             }
@@ -294,7 +300,9 @@ s.yaml:8:29: faults[4].for: a start does not last; leave this out"
     fn unknown_keys_get_a_suggestion() {
         let text = "scenario: x\nfault: []\nworkload: [{ writer: 3 }]\nrun: { for: 20 }\n";
         let problems = problems(text);
-        for part in ["s.yaml:2:1:", "did you mean `faults`?", "did you mean `writers`?", "s.yaml:4:13: run.for:"] {
+        for part in
+            ["s.yaml:2:1:", "did you mean `faults`?", "did you mean `writers`?", "s.yaml:4:13: run.for:"]
+        {
             assert!(problems.contains(part), "{part}: {problems}");
         }
     }

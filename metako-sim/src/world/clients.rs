@@ -95,7 +95,8 @@ impl Clients {
 
     fn in_flight_to(&self, node: usize) -> u32 {
         let busy = |client: &&Client| {
-            matches!(client.state, State::InFlight { .. }) && client.connection.is_some_and(|c| c.node == node)
+            matches!(client.state, State::InFlight { .. })
+                && client.connection.is_some_and(|c| c.node == node)
         };
         u32::try_from(self.clients.iter().filter(busy).count()).unwrap_or(u32::MAX)
     }
@@ -228,7 +229,10 @@ impl World {
     fn read(&mut self, client: u32) {
         let Some(proxy) = &self.proxy else { return };
         let view = &proxy.view;
-        let fit = view.nodes.iter().filter(|node| self.recipe.split == Split::Auto && node.reads == ReadFitness::Fit);
+        let fit = view
+            .nodes
+            .iter()
+            .filter(|node| self.recipe.split == Split::Auto && node.reads == ReadFitness::Fit);
         let nodes: Vec<usize> = fit.filter_map(|node| self.cluster.find(node.name.as_str())).collect();
         let candidates: Vec<Candidate<'_>> = nodes
             .iter()

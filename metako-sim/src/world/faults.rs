@@ -122,7 +122,8 @@ impl World {
             Place::Proxy => "metako".to_owned(),
             Place::Node(index) => self.cluster.node(*index).name.to_string(),
         };
-        let texts: Vec<String> = ways.iter().map(|(from, to)| format!("{}->{}", name(from), name(to))).collect();
+        let texts: Vec<String> =
+            ways.iter().map(|(from, to)| format!("{}->{}", name(from), name(to))).collect();
         texts.join(" ")
     }
 

@@ -46,12 +46,19 @@ pub(super) fn typed(
             expected(shape, alternatives)
         ));
     }
+    let expected = detail.unwrap_or_else(|| expected(shape, alternatives));
+    if text.is_empty() {
+        return Err(format!("is empty; expected {expected}"));
+    }
+    // Where no single value is expected it may be anything, a secret too.
+    if alternatives.iter().all(|one| one.is_section() || one.is_list()) {
+        return Err(format!("found a single value; expected {expected}"));
+    }
     let words = words(alternatives);
     let suggestion = suggestion.or_else(|| nearest(text, words.iter().copied()).map(str::to_owned));
     Err(format!(
-        "found {}; expected {}{}",
+        "found {}; expected {expected}{}",
         shown(shape, text, plain),
-        detail.unwrap_or_else(|| expected(shape, alternatives)),
         did_you_mean(suggestion.filter(|_| !secret(shape)).as_deref())
     ))
 }
@@ -115,7 +122,7 @@ fn string(shape: &Shape<'_>, alternative: &Shape<'_>, text: &str) -> Result<Json
     }
     let least = shape.number("minLength").or_else(|| alternative.number("minLength")).unwrap_or(0);
     if (text.chars().count() as u64) < least {
-        return Err(Refusal { suggestion: None, detail: Some("text that is not empty".to_owned()) });
+        return Err(Refusal::default());
     }
     Ok(Json::String(text.to_owned()))
 }
@@ -206,7 +213,10 @@ fn kind(shape: &Shape<'_>, alternative: &Shape<'_>) -> String {
     }
     let named = if alternative.is_type("integer") || alternative.is_type("number") {
         let name = if alternative.is_type("integer") { "a whole number" } else { "a number" };
+        // The limits of the wider types tell people nothing.
+        let telling = |greatest: &Number| greatest.as_u64().is_none_or(|value| value < u64::from(u32::MAX));
         match bounds(shape, alternative) {
+            (Some(least), Some(greatest)) if !telling(&greatest) => format!("{name}, at least {least}"),
             (Some(least), Some(greatest)) => format!("{name} from {least} to {greatest}"),
             (Some(least), None) => format!("{name}, at least {least}"),
             (None, Some(greatest)) => format!("{name}, at most {greatest}"),
@@ -243,9 +253,6 @@ fn secret(shape: &Shape<'_>) -> bool {
 fn shown(shape: &Shape<'_>, text: &str, plain: bool) -> String {
     if secret(shape) {
         return "a value that does not fit".to_owned();
-    }
-    if text.is_empty() {
-        return "empty text".to_owned();
     }
     let mut short: String = text.chars().take(SHOWN_MAX).collect();
     if short.len() < text.len() {

@@ -155,7 +155,7 @@ fn config(nodes: Vec<Node>) -> ControlConfig {
             hold_timeout: Duration::from_secs(30),
             hold_clients: 10,
             hold_bytes: 1000,
-            budget: (2, Duration::from_secs(600)),
+            budget: (2, Duration::from_mins(10)),
             unknown_outcome: UnknownOutcome::TransactionResolutionUnknown,
         },
     };
@@ -270,11 +270,8 @@ async fn a_probe_that_panics_is_named_and_gets_another_connection() {
 #[tokio::test(start_paused = true)]
 async fn one_probe_a_node_is_under_way_and_the_last_one_asked_for_follows_it() {
     let mut bench = bench(&["slow"], empty_store(), MockCut::new()).await;
-    let long = |id| Action::Probe {
-        id: ProbeId(id),
-        node: NodeName::from("slow"),
-        timeout: Duration::from_secs(5),
-    };
+    let long =
+        |id| Action::Probe { id: ProbeId(id), node: NodeName::from("slow"), timeout: Duration::from_secs(5) };
     assert!(bench.driver.carry_out(long(1)).is_none());
     assert!(bench.driver.carry_out(long(2)).is_none());
     let replaced = bench.driver.carry_out(long(3)).unwrap();
@@ -382,7 +379,7 @@ impl JournalStore for SlowStore {
 #[tokio::test(start_paused = true)]
 async fn journals_are_written_one_after_the_other_and_a_slow_disk_is_told() {
     let store = Arc::new(SlowStore {
-        takes: Duration::from_secs(60),
+        takes: Duration::from_mins(1),
         saved: Mutex::default(),
         saving: AtomicUsize::new(0),
     });
@@ -440,7 +437,10 @@ async fn decisions_and_views_go_where_they_are_read() {
         reason: "because".to_owned(),
     };
     assert!(bench.driver.carry_out(Action::Record { decision: decision.clone() }).is_none());
-    assert_eq!(bench.handle.recent_decisions(9).into_iter().map(|entry| entry.decision).collect::<Vec<_>>(), [decision]);
+    assert_eq!(
+        bench.handle.recent_decisions(9).into_iter().map(|entry| entry.decision).collect::<Vec<_>>(),
+        [decision]
+    );
     let mut view = ClusterView::empty("another");
     view.version = 77;
     assert!(bench.driver.carry_out(Action::Publish { view: Arc::new(view) }).is_none());
@@ -463,7 +463,7 @@ async fn a_driver_asks_its_nodes_by_itself_and_stops_when_told() {
             changes.changed().await.unwrap();
         }
     };
-    timeout(Duration::from_secs(60), up).await.expect("both nodes answer");
+    timeout(Duration::from_mins(1), up).await.expect("both nodes answer");
     handle.stop().await;
     running.await.unwrap();
     assert_eq!(handle.operator(OperatorCommand::Adopt(NodeName::from("a"))).await, Err(Stopped));

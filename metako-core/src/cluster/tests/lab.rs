@@ -1,0 +1,645 @@
+//! A scripted cluster that answers the controller's actions at once (a silent node after the probe's time-out), and
+//! watches the rules that no test may break.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::{
+    Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Controller, Decision, DecisionKind, Event,
+    Journal, JournalPhase, OperatorCommand, SettingsChange, Writes,
+};
+use crate::config::{
+    Acks, ClusterSettings, FailoverMode, FailoverSettings, NoVoter, Node, Priority, ReplicationAddress,
+    Secret, SslMode, Synchronous, UnknownOutcome,
+};
+use crate::plugin::{
+    Assessment, Electable, Evidence, FailoverPolicy, NodeReport, PrimaryEvidence, ProbeFailure, Receiver,
+    ReportedRole, Sender, SettingValue,
+};
+use crate::{Epoch, Lsn, NodeName, SystemId, Tick, TimelineId};
+
+/// A node on localhost.
+pub(in crate::cluster) fn node(name: &str, port: u16) -> Node {
+    Node {
+        name: name.into(),
+        host: "localhost".to_owned(),
+        port,
+        role: None,
+        username: "postgres".to_owned(),
+        password: Secret::new("password"),
+        database: "postgres".to_owned(),
+        weight: 1,
+        zone: None,
+        priority: Priority::Rank(100),
+        sslmode: SslMode::Prefer,
+        application_name: name.to_owned(),
+        replication: ReplicationAddress {
+            host: "localhost".to_owned(),
+            port,
+            user: None,
+            password: None,
+            passfile: None,
+        },
+    }
+}
+
+/// Nodes a, b and c on ports 5001 to 5003, asynchronous.
+pub(super) fn settings() -> ClusterSettings {
+    ClusterSettings {
+        name: "main".to_owned(),
+        nodes: vec![node("a", 5001), node("b", 5002), node("c", 5003)],
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_millis(500),
+        failure_threshold: 3,
+        max_lag: Some(Duration::from_secs(10)),
+        failover: FailoverSettings {
+            mode: FailoverMode::Automatic,
+            synchronous: None,
+            silent_after: Duration::from_millis(2500),
+            async_restart_grace: Duration::ZERO,
+            hold_timeout: Duration::from_secs(30),
+            hold_clients: 1000,
+            hold_bytes: 1 << 20,
+            budget: (2, Duration::from_secs(600)),
+            unknown_outcome: UnknownOutcome::TransactionResolutionUnknown,
+        },
+    }
+}
+
+pub(super) fn synchronous(acks: u32, on_no_voter: NoVoter) -> ClusterSettings {
+    let mut settings = settings();
+    settings.failover.synchronous = Some(Synchronous { acks: Acks(acks), on_no_voter, commit_guard: true });
+    settings
+}
+
+/// Fails over on everything that is not healthy, and prefers names late in the alphabet: the core has to do the rest.
+pub(super) struct Eager;
+
+impl FailoverPolicy for Eager {
+    fn assess(&self, evidence: &Evidence) -> Assessment {
+        if evidence.kind == PrimaryEvidence::Silent && evidence.standing < evidence.silent_after {
+            let reason = format!("{} is silent", evidence.primary);
+            return Assessment::Wait {
+                reason,
+                ask_again_in: Some(evidence.silent_after - evidence.standing),
+            };
+        }
+        Assessment::FailOver { reason: format!("{} is {:?}", evidence.primary, evidence.kind) }
+    }
+
+    fn rank(&self, electable: &mut [Electable]) {
+        electable.sort_by(|a, b| b.node.cmp(&a.node));
+    }
+}
+
+/// How a node answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    Up,
+    Refused,
+    Silent,
+    Starting,
+    Full,
+    NoLogin,
+}
+
+/// A scripted PostgreSQL.
+#[derive(Debug, Clone)]
+pub(super) struct Fake {
+    pub(super) line: Line,
+    /// Whether other nodes reach it.
+    pub(super) reachable_by_others: bool,
+    pub(super) primary: bool,
+    pub(super) system_id: SystemId,
+    pub(super) timeline: TimelineId,
+    pub(super) received: Option<Lsn>,
+    pub(super) replayed: Lsn,
+    pub(super) connecting: bool,
+    pub(super) startup_wait: Option<String>,
+    pub(super) settings: BTreeMap<String, String>,
+    pub(super) port: u16,
+}
+
+impl Fake {
+    fn new(port: u16, primary: bool) -> Self {
+        let mut settings = BTreeMap::new();
+        if !primary {
+            settings.insert("primary_conninfo".to_owned(), "host=localhost port=5001 user=repl".to_owned());
+            settings.insert("primary_slot_name".to_owned(), format!("slot_{port}"));
+            settings.insert("max_standby_streaming_delay".to_owned(), "30000".to_owned());
+        }
+        Self {
+            line: Line::Up,
+            reachable_by_others: true,
+            primary,
+            system_id: SystemId(77),
+            timeline: TimelineId(1),
+            received: (!primary).then_some(Lsn(1000)),
+            replayed: Lsn(1000),
+            connecting: false,
+            startup_wait: Some("RecoveryWalStream".to_owned()),
+            settings,
+            port,
+        }
+    }
+
+    pub(super) fn position(&self) -> Lsn {
+        self.received.unwrap_or_default().max(self.replayed)
+    }
+
+    pub(super) fn setting(&self, name: &str) -> &str {
+        self.settings.get(name).map_or("", String::as_str)
+    }
+
+    fn upstream_port(&self) -> Option<u16> {
+        let conninfo = self.setting("primary_conninfo");
+        [5001, 5002, 5003].into_iter().find(|port| conninfo.contains(&port.to_string()))
+    }
+}
+
+/// What the lab does with an action of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Treat {
+    /// It is not carried out and not answered until [`Lab::release`].
+    Keep,
+    /// It is not carried out and answered with a failure.
+    Fail,
+    /// It is not carried out and answered as unknown.
+    Unknown,
+    /// It is carried out and answered as unknown.
+    DoneUnknown,
+}
+
+pub(super) struct Lab {
+    pub(super) now: Tick,
+    pub(super) settings: Arc<ClusterSettings>,
+    pub(super) controller: Controller,
+    pub(super) nodes: BTreeMap<NodeName, Fake>,
+    pub(super) disk: Option<Journal>,
+    pub(super) view: Arc<ClusterView>,
+    pub(super) decisions: Vec<Decision>,
+    pub(super) actions: Vec<Action>,
+    pub(super) treat: BTreeMap<&'static str, Treat>,
+    pub(super) kept: Vec<Action>,
+    later: BTreeMap<(Tick, u64), Event>,
+    count: u64,
+    promoted: BTreeMap<Epoch, NodeName>,
+    /// Actions that were asked for and not answered, by what may not run twice.
+    running: BTreeMap<ActionId, String>,
+}
+
+impl Lab {
+    /// a is primary, b and c stream from it; nothing has been asked yet.
+    pub(super) fn new(settings: ClusterSettings) -> Self {
+        let settings = Arc::new(settings);
+        let nodes = [("a", 5001), ("b", 5002), ("c", 5003)];
+        let mut lab = Self {
+            now: Tick::ZERO,
+            controller: Controller::new(Arc::clone(&settings), Arc::new(Eager), None, Tick::ZERO),
+            settings,
+            nodes: nodes.map(|(name, port)| (name.into(), Fake::new(port, name == "a"))).into(),
+            disk: None,
+            view: Arc::new(ClusterView::empty("")),
+            decisions: Vec::new(),
+            actions: Vec::new(),
+            treat: BTreeMap::new(),
+            kept: Vec::new(),
+            later: BTreeMap::new(),
+            count: 0,
+            promoted: BTreeMap::new(),
+            running: BTreeMap::new(),
+        };
+        lab.view = lab.controller.view();
+        lab
+    }
+
+    /// The same, steady with a as primary.
+    pub(super) fn steady(settings: ClusterSettings) -> Self {
+        let mut lab = Self::new(settings);
+        lab.start();
+        lab.pass(3000);
+        assert_eq!(lab.phase(), "steady", "{:?}", lab.controller);
+        lab.forget();
+        lab
+    }
+
+    pub(super) fn start(&mut self) {
+        self.event(Event::Timer);
+    }
+
+    /// The process dies and a new one starts with the journal that is on disk. What was in flight is lost.
+    pub(super) fn restart(&mut self) {
+        self.later.clear();
+        self.kept.clear();
+        self.running.clear();
+        self.controller =
+            Controller::new(Arc::clone(&self.settings), Arc::new(Eager), self.disk.clone(), self.now);
+        self.view = self.controller.view();
+        self.start();
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.decisions.clear();
+        self.actions.clear();
+    }
+
+    pub(super) fn phase(&self) -> &'static str {
+        self.controller.phase().name()
+    }
+
+    pub(super) fn fake(&mut self, name: &str) -> &mut Fake {
+        self.nodes.get_mut(name).unwrap()
+    }
+
+    pub(super) fn said(&self, kind: DecisionKind) -> Vec<&str> {
+        self.decisions
+            .iter()
+            .filter(|decision| decision.kind == kind)
+            .map(|decision| decision.reason.as_str())
+            .collect()
+    }
+
+    pub(super) fn did(&self, kind: &str) -> Vec<&Action> {
+        self.actions.iter().filter(|action| name_of(action) == kind).collect()
+    }
+
+    pub(super) fn held(&self) -> Option<&str> {
+        match &self.view.writes {
+            Writes::Held { reason } => Some(reason),
+            Writes::Open { .. } => None,
+        }
+    }
+
+    pub(super) fn primary(&self) -> Option<&str> {
+        self.view.primary().map(NodeName::as_str)
+    }
+
+    /// The node dies: it refuses connections, and whoever streamed from it does no more.
+    pub(super) fn kill(&mut self, name: &str) {
+        self.fake(name).line = Line::Refused;
+        self.fake(name).reachable_by_others = false;
+        self.event(Event::ServerLost { node: name.into(), loss: crate::cluster::ServerLoss::Broken });
+    }
+
+    pub(super) fn revive(&mut self, name: &str) {
+        self.fake(name).line = Line::Up;
+        self.fake(name).reachable_by_others = true;
+    }
+
+    pub(super) fn adopt(&mut self, name: &str) {
+        self.event(Event::Operator(OperatorCommand::Adopt(name.into())));
+    }
+
+    /// Lets so many milliseconds pass.
+    pub(super) fn pass(&mut self, millis: u64) {
+        let end = self.now + Duration::from_millis(millis);
+        let mut turns = 0;
+        loop {
+            let timer = self.controller.poll_timeout();
+            let answer = self.later.keys().next().map(|(at, _)| *at);
+            let Some(next) = [timer, answer].into_iter().flatten().min().filter(|next| *next <= end) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            let due = self.later.first_entry().filter(|entry| entry.key().0 <= self.now);
+            let event = due.map_or(Event::Timer, |entry| entry.remove());
+            self.event(event);
+            turns += 1;
+            assert!(turns < 20_000, "the controller spins: {:?}", self.controller);
+        }
+        self.now = end;
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        let mut turns = 0;
+        while let Some(event) = events.pop_front() {
+            if let Event::Done { id, .. } = &event {
+                self.running.remove(id);
+            }
+            let mut out = Vec::new();
+            let epoch = self.view.epoch;
+            self.controller.handle(self.now, event, &mut out);
+            for action in out {
+                self.watch(&action);
+                events.extend(self.carry_out(action));
+            }
+            assert!(self.view.epoch >= epoch, "the epoch went back");
+            turns += 1;
+            assert!(turns < 1000, "the controller answers itself for ever: {:?}", self.controller);
+        }
+    }
+
+    /// Answers what was kept, in order.
+    pub(super) fn release(&mut self) {
+        self.treat.retain(|_, treat| *treat != Treat::Keep);
+        for action in std::mem::take(&mut self.kept) {
+            if let Some(event) = self.perform(&action) {
+                self.event(event);
+            }
+        }
+    }
+
+    /// The rules that hold always.
+    fn watch(&mut self, action: &Action) {
+        if let Some((id, lane)) = lane_of(action) {
+            let taken = self.running.values().any(|running| *running == lane);
+            assert!(!taken, "{} while another action is in flight there", name_of(action));
+            self.running.insert(id, lane);
+        }
+        match action {
+            Action::Promote { promotion, .. } => {
+                let journal = self.disk.as_ref().unwrap();
+                assert!(
+                    matches!(&journal.phase, JournalPhase::Promoting { candidate, timeline, .. }
+                        if *candidate == promotion.node && *timeline == promotion.timeline),
+                    "a promotion that is not in the journal: {promotion:?}"
+                );
+                assert_eq!(journal.epoch, promotion.epoch);
+                assert_eq!(promotion.token, format!("metako_epoch_{}", promotion.epoch));
+                let first = self.promoted.entry(promotion.epoch).or_insert_with(|| promotion.node.clone());
+                assert_eq!(*first, promotion.node, "two promotions in one epoch");
+            }
+            Action::Publish { view } => {
+                assert!(view.version > self.view.version || self.view.version == 0);
+                if let Writes::Open { primary } = &view.writes {
+                    let journal = self.disk.as_ref().unwrap();
+                    assert_eq!(
+                        (&journal.primary, journal.epoch),
+                        (primary, view.epoch),
+                        "open without a journal"
+                    );
+                    assert_eq!(journal.phase, JournalPhase::Steady);
+                }
+                self.view = Arc::clone(view);
+            }
+            Action::Record { decision } => {
+                assert!(decision.reason.len() > 8, "a decision says why: {decision:?}");
+                self.decisions.push(decision.clone());
+            }
+            _ => {}
+        }
+        self.actions.push(action.clone());
+    }
+
+    fn carry_out(&mut self, action: Action) -> Option<Event> {
+        let unknown = |id: ActionId| {
+            let outcome = Err(ActionFailure::Unknown("scripted".to_owned()));
+            Some(Event::Done { id, outcome })
+        };
+        match (self.treat.get(name_of(&action)), lane_of(&action)) {
+            (Some(Treat::Keep), _) => {
+                self.kept.push(action);
+                None
+            }
+            (Some(Treat::Fail), Some((id, _))) => {
+                Some(Event::Done { id, outcome: Err(ActionFailure::Failed("scripted".to_owned())) })
+            }
+            (Some(Treat::Unknown), Some((id, _))) => unknown(id),
+            (Some(Treat::DoneUnknown), Some((id, _))) => {
+                let _ = self.perform(&action);
+                unknown(id)
+            }
+            _ => self.perform(&action),
+        }
+    }
+
+    fn perform(&mut self, action: &Action) -> Option<Event> {
+        let done = |id: ActionId| Some(Event::Done { id, outcome: Ok(ActionOutcome::Done) });
+        match action {
+            Action::Probe { id, node, timeout } => {
+                let result = self.probe(node, *timeout);
+                let slow = matches!(result, Err(ProbeFailure::TimedOut(_)));
+                let event = Event::Probed { id: *id, node: node.clone(), sent: self.now, result };
+                if slow {
+                    self.count += 1;
+                    self.later.insert((self.now + *timeout, self.count), event);
+                    return None;
+                }
+                Some(event)
+            }
+            Action::Persist { id, journal } => {
+                self.disk = Some(journal.clone());
+                done(*id)
+            }
+            Action::Sever { id, .. } => done(*id),
+            Action::Freeze { id, node, change }
+            | Action::Unfreeze { id, node, change }
+            | Action::Prepare { id, node, change, .. }
+            | Action::Repoint { id, node, change, .. }
+            | Action::SetSyncStandbys { id, node, change } => {
+                if self.nodes.get(node).is_none_or(|fake| fake.line != Line::Up) {
+                    return Some(Event::Done {
+                        id: *id,
+                        outcome: Err(ActionFailure::Failed("no connection".to_owned())),
+                    });
+                }
+                self.change(node, change);
+                done(*id)
+            }
+            Action::Promote { id, promotion } => {
+                let fake = self.nodes.get_mut(&promotion.node)?;
+                if fake.line != Line::Up {
+                    return Some(Event::Done {
+                        id: *id,
+                        outcome: Err(ActionFailure::Unknown("no answer".to_owned())),
+                    });
+                }
+                if fake.setting("primary_slot_name") != promotion.token {
+                    return Some(Event::Done { id: *id, outcome: Ok(ActionOutcome::Declined) });
+                }
+                if !fake.primary {
+                    fake.primary = true;
+                    fake.timeline = fake.timeline.next();
+                }
+                done(*id)
+            }
+            Action::Verify { id, node, .. } => {
+                let outcome = if self.commits(node) {
+                    Ok(ActionOutcome::Done)
+                } else {
+                    Err(ActionFailure::Unknown("no acknowledgement".to_owned()))
+                };
+                Some(Event::Done { id: *id, outcome })
+            }
+            Action::Publish { .. } | Action::Record { .. } => None,
+        }
+    }
+
+    fn change(&mut self, node: &NodeName, change: &SettingsChange) {
+        let Some(fake) = self.nodes.get_mut(node) else { return };
+        for (name, value) in &change.set {
+            match value {
+                Some(value) => fake.settings.insert(name.clone(), value.clone()),
+                None => fake.settings.remove(name),
+            };
+        }
+    }
+
+    /// Writes arrive at a node: it and all that stream from it get so much further.
+    pub(super) fn write(&mut self, name: &str, bytes: u64) {
+        self.fake(name).replayed.0 += bytes;
+        for _ in 0..2 {
+            self.stream();
+        }
+    }
+
+    /// Standbys take what their upstream has.
+    pub(super) fn stream(&mut self) {
+        let names: Vec<NodeName> = self.nodes.keys().cloned().collect();
+        for name in names {
+            if let Some(upstream) = self.upstream(&name).cloned() {
+                let fake = self.nodes.get_mut(&name).unwrap();
+                fake.timeline = fake.timeline.max(upstream.timeline);
+                fake.received = Some(upstream.position().max(fake.position()));
+                fake.replayed = fake.received.unwrap();
+            }
+        }
+    }
+
+    /// The node that this one streams from right now.
+    fn upstream(&self, name: &NodeName) -> Option<&Fake> {
+        let fake = self
+            .nodes
+            .get(name)
+            .filter(|fake| !fake.primary && fake.reachable_by_others && !fake.connecting)?;
+        let port = fake.upstream_port()?;
+        let upstream = self.nodes.values().find(|other| other.port == port && other.port != fake.port)?;
+        let follows = upstream.timeline >= fake.timeline && upstream.position() >= fake.position();
+        (upstream.reachable_by_others && follows && upstream.system_id == fake.system_id).then_some(upstream)
+    }
+
+    fn commits(&mut self, node: &NodeName) -> bool {
+        if self.nodes.get(node).is_none_or(|fake| fake.line != Line::Up || !fake.primary) {
+            return false;
+        }
+        self.write(node.clone().as_str(), 10);
+        let needed = self.nodes[node].setting("synchronous_standby_names");
+        let acks: usize = needed.strip_prefix("ANY ").map_or(0, |rest| rest[..1].parse().unwrap());
+        let port = self.nodes[node].port;
+        let streaming = self.nodes.keys().filter(|name| {
+            needed.contains(&format!("\"{name}\""))
+                && self.upstream(name).is_some_and(|upstream| upstream.port == port)
+        });
+        streaming.count() >= acks
+    }
+
+    fn probe(&mut self, name: &NodeName, timeout: Duration) -> Result<NodeReport, ProbeFailure> {
+        self.stream();
+        let Some(fake) = self.nodes.get(name) else {
+            return Err(ProbeFailure::Refused("no such node".to_owned()));
+        };
+        let words = || "scripted".to_owned();
+        match fake.line {
+            Line::Up => Ok(self.report(name, fake)),
+            Line::Refused => Err(ProbeFailure::Refused(words())),
+            Line::Silent => Err(ProbeFailure::TimedOut(timeout)),
+            Line::Starting => Err(ProbeFailure::StartingUp(words())),
+            Line::Full => Err(ProbeFailure::TooManyConnections(words())),
+            Line::NoLogin => Err(ProbeFailure::Authentication(words())),
+        }
+    }
+
+    pub(super) fn report(&self, name: &NodeName, fake: &Fake) -> NodeReport {
+        let role = if fake.primary {
+            let names = fake.setting("synchronous_standby_names").to_owned();
+            let sender = |(other, standby): (&NodeName, &Fake)| Sender {
+                application_name: other.to_string(),
+                streaming: true,
+                flushed: Some(standby.position()),
+                replayed: Some(standby.replayed),
+                synchronous: names.contains(&format!("\"{other}\"")),
+            };
+            let senders = self
+                .nodes
+                .iter()
+                .filter(|(other, _)| self.upstream(other).is_some_and(|upstream| upstream.port == fake.port))
+                .map(sender)
+                .collect();
+            ReportedRole::Primary {
+                flushed: fake.position(),
+                senders,
+                synchronous_standby_names: names.clone(),
+                read_only: false,
+            }
+        } else {
+            let upstream = self.upstream(name);
+            ReportedRole::Standby {
+                received: fake.received,
+                replayed: Some(fake.replayed),
+                replay_lag: Some(Duration::ZERO),
+                receiver: upstream.map(|upstream| Receiver {
+                    streaming: true,
+                    sender_host: "localhost".to_owned(),
+                    sender_port: upstream.port,
+                    timeline: upstream.timeline,
+                    last_message_age: Some(Duration::ZERO),
+                    slot: Some(fake.setting("primary_slot_name").to_owned()),
+                }),
+                receiver_process: upstream.is_some() || fake.connecting,
+                startup_wait: fake.startup_wait.clone(),
+                settings: NodeReport::SETTINGS
+                    .iter()
+                    .map(|name| {
+                        let value = match (*name, fake.setting(name)) {
+                            ("recovery_min_apply_delay", "") => "0",
+                            (_, value) => value,
+                        };
+                        ((*name).to_owned(), SettingValue { value: value.to_owned(), changeable: true })
+                    })
+                    .collect(),
+            }
+        };
+        NodeReport {
+            system_id: fake.system_id,
+            version: 150_020,
+            started_at: 1,
+            timeline: fake.timeline,
+            role,
+            latency: Duration::from_millis(1),
+        }
+    }
+
+    /// The names of those that the view lets serve reads.
+    pub(super) fn readers(&self) -> Vec<&str> {
+        let fit = |node: &&crate::cluster::NodeView| node.reads == crate::cluster::ReadFitness::Fit;
+        self.view.nodes.iter().filter(fit).map(|node| node.name.as_str()).collect()
+    }
+
+    pub(super) fn kinds(&self) -> BTreeSet<DecisionKind> {
+        self.decisions.iter().map(|decision| decision.kind).collect()
+    }
+}
+
+pub(super) fn name_of(action: &Action) -> &'static str {
+    match action {
+        Action::Probe { .. } => "probe",
+        Action::Persist { .. } => "persist",
+        Action::Sever { .. } => "sever",
+        Action::Freeze { .. } => "freeze",
+        Action::Unfreeze { .. } => "unfreeze",
+        Action::Prepare { .. } => "prepare",
+        Action::Promote { .. } => "promote",
+        Action::Verify { .. } => "verify",
+        Action::Repoint { .. } => "repoint",
+        Action::SetSyncStandbys { .. } => "set_sync",
+        Action::Publish { .. } => "publish",
+        Action::Record { .. } => "record",
+    }
+}
+
+fn lane_of(action: &Action) -> Option<(ActionId, String)> {
+    match action {
+        Action::Persist { id, .. } => Some((*id, "journal".to_owned())),
+        Action::Sever { id, .. } => Some((*id, "sever".to_owned())),
+        Action::Freeze { id, node, .. }
+        | Action::Unfreeze { id, node, .. }
+        | Action::Prepare { id, node, .. }
+        | Action::Repoint { id, node, .. }
+        | Action::SetSyncStandbys { id, node, .. }
+        | Action::Verify { id, node, .. } => Some((*id, node.to_string())),
+        Action::Promote { id, promotion } => Some((*id, promotion.node.to_string())),
+        Action::Probe { .. } | Action::Publish { .. } | Action::Record { .. } => None,
+    }
+}

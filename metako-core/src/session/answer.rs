@@ -1,0 +1,341 @@
+//! From the server to the client.
+
+use super::replies::Owed;
+use super::statements::{NO_SUCH_NAME, PREFIX};
+use super::{Attachment, Server, Session, State, ends_connection};
+use crate::wire::read::{self, ErrorFields};
+use crate::wire::write::{self, TransactionStatus};
+use crate::wire::{FrameError, Header, Piece};
+
+const HEADER: usize = 5;
+
+/// The most of an answer that is kept back while the unit may yet be repeated, in bytes.
+const HOLD_BACK_MAX: usize = 8 << 10;
+
+/// What became of the server's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answered {
+    /// So many were taken; the rest is to be offered again with more behind it.
+    pub consumed: usize,
+    /// What the caller has to do.
+    pub effect: Effect,
+}
+
+/// What the caller has to do after the server spoke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Send what was appended; look whether the server may go.
+    Continue,
+    /// A replica refused the unit, and is ready again: drop what was kept back, release the replica, and repeat the unit
+    /// on the primary.
+    Refused,
+    /// The server says that it is about to end the connection: take it for lost.
+    Lost,
+    /// The server ended the session with an error that is the client's to see: send it and close both.
+    Ended,
+}
+
+/// What is done with a frame.
+enum Pass {
+    AsIs,
+    /// It is not for the client.
+    Swallow,
+    /// It was replaced by something that is in the output already.
+    Replaced,
+    /// It is not for the client, and something else has to be done.
+    Stop(Effect),
+    /// It is the last that the client gets.
+    Last,
+}
+
+impl Session {
+    /// Passes on what the server sent. Appends to `to_client`.
+    pub fn answer(
+        &mut self,
+        server: &mut Server,
+        input: &[u8],
+        to_client: &mut Vec<u8>,
+    ) -> Result<Answered, FrameError> {
+        let (mut at, mut from) = (0, 0);
+        let mut effect = Effect::Continue;
+        while let Some(piece) = server.framer.next(&input[at..])? {
+            let (taken, pass) = match piece {
+                Piece::Rest { taken, .. } if server.swallow_rest => (taken, Pass::Swallow),
+                Piece::Rest { taken, .. } => (taken, Pass::AsIs),
+                Piece::Start { header: Header { tag: b'D' | b'd', .. }, taken, .. } => {
+                    server.swallow_rest = self.is_own(server);
+                    self.stop_holding_back();
+                    (taken, if server.swallow_rest { Pass::Swallow } else { Pass::AsIs })
+                }
+                Piece::Start { header, taken, .. } => {
+                    let body = &input[at + HEADER..at + taken];
+                    let start = to_client.len();
+                    let pass = self.answer_frame(server, header, body, to_client);
+                    if to_client.len() > start && from < at {
+                        // What came before goes before.
+                        let made = to_client.split_off(start);
+                        to_client.extend_from_slice(&input[from..at]);
+                        to_client.extend_from_slice(&made);
+                        from = at;
+                    }
+                    server.swallow_rest = !matches!(pass, Pass::AsIs | Pass::Last);
+                    (taken, pass)
+                }
+            };
+            if !matches!(pass, Pass::AsIs | Pass::Last) {
+                to_client.extend_from_slice(&input[from..at]);
+                from = at + taken;
+            }
+            at += taken;
+            match pass {
+                Pass::Stop(stop) => {
+                    effect = stop;
+                    break;
+                }
+                Pass::Last => {
+                    effect = Effect::Ended;
+                    break;
+                }
+                _ => {}
+            }
+            if self.has_own_answer(server) && !server.framer.inside_frame() {
+                to_client.extend_from_slice(&input[from..at]);
+                from = at;
+                self.give_own_answers(server, to_client);
+            }
+        }
+        to_client.extend_from_slice(&input[from..at]);
+        if to_client.len() > HOLD_BACK_MAX {
+            self.stop_holding_back();
+        }
+        Ok(Answered { consumed: at, effect })
+    }
+
+    fn is_own(&self, server: &Server) -> bool {
+        matches!(server.replies.front(), Some(Owed::Query { own: true }))
+    }
+
+    fn answer_frame(
+        &mut self,
+        server: &mut Server,
+        header: Header,
+        body: &[u8],
+        to_client: &mut Vec<u8>,
+    ) -> Pass {
+        if self.refused && !matches!(header.tag, b'Z' | b'S' | b'E') {
+            return Pass::Swallow;
+        }
+        let own_query = self.is_own(server);
+        let pass = if own_query { Pass::Swallow } else { Pass::AsIs };
+        match header.tag {
+            b'E' => return self.answer_error(server, header, body, to_client),
+            b'N' if ends_connection(read::error(body).code) => return Pass::Swallow,
+            b'S' => server.parameter_status(body),
+            b'Z' => return self.answer_ready(server, body),
+            _ if own_query => {}
+            b'1' => {
+                let Some(Owed::Parse { own, statement, .. }) = self.expect(server, b'1') else {
+                    return Pass::AsIs;
+                };
+                if let Some((statement, unit)) = statement {
+                    server.prepared.confirm(&statement, unit);
+                }
+                if own {
+                    return Pass::Swallow;
+                }
+            }
+            b'2' => {
+                self.expect(server, b'2');
+            }
+            b'3' => {
+                if let Some(Owed::Close { own: true }) = self.expect(server, b'3') {
+                    return Pass::Swallow;
+                }
+            }
+            b'T' | b'n' if server.replies.front() == Some(&Owed::Describe) => {
+                server.replies.pop();
+            }
+            b'C' | b'I' | b's' => {
+                self.stop_holding_back();
+                if header.tag == b'C' {
+                    self.completed(server, read::command_tag(body).unwrap_or_default());
+                }
+                if server.replies.front() == Some(&Owed::Execute) {
+                    server.replies.pop();
+                }
+            }
+            b'G' => {
+                self.open_up();
+                if let Some(skipped) = server.replies.copy_in() {
+                    self.undo(server, skipped);
+                }
+            }
+            b'H' | b'W' => self.open_up(),
+            _ => {}
+        }
+        pass
+    }
+
+    /// Takes what is owed next, which has to fit the tag.
+    fn expect(&mut self, server: &mut Server, tag: u8) -> Option<Owed> {
+        let fits = matches!(
+            (tag, server.replies.front()),
+            (b'1', Some(Owed::Parse { .. } | Owed::Duplicate))
+                | (b'2', Some(Owed::Bind))
+                | (b'3', Some(Owed::Close { .. }))
+        );
+        if fits {
+            return server.replies.pop();
+        }
+        server.out_of_step = true;
+        None
+    }
+
+    fn answer_ready(&mut self, server: &mut Server, body: &[u8]) -> Pass {
+        match body.first().copied().and_then(TransactionStatus::from_byte) {
+            Some(status) => server.status = status,
+            None => server.out_of_step = true,
+        }
+        if server.replies.ready() == Some(Owed::Query { own: true }) {
+            return Pass::Swallow;
+        }
+        if self.refused {
+            return Pass::Stop(Effect::Refused);
+        }
+        self.stop_holding_back();
+        if server.replies.settled() {
+            self.may_commit = false;
+        }
+        if server.status != TransactionStatus::Idle {
+            // A block on a replica, which the classifier did not foresee: the whole of it stays there.
+            self.open_up();
+        }
+        Pass::AsIs
+    }
+
+    fn answer_error(
+        &mut self,
+        server: &mut Server,
+        header: Header,
+        body: &[u8],
+        to_client: &mut Vec<u8>,
+    ) -> Pass {
+        let fields = read::error(body);
+        if fields.is_fatal() {
+            return if ends_connection(fields.code) { Pass::Stop(Effect::Lost) } else { Pass::Last };
+        }
+        if self.is_own(server) {
+            return Pass::Swallow;
+        }
+        let refused = self.is_holding_back() && is_refusal(&fields);
+        if fields.code == b"25006" && !refused && server.in_recovery() != Some(false) {
+            self.counts.read_only += 1;
+        }
+        if matches!(fields.code.get(..2), Some(b"08" | b"53" | b"57" | b"58")) {
+            self.counts.failed += 1;
+        }
+        for skipped in server.replies.failed() {
+            self.undo(server, skipped);
+        }
+        if refused || self.refused {
+            self.refused = true;
+            return Pass::Swallow;
+        }
+        self.stop_holding_back();
+        let whole = body.len() == header.length as usize;
+        match self.amended(&fields, body) {
+            Some(amended) if whole => {
+                write::frame(to_client, b'E', |out| out.extend_from_slice(&amended));
+                Pass::Replaced
+            }
+            _ => Pass::AsIs,
+        }
+    }
+
+    /// An error in the client's own words: its names of statements, and why metako cancelled.
+    fn amended(&mut self, fields: &ErrorFields<'_>, body: &[u8]) -> Option<Vec<u8>> {
+        if fields.code == b"57014"
+            && let Some(key) = self.timed_out.take()
+        {
+            let detail = format!("metako cancelled it: {key} had passed without an answer.");
+            return Some(with_field(body, b'D', detail.as_bytes()));
+        }
+        let start =
+            fields.message.windows(PREFIX.len() + 1).position(|w| w[0] == b'"' && &w[1..] == PREFIX)?;
+        let end = start + 1 + fields.message[start + 1..].iter().position(|&byte| byte == b'"')?;
+        let on_server = &fields.message[start + 1..end];
+        let (before, after) = (&fields.message[..start], &fields.message[end + 1..]);
+        let message = if on_server == NO_SUCH_NAME {
+            b"unnamed prepared statement does not exist".to_vec()
+        } else {
+            [before, b"\"", self.names.name_of(on_server)?, b"\"", after].concat()
+        };
+        Some(with_field(body, b'M', &message))
+    }
+
+    /// A command succeeded: what it did to prepared statements shows in its tag.
+    fn completed(&mut self, server: &mut Server, tag: &[u8]) {
+        if matches!(tag, b"DEALLOCATE ALL" | b"DISCARD ALL") {
+            server.prepared.clear();
+            self.names.clear();
+            self.unnamed = super::Unnamed::default();
+        }
+    }
+
+    /// The unit may not be repeated any more, and what the client sends next belongs to the same server.
+    fn open_up(&mut self) {
+        self.stop_holding_back();
+        if self.is_attached() {
+            self.state = State::Attached(Attachment::Open);
+        }
+    }
+
+    fn has_own_answer(&self, server: &Server) -> bool {
+        matches!(server.replies.front(), Some(Owed::ParsedBefore { .. } | Owed::ClosedHere { .. }))
+    }
+
+    /// Gives the answers that metako makes itself, where it is their turn.
+    pub(super) fn give_own_answers(&mut self, server: &mut Server, to_client: &mut Vec<u8>) {
+        while let Some(owed) = server.replies.front()
+            && !server.framer.inside_frame()
+        {
+            match owed {
+                Owed::ParsedBefore { .. } => write::parse_complete(to_client),
+                Owed::ClosedHere { .. } => write::close_complete(to_client),
+                _ => break,
+            }
+            server.replies.pop();
+        }
+    }
+}
+
+/// Whether a replica refuses what the primary may accept.
+fn is_refusal(fields: &ErrorFields<'_>) -> bool {
+    matches!(fields.code, b"25006" | b"0A000" | b"55000")
+        || (fields.code == b"40001" && fields.routine == b"ProcessInterrupts")
+}
+
+/// An error body with one field set anew.
+fn with_field(body: &[u8], field: u8, value: &[u8]) -> Vec<u8> {
+    let mut made = Vec::with_capacity(body.len() + value.len());
+    let mut rest = body;
+    let mut set = false;
+    while let Some((&kind, after)) = rest.split_first() {
+        if kind == 0 {
+            break;
+        }
+        let Some((old, after)) = read::text(after) else { break };
+        made.push(kind);
+        made.extend_from_slice(if kind == field { value } else { old });
+        made.push(0);
+        set |= kind == field;
+        rest = after;
+    }
+    if !set {
+        made.push(field);
+        made.extend_from_slice(value);
+        made.push(0);
+    }
+    made.push(0);
+    made
+}

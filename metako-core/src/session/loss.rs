@@ -1,0 +1,131 @@
+//! What a client gets when its server connection is gone.
+
+use super::local::LostBlock;
+use super::{Attachment, Server, Session, State};
+use crate::config::UnknownOutcome;
+use crate::wire::write::{self, Report, TransactionStatus};
+use crate::wire::{sqlstate, write::ready_for_query};
+
+/// What happened to the server, for the client to read.
+#[derive(Debug, Clone, Copy)]
+pub struct LossCx<'a> {
+    /// The node.
+    pub node: &'a str,
+    /// How its connection ended.
+    pub cause: &'a str,
+    /// How an unknown outcome is reported.
+    pub unknown: UnknownOutcome,
+}
+
+/// What the caller has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Drop what was kept back, find another server, attach it and call [`Session::repeat`].
+    Repeat,
+    /// Send what was appended; the session goes on without a server.
+    Kept,
+    /// Send what was appended and close the client's connection.
+    Close,
+}
+
+impl Session {
+    /// The server of this session is gone. Appends to `to_client` what the client is told: exactly one error and one
+    /// ReadyForQuery for each that it waits for.
+    pub fn lose(&mut self, server: &mut Server, cx: &LossCx<'_>, to_client: &mut Vec<u8>) -> Loss {
+        if server.framer.inside_frame() && !server.swallow_rest && !self.is_holding_back() {
+            // Part of a message was given; nothing can be said in the middle of it.
+            return Loss::Close;
+        }
+        if let Some(reason) = self.pinned {
+            let message = format!("terminating connection: node {} was lost ({})", cx.node, cx.cause);
+            let report = Report::fatal(sqlstate::ADMIN_SHUTDOWN, message)
+                .with_detail(format!("The session was bound to that server connection: {reason}."))
+                .with_hint("Connect again; what the session had set up on the server is gone.");
+            write::error_response(to_client, &report);
+            return Loss::Close;
+        }
+        let (outstanding, unsynced) = (server.replies.outstanding(), server.replies.unsynced());
+        let in_block = server.status != TransactionStatus::Idle;
+        for message in server.replies.abandon() {
+            self.undo(server, message);
+        }
+        self.counts.failed += u32::from(outstanding > 0 || unsynced);
+        match self.state {
+            State::Attached(Attachment::Unit { holding: true, .. }) if !in_block => {
+                return Loss::Repeat;
+            }
+            State::Attached(Attachment::Unit { .. }) if !in_block => {
+                let report = Report::error(
+                    sqlstate::SERIALIZATION_FAILURE,
+                    format!("replica {} was lost while it answered ({})", cx.node, cx.cause),
+                )
+                .with_detail("A part of the result had been delivered already.")
+                .with_hint("The statement only reads: run it again.");
+                self.release();
+                self.give_errors(&report, outstanding, unsynced, to_client);
+                return Loss::Kept;
+            }
+            _ => {}
+        }
+        let may_commit = self.may_commit;
+        self.release();
+        if in_block && !may_commit {
+            self.lose_block(cx, outstanding, unsynced, server.status, to_client);
+            return Loss::Kept;
+        }
+        if outstanding == 0 && !unsynced {
+            return Loss::Kept;
+        }
+        let Some(report) = unknown(cx) else { return Loss::Close };
+        self.give_errors(&report, outstanding, unsynced, to_client);
+        Loss::Kept
+    }
+
+    /// One error and ReadyForQuery for each that is awaited, outside a block.
+    fn give_errors(&mut self, report: &Report, outstanding: usize, unsynced: bool, to_client: &mut Vec<u8>) {
+        for _ in 0..outstanding {
+            write::error_response(to_client, report);
+            ready_for_query(to_client, TransactionStatus::Idle);
+        }
+        if unsynced {
+            write::error_response(to_client, report);
+            self.state = State::Skipping;
+        }
+    }
+
+    /// Nothing in the open block can have been committed: it is lost for sure, and the client has to end it.
+    fn lose_block(
+        &mut self,
+        cx: &LossCx<'_>,
+        outstanding: usize,
+        unsynced: bool,
+        status: TransactionStatus,
+        to_client: &mut Vec<u8>,
+    ) {
+        let told = status == TransactionStatus::Failed;
+        let mut block = LostBlock::new(cx.node, cx.cause, told);
+        for _ in 0..outstanding {
+            write::error_response(to_client, &block.next_error());
+            ready_for_query(to_client, TransactionStatus::Failed);
+        }
+        if unsynced {
+            write::error_response(to_client, &block.next_error());
+            block.skip_to_sync();
+        }
+        self.state = State::LostBlock(block);
+    }
+}
+
+fn unknown(cx: &LossCx<'_>) -> Option<Report> {
+    let code = match cx.unknown {
+        UnknownOutcome::TransactionResolutionUnknown => sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
+        UnknownOutcome::StatementCompletionUnknown => sqlstate::STATEMENT_COMPLETION_UNKNOWN,
+        UnknownOutcome::Close => return None,
+    };
+    let message = format!("node {} was lost before it answered ({})", cx.node, cx.cause);
+    Some(
+        Report::error(code, message)
+            .with_detail("Whether the statement took effect is not known.")
+            .with_hint("Look before repeating it: it may have been committed."),
+    )
+}

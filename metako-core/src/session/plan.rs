@@ -1,0 +1,243 @@
+//! What a client without a server wants.
+
+use super::{ClientFault, Session, SessionCx, State, UNIT_MAX, Verdict};
+use crate::plugin::Class;
+use crate::wire::read::{self, Target};
+use crate::wire::write::TransactionStatus;
+use crate::wire::{Direction, Header, Piece, TEXT_MAX, header, write};
+
+/// Bytes of a header.
+const HEADER: usize = 5;
+
+/// What to do with the client's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// Read more of the client first.
+    More,
+    /// So many bytes are done with; ask again with the rest.
+    Consumed(usize),
+    /// Find a server for what the input begins with, none of which is consumed.
+    Route(Route),
+    /// The client is leaving.
+    Close,
+}
+
+/// Which server is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Whether a replica will do.
+    pub read: bool,
+    /// The strongest class among the statements.
+    pub class: Class,
+    /// Why, for people.
+    pub reason: &'static str,
+}
+
+impl Route {
+    fn of(verdict: Verdict, cx: &SessionCx<'_>) -> Self {
+        Self { read: cx.split && verdict.class.is_read(), class: verdict.class, reason: verdict.reason }
+    }
+
+    const fn primary(reason: &'static str) -> Self {
+        Self { read: false, class: Class::Unknown, reason }
+    }
+}
+
+/// A batch of the extended protocol, as far as it was looked at.
+struct Batch {
+    strongest: Verdict,
+    /// The text of the unnamed statement comes from this batch.
+    unnamed: Option<Verdict>,
+    /// Nothing but Close of statements, Flush, and the Sync.
+    only_closes: bool,
+}
+
+impl Batch {
+    fn add(&mut self, verdict: Verdict) {
+        if verdict.class > self.strongest.class {
+            self.strongest = verdict;
+        }
+    }
+}
+
+impl Session {
+    /// Looks at the start of what the client sent while the session has no server. Answers that need no server are
+    /// appended to `to_client`.
+    pub fn plan(
+        &mut self,
+        input: &[u8],
+        cx: &SessionCx<'_>,
+        to_client: &mut Vec<u8>,
+    ) -> Result<Plan, ClientFault> {
+        let plan = self.plan_any(input, cx, to_client)?;
+        Ok(match plan {
+            Plan::Route(route) => Plan::Route(Route { read: route.read && self.pinned.is_none(), ..route }),
+            other => other,
+        })
+    }
+
+    fn plan_any(
+        &mut self,
+        input: &[u8],
+        cx: &SessionCx<'_>,
+        to_client: &mut Vec<u8>,
+    ) -> Result<Plan, ClientFault> {
+        debug_assert!(!self.is_attached());
+        if input.is_empty() {
+            return Ok(Plan::More);
+        }
+        if self.framer.inside_frame() {
+            return self.drop_piece(input);
+        }
+        let Some(first) = header(input, Direction::Client, u32::MAX)? else { return Ok(Plan::More) };
+        match (&self.state, first.tag) {
+            (_, b'X') => Ok(Plan::Close),
+            (_, b'd' | b'c' | b'f') => self.drop_piece(input),
+            (State::Skipping, b'S') => {
+                write::ready_for_query(to_client, TransactionStatus::Idle);
+                self.state = State::Detached;
+                self.drop_piece(input)
+            }
+            (State::Skipping, _) => self.drop_piece(input),
+            (State::LostBlock(_), _) => self.answer_lost_block(input, cx, to_client),
+            (_, b'S') => {
+                write::ready_for_query(to_client, TransactionStatus::Idle);
+                self.drop_piece(input)
+            }
+            (_, b'H') => self.drop_piece(input),
+            (_, b'Q') => plan_query(input, first, cx),
+            (_, b'F') => Ok(Plan::Route(Route::primary("a function call by number"))),
+            _ => self.plan_batch(input, cx, to_client),
+        }
+    }
+
+    /// Takes one piece and passes it to nobody.
+    pub(super) fn drop_piece(&mut self, input: &[u8]) -> Result<Plan, ClientFault> {
+        Ok(match self.framer.next(input)? {
+            Some(Piece::Start { taken, .. } | Piece::Rest { taken, .. }) => Plan::Consumed(taken),
+            None => Plan::More,
+        })
+    }
+
+    fn plan_batch(
+        &mut self,
+        input: &[u8],
+        cx: &SessionCx<'_>,
+        to_client: &mut Vec<u8>,
+    ) -> Result<Plan, ClientFault> {
+        let nothing = Verdict { class: Class::Empty, reason: "no statement is run", ..Verdict::UNREAD };
+        let mut batch = Batch { strongest: nothing, unnamed: self.unnamed.verdict, only_closes: true };
+        let mut at = 0;
+        loop {
+            let rest = &input[at..];
+            let Some(frame) = header(rest, Direction::Client, u32::MAX)? else { break };
+            match frame.tag {
+                b'S' if batch.only_closes => return self.close_here(input, at + frame.frame(), to_client),
+                b'S' => return Ok(Plan::Route(Route::of(batch.strongest, cx))),
+                b'H' if !batch.only_closes => {
+                    return Ok(Plan::Route(Route::primary(
+                        "a batch that is flushed before its Sync may go on",
+                    )));
+                }
+                b'P' if frame.length > TEXT_MAX => {
+                    return Ok(Plan::Route(Route::primary("a text too long to be looked at")));
+                }
+                b'Q' | b'F' | b'd' | b'c' | b'f' | b'X' => {
+                    return Ok(Plan::Route(Route::primary("a batch that is not ended by a Sync")));
+                }
+                _ => {}
+            }
+            let Some(body) = rest.get(HEADER..frame.frame()) else { break };
+            self.judge(&mut batch, frame, body, cx)?;
+            at += frame.frame();
+        }
+        if input.len() > UNIT_MAX && !waits_for_text(&input[at..]) {
+            return Ok(Plan::Route(Route::primary("a batch too long to be repeated on another replica")));
+        }
+        Ok(Plan::More)
+    }
+
+    fn judge(
+        &self,
+        batch: &mut Batch,
+        frame: Header,
+        body: &[u8],
+        cx: &SessionCx<'_>,
+    ) -> Result<(), ClientFault> {
+        let malformed = ClientFault::Body(frame.tag);
+        match frame.tag {
+            b'P' => {
+                let parse = read::parse(body).ok_or(malformed)?;
+                let verdict = Verdict::of(cx.classifier, parse.sql);
+                if parse.name.is_empty() {
+                    batch.unnamed = Some(verdict);
+                }
+                batch.add(verdict);
+            }
+            b'B' => {
+                let name = read::bind(body).ok_or(malformed)?.statement;
+                let known = if name.is_empty() { batch.unnamed } else { self.verdict_of(name) };
+                // A statement that this batch parses was judged at its Parse.
+                batch.add(known.unwrap_or(if batch.strongest.class == Class::Empty {
+                    Verdict::UNREAD
+                } else {
+                    batch.strongest
+                }));
+            }
+            b'C' => {
+                let target = read::target(body).ok_or(malformed)?;
+                batch.only_closes &= matches!(target, Target::Statement(_));
+                return Ok(());
+            }
+            b'H' => return Ok(()),
+            _ => {}
+        }
+        batch.only_closes = false;
+        Ok(())
+    }
+
+    fn verdict_of(&self, name: &[u8]) -> Option<Verdict> {
+        self.names.get(name).map(|statement| statement.verdict())
+    }
+
+    /// Closing statements concerns no server: what is on servers serves other clients too.
+    fn close_here(&mut self, input: &[u8], end: usize, to_client: &mut Vec<u8>) -> Result<Plan, ClientFault> {
+        let mut at = 0;
+        while at < end {
+            let Some(Piece::Start { header, taken, .. }) = self.framer.next(&input[at..])? else { break };
+            match header.tag {
+                b'C' => {
+                    let body = &input[at + HEADER..at + taken];
+                    match read::target(body).ok_or(ClientFault::Body(b'C'))? {
+                        Target::Statement(b"") => self.unnamed = super::Unnamed::default(),
+                        Target::Statement(name) => {
+                            self.names.remove(name);
+                        }
+                        Target::Portal(_) => {}
+                    }
+                    write::close_complete(to_client);
+                }
+                b'S' => write::ready_for_query(to_client, TransactionStatus::Idle),
+                _ => {}
+            }
+            at += taken;
+        }
+        Ok(Plan::Consumed(at))
+    }
+}
+
+fn plan_query(input: &[u8], first: Header, cx: &SessionCx<'_>) -> Result<Plan, ClientFault> {
+    if first.length > TEXT_MAX {
+        return Ok(Plan::Route(Route::primary("a text too long to be looked at")));
+    }
+    let Some(body) = input.get(HEADER..first.frame()) else { return Ok(Plan::More) };
+    let sql = read::query(body).ok_or(ClientFault::Body(b'Q'))?;
+    let mut route = Route::of(Verdict::of(cx.classifier, sql), cx);
+    route.read &= first.frame() <= UNIT_MAX;
+    Ok(Plan::Route(route))
+}
+
+/// Whether the input ends in a Parse whose text is waited for anyway.
+fn waits_for_text(rest: &[u8]) -> bool {
+    rest.first() == Some(&b'P')
+}

@@ -1,0 +1,291 @@
+//! Which answers a server connection still owes, in order, and what is done with each.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::statements::{Statement, Undo};
+
+/// How many answers may be owed before no more of the client is read. A server sends what fills its buffer (8 kB,
+/// fewer than two thousand answers) without being asked, so the bound cannot lock both sides.
+pub(super) const OWED_MAX: usize = 1 << 16;
+
+/// What is sent in answer to one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Owed {
+    /// ParseComplete; metako's own if `own`. `statement` is what the server then has, sent in which [`Replies::unit`].
+    Parse { own: bool, statement: Option<(Arc<Statement>, u64)>, undo: Option<Undo> },
+    /// The error that the name is taken, to a Parse that cannot succeed.
+    Duplicate,
+    /// A ParseComplete that metako makes, because the server has the statement already.
+    ParsedBefore { undo: Undo },
+    /// BindComplete.
+    Bind,
+    /// CloseComplete; metako's own if `own`.
+    Close { own: bool },
+    /// A CloseComplete that metako makes: the statement stays on the server for others.
+    ClosedHere { undo: Undo },
+    /// ParameterDescription and RowDescription or NoData.
+    Describe,
+    /// Rows or a COPY, then CommandComplete, EmptyQueryResponse or PortalSuspended.
+    Execute,
+    /// ReadyForQuery after Sync.
+    Sync,
+    /// All answers to a Query; metako's own if `own`.
+    Query { own: bool },
+    /// FunctionCallResponse and ReadyForQuery.
+    Function,
+    /// Nothing: where the client ended a COPY.
+    CopyEnd,
+}
+
+impl Owed {
+    /// Whether a ReadyForQuery ends it.
+    fn ends_ready(&self) -> bool {
+        matches!(self, Self::Sync | Self::Query { .. } | Self::Function)
+    }
+
+    /// Whether it belongs to the extended protocol, where an error skips what follows until Sync.
+    fn is_extended(&self) -> bool {
+        !matches!(self, Self::Query { .. } | Self::Function | Self::Sync | Self::CopyEnd)
+    }
+}
+
+/// The answers owed by one server connection.
+#[derive(Debug, Default)]
+pub(super) struct Replies {
+    owed: VecDeque<Owed>,
+    /// An error came, and the Sync that ends the skipping was not sent yet.
+    skipping: bool,
+    /// Extended messages were sent after the last Sync.
+    unsynced: bool,
+    /// The server takes COPY data from the client, and the client has not ended the COPY.
+    copy_in: bool,
+    unit: u64,
+}
+
+/// Messages that the server will not run after all, last one first.
+pub(super) type Discarded = Vec<Owed>;
+
+impl Replies {
+    /// Notes that a message was sent. Gives it back if the server will skip it.
+    pub(super) fn sent(&mut self, message: Owed) -> Option<Owed> {
+        if self.copy_in {
+            return self.sent_during_copy(message);
+        }
+        match message {
+            Owed::CopyEnd if self.owed.is_empty() || self.skipping => return None,
+            Owed::Sync => {
+                self.skipping = false;
+                self.unsynced = false;
+                self.unit += 1;
+            }
+            _ if self.skipping => return Some(message),
+            _ => self.unsynced |= message.is_extended(),
+        }
+        self.owed.push_back(message);
+        None
+    }
+
+    fn sent_during_copy(&mut self, message: Owed) -> Option<Owed> {
+        match message {
+            Owed::CopyEnd => self.copy_in = false,
+            // The server reads it during COPY and does nothing about it.
+            Owed::Sync => {}
+            // Ends the COPY with an error and is not run.
+            _ => {
+                self.copy_in = false;
+                return Some(message);
+            }
+        }
+        None
+    }
+
+    /// Counts the Syncs sent: messages of one unit are run or skipped together.
+    pub(super) fn unit(&self) -> u64 {
+        self.unit
+    }
+
+    /// The answer that comes next.
+    pub(super) fn front(&self) -> Option<&Owed> {
+        self.owed.front()
+    }
+
+    /// Takes the answer that comes next, which is complete.
+    pub(super) fn pop(&mut self) -> Option<Owed> {
+        let answered = self.owed.pop_front();
+        self.drop_copy_ends();
+        answered
+    }
+
+    /// An end of a COPY that was none is not answered.
+    fn drop_copy_ends(&mut self) {
+        while self.owed.front() == Some(&Owed::CopyEnd) {
+            self.owed.pop_front();
+        }
+    }
+
+    /// The server entered COPY FROM STDIN: what was sent behind the command belongs to the COPY until it was ended.
+    /// Gives the message that ends it with an error, if one was sent.
+    pub(super) fn copy_in(&mut self) -> Option<Owed> {
+        let extended = self.front() == Some(&Owed::Execute);
+        loop {
+            match self.owed.get(1) {
+                Some(Owed::Sync) => {
+                    self.owed.remove(1);
+                }
+                Some(Owed::CopyEnd) => {
+                    self.owed.remove(1);
+                    return None;
+                }
+                // The error will skip it together with all up to the next Sync.
+                Some(_) if extended => return None,
+                Some(_) => return self.owed.remove(1),
+                None => {
+                    self.copy_in = true;
+                    self.unsynced |= extended;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// An error answered what comes next: in the extended protocol, it and all up to the next Sync are gone.
+    pub(super) fn failed(&mut self) -> Discarded {
+        self.copy_in = false;
+        if !self.front().is_some_and(Owed::is_extended) {
+            return Vec::new();
+        }
+        let until = self.owed.iter().position(|owed| *owed == Owed::Sync);
+        if until.is_none() {
+            self.skipping = true;
+            self.unsynced = true;
+        }
+        self.owed.drain(..until.unwrap_or(self.owed.len())).rev().collect()
+    }
+
+    /// ReadyForQuery came: the answer that it ends.
+    pub(super) fn ready(&mut self) -> Option<Owed> {
+        while let Some(owed) = self.pop() {
+            if owed.ends_ready() {
+                return Some(owed);
+            }
+        }
+        // A Sync that was taken for one inside a COPY, which had failed before the server read it.
+        self.skipping = false;
+        self.unsynced = false;
+        None
+    }
+
+    /// How many ReadyForQuery are still to come for the client.
+    pub(super) fn outstanding(&self) -> usize {
+        self.owed.iter().filter(|owed| owed.ends_ready() && **owed != Owed::Query { own: true }).count()
+    }
+
+    /// Whether nothing is owed and nothing waits for a Sync.
+    pub(super) fn settled(&self) -> bool {
+        self.owed.is_empty() && !self.unsynced && !self.copy_in
+    }
+
+    /// Whether messages wait for a Sync that the client has not sent.
+    pub(super) fn unsynced(&self) -> bool {
+        self.unsynced
+    }
+
+    /// Whether the client is sending COPY data.
+    pub(super) fn copying_in(&self) -> bool {
+        self.copy_in
+    }
+
+    /// Whether the bound on answers owed is reached.
+    pub(super) fn full(&self) -> bool {
+        self.owed.len() >= OWED_MAX
+    }
+
+    /// Gives up all that is owed, last one first.
+    pub(super) fn abandon(&mut self) -> Discarded {
+        self.skipping = false;
+        self.unsynced = false;
+        self.copy_in = false;
+        self.owed.drain(..).rev().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owed(messages: &[Owed]) -> Replies {
+        let mut replies = Replies::default();
+        for message in messages {
+            assert_eq!(replies.sent(message.clone()), None);
+        }
+        replies
+    }
+
+    const QUERY: Owed = Owed::Query { own: false };
+
+    #[test]
+    fn an_error_skips_to_the_next_sync_and_the_unit_behind_it_runs() {
+        let mut replies = owed(&[Owed::Bind, Owed::Execute, Owed::Sync, Owed::Bind, Owed::Sync]);
+        assert_eq!(replies.failed(), [Owed::Execute, Owed::Bind]);
+        assert_eq!(replies.ready(), Some(Owed::Sync));
+        assert_eq!(replies.pop(), Some(Owed::Bind));
+        assert_eq!(replies.ready(), Some(Owed::Sync));
+        assert!(replies.settled());
+    }
+
+    #[test]
+    fn after_an_error_without_sync_even_a_query_is_skipped() {
+        let mut replies = owed(&[Owed::Bind]);
+        replies.failed();
+        assert_eq!(replies.sent(QUERY), Some(QUERY));
+        assert!(!replies.settled());
+        assert_eq!(replies.sent(Owed::Sync), None);
+        assert_eq!(replies.outstanding(), 1);
+        replies.ready();
+        assert!(replies.settled());
+    }
+
+    #[test]
+    fn a_sync_inside_an_extended_copy_is_not_answered() {
+        let mut replies = owed(&[Owed::Execute, Owed::Sync]);
+        assert_eq!(replies.copy_in(), None);
+        assert!(replies.copying_in() && !replies.settled());
+        replies.sent(Owed::CopyEnd);
+        replies.sent(Owed::Sync);
+        assert_eq!(replies.pop(), Some(Owed::Execute));
+        assert_eq!(replies.ready(), Some(Owed::Sync));
+        assert!(replies.settled());
+    }
+
+    #[test]
+    fn a_copy_that_was_sent_in_one_go_is_settled_by_its_sync() {
+        let mut replies = owed(&[Owed::Execute, Owed::CopyEnd, Owed::Sync]);
+        assert_eq!(replies.copy_in(), None);
+        assert!(!replies.copying_in());
+        assert_eq!(replies.pop(), Some(Owed::Execute));
+        assert_eq!(replies.ready(), Some(Owed::Sync));
+        assert!(replies.settled());
+    }
+
+    #[test]
+    fn a_query_sent_into_a_simple_copy_ends_it_and_is_not_answered() {
+        let mut replies = owed(&[QUERY]);
+        replies.copy_in();
+        assert_eq!(replies.sent(QUERY), Some(QUERY));
+        replies.failed();
+        assert_eq!(replies.ready(), Some(QUERY));
+        assert!(replies.settled());
+    }
+
+    #[test]
+    fn the_end_of_a_copy_that_failed_already_is_not_answered() {
+        let mut replies = owed(&[QUERY]);
+        replies.copy_in();
+        replies.failed();
+        assert_eq!(replies.sent(Owed::CopyEnd), None);
+        assert_eq!(replies.ready(), Some(QUERY));
+        assert_eq!(replies.sent(Owed::CopyEnd), None);
+        assert!(replies.settled());
+    }
+}

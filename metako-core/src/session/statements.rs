@@ -1,0 +1,298 @@
+//! Prepared statements that outlive the server connection they were made on.
+//!
+//! A client's named statement is its text and parameter types, interned once for all clients ([`Interner`]) under a name
+//! that is the same on every server. A server connection knows which of these it has ([`Prepared`]); what it lacks is
+//! parsed there before it is used.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Verdict;
+
+/// Names of statements on servers begin with this.
+pub(super) const PREFIX: &[u8] = b"metako_";
+
+/// A name that no server ever has a statement under.
+pub(super) const NO_SUCH_NAME: &[u8] = b"metako_none";
+
+/// How many statements are kept on one server connection; the one that was not used for longest is closed.
+pub const PREPARED_PER_SERVER_MAX: usize = 200;
+
+/// From so many interned statements on, those that no client holds any more are dropped.
+const INTERNED_SWEEP: usize = 4096;
+
+/// Text and parameter types of a named statement, the same for all clients that prepared it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Statement {
+    id: u64,
+    name: Box<[u8]>,
+    tail: Box<[u8]>,
+    verdict: Verdict,
+}
+
+impl Statement {
+    /// Its name on servers.
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// What follows the name in its Parse: text and parameter types.
+    pub fn tail(&self) -> &[u8] {
+        &self.tail
+    }
+
+    /// What its text means.
+    pub fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+}
+
+/// All named statements that clients hold. Numbers are never given twice, so a name means one text for ever.
+#[derive(Debug, Default)]
+pub struct Interner {
+    by_tail: HashMap<Box<[u8]>, Arc<Statement>>,
+    last: u64,
+    sweep_at: usize,
+}
+
+impl Interner {
+    /// The statement of that text and those types; `verdict` is asked for only if it is new.
+    pub fn intern(&mut self, tail: &[u8], verdict: impl FnOnce() -> Verdict) -> Arc<Statement> {
+        if let Some(known) = self.by_tail.get(tail) {
+            return Arc::clone(known);
+        }
+        if self.by_tail.len() >= self.sweep_at.max(INTERNED_SWEEP) {
+            self.by_tail.retain(|_, statement| Arc::strong_count(statement) > 1);
+            self.sweep_at = self.by_tail.len() * 2;
+        }
+        self.last += 1;
+        let statement = Arc::new(Statement {
+            id: self.last,
+            name: [PREFIX, self.last.to_string().as_bytes()].concat().into(),
+            tail: tail.into(),
+            verdict: verdict(),
+        });
+        self.by_tail.insert(tail.into(), Arc::clone(&statement));
+        statement
+    }
+
+    /// How many statements are held.
+    pub fn len(&self) -> usize {
+        self.by_tail.len()
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.by_tail.is_empty()
+    }
+}
+
+/// Where statements are interned: shared by all sessions.
+pub trait Statements: Sync {
+    /// See [`Interner::intern`].
+    fn intern(&self, tail: &[u8], verdict: &dyn Fn() -> Verdict) -> Arc<Statement>;
+}
+
+impl Statements for Mutex<Interner> {
+    fn intern(&self, tail: &[u8], verdict: &dyn Fn() -> Verdict) -> Arc<Statement> {
+        // A classifier that panicked in `verdict` left nothing half done.
+        self.lock().unwrap_or_else(PoisonError::into_inner).intern(tail, verdict)
+    }
+}
+
+/// A change of a client's names that does not hold if the server never ran the message that made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Undo {
+    /// A name was given.
+    Forget(Box<[u8]>, Arc<Statement>),
+    /// A name was dropped.
+    Restore(Box<[u8]>, Arc<Statement>),
+}
+
+/// The named statements of one client.
+#[derive(Debug, Default)]
+pub(super) struct Names(BTreeMap<Box<[u8]>, Arc<Statement>>);
+
+impl Names {
+    pub(super) fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.0.get(name)
+    }
+
+    pub(super) fn insert(&mut self, name: &[u8], statement: Arc<Statement>) -> Undo {
+        self.0.insert(name.into(), Arc::clone(&statement));
+        Undo::Forget(name.into(), statement)
+    }
+
+    pub(super) fn remove(&mut self, name: &[u8]) -> Option<Undo> {
+        self.0.remove_entry(name).map(|(name, statement)| Undo::Restore(name, statement))
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(super) fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Forget(name, statement) => {
+                if self.0.get(&name).is_some_and(|now| Arc::ptr_eq(now, &statement)) {
+                    self.0.remove(&name);
+                }
+            }
+            Undo::Restore(name, statement) => {
+                self.0.entry(name).or_insert(statement);
+            }
+        }
+    }
+
+    /// The client's name for what servers call `server_name`.
+    pub(super) fn name_of(&self, server_name: &[u8]) -> Option<&[u8]> {
+        self.0.iter().find(|(_, statement)| statement.name() == server_name).map(|(name, _)| name.as_ref())
+    }
+}
+
+/// The statements that one server connection has, or will have once what was sent is run.
+#[derive(Debug, Default)]
+pub(super) struct Prepared {
+    entries: BTreeMap<u64, Entry>,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    statement: Arc<Statement>,
+    used: u64,
+    /// Not confirmed yet; sent in this unit, whose failure may have skipped it.
+    sent_in: Option<u64>,
+}
+
+/// Whether a server has a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// It has, whenever the message that is about to be sent in this unit is run.
+    Present,
+    /// It was sent in an earlier unit that may yet fail.
+    Doubtful,
+    /// It has not.
+    Absent,
+}
+
+impl Prepared {
+    /// Whether the server has it when a message of `unit` is run; if so, it counts as used now.
+    pub(super) fn presence(&mut self, statement: &Statement, unit: u64) -> Presence {
+        self.clock += 1;
+        let Some(entry) = self.entries.get_mut(&statement.id) else { return Presence::Absent };
+        entry.used = self.clock;
+        if entry.sent_in.is_none_or(|sent| sent == unit) { Presence::Present } else { Presence::Doubtful }
+    }
+
+    /// Notes that its Parse is sent in `unit`; gives the statement that has to go for it, if one has.
+    pub(super) fn add(&mut self, statement: &Arc<Statement>, unit: u64) -> Option<Arc<Statement>> {
+        self.clock += 1;
+        let mut evicted = None;
+        if self.entries.len() >= PREPARED_PER_SERVER_MAX && !self.entries.contains_key(&statement.id) {
+            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(id, _)| *id);
+            evicted = oldest.and_then(|id| self.entries.remove(&id)).map(|entry| entry.statement);
+        }
+        let entry = Entry { statement: Arc::clone(statement), used: self.clock, sent_in: Some(unit) };
+        self.entries.insert(statement.id, entry);
+        evicted
+    }
+
+    /// ParseComplete came for the Parse sent in `unit`.
+    pub(super) fn confirm(&mut self, statement: &Statement, unit: u64) {
+        if let Some(entry) = self.entries.get_mut(&statement.id)
+            && entry.sent_in == Some(unit)
+        {
+            entry.sent_in = None;
+        }
+    }
+
+    /// The Parse sent in `unit` failed or was skipped.
+    pub(super) fn refute(&mut self, statement: &Statement, unit: u64) {
+        if self.entries.get(&statement.id).is_some_and(|entry| entry.sent_in == Some(unit)) {
+            self.entries.remove(&statement.id);
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interned(interner: &mut Interner, tail: &str) -> Arc<Statement> {
+        interner.intern(tail.as_bytes(), || Verdict::UNREAD)
+    }
+
+    #[test]
+    fn one_text_has_one_name_and_no_name_is_given_twice() {
+        let mut interner = Interner::default();
+        let first = interned(&mut interner, "a");
+        assert_eq!(first.name(), b"metako_1");
+        assert!(Arc::ptr_eq(&first, &interned(&mut interner, "a")));
+        assert_eq!(interned(&mut interner, "b").name(), b"metako_2");
+    }
+
+    #[test]
+    fn statements_that_nobody_holds_are_swept_and_held_ones_stay() {
+        let mut interner = Interner::default();
+        let held = interned(&mut interner, "held");
+        for n in 0..3 * INTERNED_SWEEP {
+            interned(&mut interner, &n.to_string());
+        }
+        assert!(interner.len() <= INTERNED_SWEEP + 1);
+        assert!(Arc::ptr_eq(&held, &interned(&mut interner, "held")));
+    }
+
+    #[test]
+    fn a_full_server_gives_up_the_statement_not_used_for_longest() {
+        let mut interner = Interner::default();
+        let mut prepared = Prepared::default();
+        let all: Vec<_> =
+            (0..PREPARED_PER_SERVER_MAX).map(|n| interned(&mut interner, &n.to_string())).collect();
+        for statement in &all {
+            assert_eq!(prepared.add(statement, 0), None);
+        }
+        assert_eq!(prepared.presence(&all[0], 0), Presence::Present);
+        let new = interned(&mut interner, "new");
+        assert_eq!(prepared.add(&new, 0), Some(Arc::clone(&all[1])));
+        assert_eq!(prepared.presence(&all[0], 0), Presence::Present);
+        assert_eq!(prepared.presence(&all[1], 0), Presence::Absent);
+    }
+
+    #[test]
+    fn what_an_earlier_unit_sent_is_in_doubt_until_it_is_confirmed() {
+        let mut interner = Interner::default();
+        let mut prepared = Prepared::default();
+        let statement = interned(&mut interner, "s");
+        prepared.add(&statement, 1);
+        assert_eq!(prepared.presence(&statement, 1), Presence::Present);
+        assert_eq!(prepared.presence(&statement, 2), Presence::Doubtful);
+        prepared.add(&statement, 2);
+        prepared.refute(&statement, 1);
+        assert_eq!(prepared.presence(&statement, 2), Presence::Present);
+        prepared.confirm(&statement, 2);
+        assert_eq!(prepared.presence(&statement, 3), Presence::Present);
+    }
+
+    #[test]
+    fn undoing_from_last_to_first_brings_the_names_back() {
+        let mut interner = Interner::default();
+        let (a, b) = (interned(&mut interner, "a"), interned(&mut interner, "b"));
+        let mut names = Names::default();
+        let mut log = vec![names.insert(b"s", Arc::clone(&a))];
+        log.extend(names.remove(b"s"));
+        log.push(names.insert(b"s", b));
+        for undo in log.into_iter().rev() {
+            names.undo(undo);
+        }
+        assert_eq!(names.get(b"s"), None);
+        names.insert(b"s", Arc::clone(&a));
+        let dropped = names.remove(b"s").unwrap();
+        names.undo(dropped);
+        assert_eq!(names.get(b"s"), Some(&a));
+    }
+}

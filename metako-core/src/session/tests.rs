@@ -1,0 +1,507 @@
+use std::sync::Mutex;
+
+use super::*;
+use crate::config::UnknownOutcome;
+use crate::plugin::{Classification, Span};
+use crate::wire::read;
+
+/// Judges by the first word, as far as these tests need it.
+struct FirstWord;
+
+impl QueryClassifier for FirstWord {
+    fn classify(&self, sql: &[u8]) -> Classification {
+        let text = String::from_utf8_lossy(sql).to_lowercase();
+        let class = |class| Classification::new(class, "by its first word", Span::default());
+        let verb = |verb| Classification { transaction: Some(verb), ..class(Class::TransactionControl) };
+        match text.split([' ', ';']).next().unwrap_or_default() {
+            "" => class(Class::Empty),
+            "select" => class(Class::Read),
+            "begin" => verb(TransactionVerb::Begin),
+            "commit" => verb(TransactionVerb::Commit),
+            "rollback" => verb(TransactionVerb::Rollback),
+            "savepoint" => verb(TransactionVerb::Inside),
+            "set" => class(Class::SessionChanging),
+            "insert" => class(Class::Write),
+            _ => class(Class::Unknown),
+        }
+    }
+}
+
+/// A client, and the servers that it is given.
+struct Bench {
+    session: Session,
+    interner: Mutex<Interner>,
+    server: Server,
+    to_server: Vec<u8>,
+    to_client: Vec<u8>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            session: Session::new("", 1 << 30),
+            interner: Mutex::default(),
+            server: Server::new(&[], ""),
+            to_server: Vec::new(),
+            to_client: Vec::new(),
+        }
+    }
+
+    fn plan(&mut self, input: &[u8]) -> Plan {
+        let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true };
+        self.session.plan(input, &cx, &mut self.to_client).unwrap()
+    }
+
+    fn attach(&mut self, replica: bool) {
+        self.session.attach(&mut self.server, replica, &mut self.to_server);
+    }
+
+    fn forward(&mut self, input: &[u8]) -> usize {
+        let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true };
+        let (to_server, to_client) = (&mut self.to_server, &mut self.to_client);
+        self.session.forward(&mut self.server, input, &cx, to_server, to_client).unwrap().consumed
+    }
+
+    fn answer(&mut self, input: &[u8]) -> Effect {
+        let answered = self.session.answer(&mut self.server, input, &mut self.to_client).unwrap();
+        answered.effect
+    }
+
+    fn lose(&mut self) -> Loss {
+        let cx = LossCx { node: "n1", cause: "reset", unknown: UnknownOutcome::TransactionResolutionUnknown };
+        self.session.lose(&mut self.server, &cx, &mut self.to_client)
+    }
+
+    /// What went to the client since the last call, in short.
+    fn client_got(&mut self) -> String {
+        brief(&std::mem::take(&mut self.to_client))
+    }
+
+    fn server_got(&mut self) -> String {
+        brief_from_client(&std::mem::take(&mut self.to_server))
+    }
+}
+
+fn frames(bytes: &[u8]) -> Vec<(u8, &[u8])> {
+    let (mut found, mut rest) = (Vec::new(), bytes);
+    while let [tag, a, b, c, d, ..] = rest {
+        let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+        found.push((*tag, &rest[5..=length]));
+        rest = &rest[length + 1..];
+    }
+    assert!(rest.is_empty());
+    found
+}
+
+fn brief(bytes: &[u8]) -> String {
+    let one = |(tag, body): (u8, &[u8])| match tag {
+        b'Z' => format!("Z{}", char::from(body[0])),
+        b'E' => format!("E{}", String::from_utf8_lossy(read::error(body).code)),
+        b'C' => format!("C:{}", String::from_utf8_lossy(read::command_tag(body).unwrap())),
+        _ => char::from(tag).to_string(),
+    };
+    frames(bytes).into_iter().map(one).collect::<Vec<_>>().join(" ")
+}
+
+fn brief_from_client(bytes: &[u8]) -> String {
+    let one = |(tag, body): (u8, &[u8])| {
+        let name = match tag {
+            b'P' => read::parse(body).unwrap().name,
+            b'B' => read::bind(body).unwrap().statement,
+            b'C' | b'D' => read::text(&body[1..]).unwrap().0,
+            _ => b"",
+        };
+        format!("{}{}", char::from(tag), String::from_utf8_lossy(name))
+    };
+    frames(bytes).into_iter().map(one).collect::<Vec<_>>().join(" ")
+}
+
+fn query(sql: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::query(&mut out, sql.as_bytes());
+    out
+}
+
+fn parse(name: &str, sql: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::parse(&mut out, name.as_bytes(), &[sql.as_bytes(), b"\0\0\0"].concat());
+    out
+}
+
+fn bind(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::frame(&mut out, b'B', |out| {
+        out.push(0);
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(&[0; 7]);
+    });
+    out
+}
+
+fn close(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::statement_target(&mut out, b'C', name.as_bytes());
+    out
+}
+
+const EXECUTE: &[u8] = b"E\0\0\0\x09\0\0\0\0\0";
+const SYNC: &[u8] = b"S\0\0\0\x04";
+const ONE: &[u8] = b"1\0\0\0\x04";
+const TWO: &[u8] = b"2\0\0\0\x04";
+const ROW: &[u8] = b"D\0\0\0\x06\0\0";
+
+fn ready(status: TransactionStatus) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::ready_for_query(&mut out, status);
+    out
+}
+
+fn complete(tag: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::command_complete(&mut out, tag);
+    out
+}
+
+fn error(code: &'static str, message: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::error_response(&mut out, &Report::error(code, message));
+    out
+}
+
+fn begin(bench: &mut Bench) {
+    assert!(matches!(bench.plan(&query("begin")), Plan::Route(Route { read: false, .. })));
+    bench.attach(false);
+    bench.forward(&query("begin"));
+    bench.answer(&[complete("BEGIN"), ready(TransactionStatus::InBlock)].concat());
+    assert!(!bench.session.releasable(&bench.server));
+    bench.client_got();
+}
+
+#[test]
+fn a_read_goes_to_a_replica_alone_and_what_follows_waits() {
+    let mut bench = Bench::new();
+    let input = [query("select 1"), query("insert")].concat();
+    assert!(matches!(bench.plan(&input), Plan::Route(Route { read: true, .. })));
+    bench.attach(true);
+    assert_eq!(bench.forward(&input), query("select 1").len());
+    assert_eq!(bench.server_got(), "Q");
+    bench.answer(&[ROW, &complete("SELECT 1")].concat());
+    assert!(!bench.session.releasable(&bench.server));
+    bench.answer(&ready(TransactionStatus::Idle));
+    assert!(bench.session.releasable(&bench.server));
+    bench.session.release();
+    assert!(matches!(bench.plan(&query("insert")), Plan::Route(Route { read: false, .. })));
+}
+
+#[test]
+fn a_batch_is_as_strong_as_its_strongest_statement() {
+    let mut bench = Bench::new();
+    let read = [parse("", "select 1"), bind(""), EXECUTE.to_vec()].concat();
+    assert_eq!(bench.plan(&read), Plan::More);
+    let mixed = [&read[..], &parse("", "insert"), &bind(""), EXECUTE, SYNC].concat();
+    assert!(matches!(bench.plan(&mixed), Plan::Route(Route { read: false, class: Class::Write, .. })));
+    let read = [&read[..], SYNC].concat();
+    assert!(matches!(bench.plan(&read), Plan::Route(Route { read: true, .. })));
+    assert!(matches!(
+        bench.plan(&[&bind("nobody")[..], EXECUTE, SYNC].concat()),
+        Plan::Route(Route { read: false, .. })
+    ));
+}
+
+#[test]
+fn pipelined_syncs_are_counted() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[query("insert"), query("insert")].concat());
+    bench.answer(&[complete("INSERT 0 1"), ready(TransactionStatus::Idle)].concat());
+    assert!(!bench.session.releasable(&bench.server));
+    bench.answer(&[complete("INSERT 0 1"), ready(TransactionStatus::Idle)].concat());
+    assert!(bench.session.releasable(&bench.server));
+}
+
+#[test]
+fn a_named_statement_is_parsed_on_each_server_that_lacks_it_unseen() {
+    let mut bench = Bench::new();
+    let prepare = [&parse("s", "select 1")[..], SYNC].concat();
+    bench.attach(false);
+    bench.forward(&prepare);
+    assert_eq!(bench.server_got(), "Pmetako_1 S");
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "1 ZI");
+    bench.session.release();
+    let run = [&bind("s")[..], EXECUTE, SYNC].concat();
+    bench.attach(false);
+    bench.forward(&run);
+    assert_eq!(bench.server_got(), "Bmetako_1 E S");
+    bench.answer(&[TWO, ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "2 D C:SELECT 1 ZI");
+    bench.session.release();
+    bench.server = Server::new(&[], "");
+    bench.attach(false);
+    bench.forward(&run);
+    assert_eq!(bench.server_got(), "Pmetako_1 Bmetako_1 E S");
+    bench.answer(&[ONE, TWO, ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "2 D C:SELECT 1 ZI");
+    assert!(bench.session.releasable(&bench.server));
+}
+
+#[test]
+fn what_the_server_has_is_answered_in_its_turn() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[&parse("a", "select 1")[..], SYNC].concat());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
+    bench.server_got();
+    bench.forward(&[&bind("a")[..], &parse("b", "select 1"), &close("a"), &bind("b"), SYNC].concat());
+    assert_eq!(bench.server_got(), "Bmetako_1 Bmetako_1 S");
+    bench.answer(TWO);
+    assert_eq!(bench.client_got(), "2 1 3");
+    bench.answer(&[TWO, &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "2 ZI");
+    bench.session.release();
+    bench.attach(false);
+    bench.server_got();
+    bench.forward(&[&bind("a")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Ba S");
+}
+
+#[test]
+fn a_parse_that_was_skipped_leaves_no_name_and_a_pipelined_unit_parses_again() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[&bind("nobody")[..], &parse("s", "select 1"), SYNC].concat());
+    bench.forward(&[&bind("s")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Bnobody Pmetako_1 S Cmetako_1 Pmetako_1 Bmetako_1 S");
+    bench.answer(&[error("26000", "no"), ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "E26000 ZI");
+    bench.forward(&[&bind("s")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Bs S");
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused_by_the_server_in_the_clients_words() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[&parse("s", "select 1")[..], SYNC].concat());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
+    bench.server_got();
+    bench.forward(&[&parse("s", "select 2")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Pmetako_1 S");
+    let refused = error("42P05", "prepared statement \"metako_1\" already exists");
+    bench.answer(&[refused, ready(TransactionStatus::Idle)].concat());
+    let got = std::mem::take(&mut bench.to_client);
+    let message = read::error(frames(&got)[0].1).message.to_vec();
+    assert_eq!(String::from_utf8_lossy(&message), "prepared statement \"s\" already exists");
+}
+
+#[test]
+fn the_unnamed_statement_moves_with_its_client_and_is_never_anothers() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[&parse("", "select 1")[..], SYNC].concat());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.session.release();
+    bench.server_got();
+    bench.attach(false);
+    bench.forward(&[&bind("")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "P B S");
+    bench.answer(&[ONE, TWO, &ready(TransactionStatus::Idle)].concat());
+    bench.session.release();
+    let mut other = Bench::new();
+    std::mem::swap(&mut other.server, &mut bench.server);
+    other.attach(false);
+    other.forward(&[&bind("")[..], SYNC].concat());
+    assert_eq!(other.server_got(), "Bmetako_none S");
+}
+
+#[test]
+fn closing_statements_and_a_lone_sync_need_no_server() {
+    let mut bench = Bench::new();
+    let input = [&close("x")[..], SYNC].concat();
+    assert_eq!(bench.plan(&input), Plan::Consumed(input.len()));
+    assert_eq!(bench.plan(SYNC), Plan::Consumed(5));
+    assert_eq!(bench.client_got(), "3 ZI ZI");
+    assert_eq!(bench.plan(b"d\0\0\0\x05x"), Plan::Consumed(6));
+    assert_eq!(bench.client_got(), "");
+}
+
+#[test]
+fn a_session_that_changes_its_settings_keeps_its_server() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("set x"));
+    bench.answer(&[complete("SET"), ready(TransactionStatus::Idle)].concat());
+    assert!(!bench.session.releasable(&bench.server));
+    assert_eq!(bench.session.pinned(), Some("by its first word"));
+    assert_eq!(bench.lose(), Loss::Close);
+    assert!(bench.client_got().ends_with("E57P01"));
+}
+
+#[test]
+fn a_parameter_changed_by_a_function_pins_and_one_that_came_back_does_not() {
+    let mut bench = Bench::new();
+    bench.server = Server::new(&[("TimeZone".into(), "UTC".into())], "");
+    let report = |value: &str| {
+        let mut out = Vec::new();
+        write::parameter_status(&mut out, "TimeZone", value);
+        out
+    };
+    let (away, back) = (report("Asia/Seoul"), report("UTC"));
+    bench.attach(false);
+    bench.forward(&query("select f()"));
+    bench.answer(&[&away[..], &back, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert!(bench.session.releasable(&bench.server));
+    bench.session.release();
+    bench.attach(false);
+    bench.forward(&query("select f()"));
+    bench.answer(&[&complete("SELECT 1")[..], &away, &ready(TransactionStatus::Idle)].concat());
+    assert!(!bench.session.releasable(&bench.server));
+}
+
+#[test]
+fn the_clients_application_name_is_set_unseen() {
+    let mut bench = Bench::new();
+    bench.session = Session::new("it's", 1 << 30);
+    bench.attach(true);
+    bench.forward(&query("select 1"));
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("SET application_name TO 'it''s'"));
+    let mut answer = complete("SET");
+    write::parameter_status(&mut answer, "application_name", "it's");
+    answer.extend(ready(TransactionStatus::Idle));
+    bench.answer(&answer);
+    assert_eq!(bench.client_got(), "");
+    bench.answer(&[ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "D C:SELECT 1 ZI");
+    assert!(bench.session.releasable(&bench.server));
+}
+
+#[test]
+fn a_refusal_of_a_replica_is_not_seen_and_the_unit_can_be_repeated() {
+    let mut bench = Bench::new();
+    bench.attach(true);
+    bench.forward(&query("select f()"));
+    assert_eq!(bench.answer(b"T\0\0\0\x06\0\0"), Effect::Continue);
+    assert!(bench.session.is_holding_back());
+    let refused = [error("25006", "cannot execute"), ready(TransactionStatus::Idle)].concat();
+    assert_eq!(bench.answer(&refused), Effect::Refused);
+    assert!(bench.server.is_clean());
+    bench.to_client.clear();
+    bench.server_got();
+    bench.server = Server::new(&[], "");
+    let cx = SessionCx { classifier: &FirstWord, statements: &bench.interner, split: true };
+    bench.session.repeat(&mut bench.server, false, &cx, &mut bench.to_server, &mut bench.to_client).unwrap();
+    assert_eq!(bench.server_got(), "Q");
+    bench.answer(&[ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "D C:SELECT 1 ZI");
+    assert!(bench.session.releasable(&bench.server));
+}
+
+#[test]
+fn a_lost_replica_is_repeated_while_nothing_was_given_and_told_after_that() {
+    let mut bench = Bench::new();
+    bench.attach(true);
+    bench.forward(&query("select 1"));
+    assert_eq!(bench.lose(), Loss::Repeat);
+    bench.server = Server::new(&[], "");
+    bench.attach(true);
+    bench.forward(&query("select 1"));
+    bench.answer(ROW);
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "D E40001 ZI");
+    bench.attach(true);
+    bench.forward(&query("select 1"));
+    bench.answer(&[ROW, &ROW[..6]].concat());
+    assert_eq!(bench.lose(), Loss::Close);
+}
+
+#[test]
+fn a_lost_primary_outside_a_block_leaves_the_outcome_unknown_for_each_that_waits() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[query("insert"), query("select 1")].concat());
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "E08007 ZI E08007 ZI");
+    bench.server = Server::new(&[], "");
+    bench.attach(false);
+    bench.forward(&[parse("", "insert"), bind(""), EXECUTE.to_vec()].concat());
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "E08007");
+    assert_eq!(bench.plan(EXECUTE), Plan::Consumed(EXECUTE.len()));
+    assert_eq!(bench.plan(SYNC), Plan::Consumed(5));
+    assert_eq!(bench.client_got(), "ZI");
+}
+
+#[test]
+fn a_block_lost_for_sure_fails_until_the_client_ends_it() {
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "");
+    for (sql, answer) in [
+        ("insert", "E40001 ZE"),
+        ("insert", "E25P02 ZE"),
+        ("", "I ZE"),
+        ("savepoint a", "E25P02 ZE"),
+        ("rollback and chain", "E25P02 ZE"),
+        ("commit", "C:ROLLBACK ZI"),
+    ] {
+        bench.plan(&query(sql));
+        assert_eq!(bench.client_got(), answer, "{sql}");
+    }
+    assert!(matches!(bench.plan(&query("insert")), Plan::Route(_)));
+}
+
+#[test]
+fn a_lost_block_ends_in_the_extended_protocol_too() {
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    bench.forward(&[parse("", "insert"), bind(""), EXECUTE.to_vec(), SYNC.to_vec()].concat());
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "E40001 ZE");
+    let send = |bench: &mut Bench, input: &[u8]| {
+        let mut rest = input;
+        while let Plan::Consumed(taken) = bench.plan(rest) {
+            rest = &rest[taken..];
+        }
+        assert!(rest.is_empty());
+        bench.client_got()
+    };
+    let insert = [&parse("", "insert")[..], &bind(""), EXECUTE, SYNC].concat();
+    assert_eq!(send(&mut bench, &insert), "E25P02 ZE");
+    let rollback = [&parse("", "rollback")[..], &bind(""), EXECUTE, SYNC].concat();
+    assert_eq!(send(&mut bench, &rollback), "1 2 C:ROLLBACK ZI");
+    assert!(matches!(bench.plan(&insert), Plan::Route(_)));
+}
+
+#[test]
+fn a_commit_that_comes_first_after_the_loss_is_an_error_and_ends_the_block() {
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    bench.lose();
+    bench.plan(&query("commit"));
+    assert_eq!(bench.client_got(), "E40001 ZI");
+    assert!(matches!(bench.plan(&query("insert")), Plan::Route(_)));
+}
+
+#[test]
+fn a_block_that_may_have_been_committed_is_unknown() {
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    bench.forward(&query("commit"));
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "E08007 ZI");
+}
+
+#[test]
+fn an_error_the_server_ends_the_session_with_is_the_clients_unless_it_shuts_down() {
+    for (code, effect) in [("25P03", Effect::Ended), ("57P01", Effect::Lost)] {
+        let mut bench = Bench::new();
+        bench.attach(false);
+        bench.forward(&query("insert"));
+        let mut fatal = Vec::new();
+        write::error_response(&mut fatal, &Report::fatal(code, "going"));
+        assert_eq!(bench.answer(&fatal), effect);
+    }
+}

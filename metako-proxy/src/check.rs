@@ -1,0 +1,77 @@
+//! Reading a configuration from its file, with all that it names: secrets from the environment and from files, and TLS
+//! files, which are opened and compared.
+
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use metako_core::config::{self, Loaded, Problem, Problems, SecretSource};
+use tracing_subscriber::EnvFilter;
+
+use crate::tls_files::load_tls;
+
+/// The most that is read of a configuration or a password file, in bytes: a little more than the checks accept.
+const FILE_MAX: u64 = (1 << 20) + 1;
+
+/// The process environment and the file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemSecrets;
+
+impl SecretSource for SystemSecrets {
+    fn env(&self, name: &str) -> Option<String> {
+        // A name that no variable can have makes `var_os` panic.
+        let possible = !name.is_empty() && !name.contains(['=', '\0']);
+        possible.then(|| std::env::var(name).ok()).flatten()
+    }
+
+    fn file(&self, path: &Path) -> io::Result<String> {
+        read(path)
+    }
+}
+
+/// Reads and checks a configuration file and everything that it names. Blocks on the file system; files are named
+/// relative to the working directory.
+///
+/// # Errors
+/// All problems; a file that cannot be read is one of them.
+pub fn load_file(path: &Path) -> Result<Loaded, Problems> {
+    let name = path.display().to_string();
+    let text = read(path).map_err(|error| {
+        let message = format!("the configuration cannot be read: {error}");
+        Problems::new(&name, vec![Problem { line: 1, column: 1, key: String::new(), message }])
+    })?;
+    load_text(&name, &text, &SystemSecrets)
+}
+
+/// As [`load_file`], of text that was read already. `name` is only shown.
+pub fn load_text(name: &str, text: &str, secrets: &dyn SecretSource) -> Result<Loaded, Problems> {
+    let loaded = config::load(name, text, secrets)?;
+    let problems = named_files(&loaded);
+    if problems.is_empty() { Ok(loaded) } else { Err(loaded.problems(problems)) }
+}
+
+/// What is wrong with the files that a configuration names, and with its log filter.
+fn named_files(loaded: &Loaded) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if let Some(files) = &loaded.config.security.tls
+        && let Err(errors) = load_tls(files)
+    {
+        let named = |error: &crate::tls_files::TlsFileError| {
+            loaded.places.problem(error.file().config_key(), error.to_string())
+        };
+        problems.extend(errors.iter().map(named));
+    }
+    if let Err(error) = EnvFilter::try_new(&loaded.config.log.level) {
+        let message = format!(
+            "is no level and no filter ({error}); expected such as `info` or `info,metako_proxy=debug`"
+        );
+        problems.push(loaded.places.problem("log.level", message));
+    }
+    problems
+}
+
+/// Reads text, but no more than [`FILE_MAX`].
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(FILE_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}

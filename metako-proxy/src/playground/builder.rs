@@ -1,0 +1,246 @@
+//! How a throw-away cluster is made.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use rustls::crypto::aws_lc_rs;
+
+use super::account::Account;
+use super::cluster::Passwords;
+use super::folder::Folder;
+use super::node::{Common, PATIENCE};
+use super::{Cluster, Node, PlaygroundError, Programs};
+
+/// Settings of every node. Those that failover by SQL has to change are not on the command line, where `ALTER SYSTEM`
+/// could not reach them.
+const SETTINGS: &str = "\
+listen_addresses = '127.0.0.1'
+max_connections = 100
+shared_buffers = '16MB'
+dynamic_shared_memory_type = mmap
+wal_level = replica
+max_wal_senders = 10
+max_replication_slots = 10
+hot_standby = on
+wal_log_hints = on
+wal_keep_size = '64MB'
+wal_retrieve_retry_interval = '200ms'
+wal_receiver_timeout = '2s'
+fsync = on
+password_encryption = 'scram-sha-256'
+log_line_prefix = '%m [%p] %q%a '
+log_timezone = 'UTC'
+";
+
+/// Describes a cluster to be started.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    replicas: usize,
+    acks: Option<u32>,
+    settings: Vec<(String, String)>,
+    major: Option<u32>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Builder {
+    /// One primary with two asynchronous replicas, on the newest PostgreSQL that is installed.
+    pub fn new() -> Self {
+        Self { replicas: 2, acks: None, settings: Vec::new(), major: None }
+    }
+
+    /// So many replicas, from 0 to 9.
+    pub fn replicas(mut self, count: usize) -> Self {
+        self.replicas = count;
+        self
+    }
+
+    /// Commits wait until any `acks` replicas have them (`synchronous_standby_names = 'ANY acks (...)'`).
+    pub fn synchronous(mut self, acks: u32) -> Self {
+        self.acks = Some(acks);
+        self
+    }
+
+    /// A line more in every node's `postgresql.conf`; the value as it stands inside the quotes.
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The major version of PostgreSQL, instead of the newest one.
+    pub fn major(mut self, major: u32) -> Self {
+        self.major = Some(major);
+        self
+    }
+
+    /// Starts it and returns when every replica streams. Blocks for some seconds; inside tokio use [`Cluster::start`].
+    pub fn start_blocking(self) -> Result<Cluster, PlaygroundError> {
+        let programs = Programs::find(self.major)?;
+        let account = Account::choose()?;
+        let folder = Folder::new(account)?;
+        let passwords = Passwords {
+            superuser: random_password(),
+            replication: random_password(),
+            app: random_password(),
+        };
+        let mut client = tokio_postgres::Config::new();
+        client.user(Cluster::SUPERUSER).password(&passwords.superuser).dbname("postgres");
+        let common = Common { programs, account, root: folder.path().to_owned(), tag: folder.tag(), client };
+        let nodes = (1..=self.replicas + 1).map(|number| Node::new(&common, format!("node-{number}")));
+        let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+        // From here on everything that runs is taken down by the cluster's `Drop`, whatever fails.
+        let cluster = Cluster::new(folder, nodes, passwords, self.acks);
+        self.make_primary(&common, &cluster)?;
+        self.make_replicas(&common, &cluster)?;
+        Ok(cluster)
+    }
+
+    fn make_primary(&self, common: &Common, cluster: &Cluster) -> Result<(), PlaygroundError> {
+        let primary = &cluster.nodes()[0];
+        let password_file = common.root.join("password");
+        std::fs::write(&password_file, cluster.superuser_password())
+            .map_err(PlaygroundError::io(format!("writing {}", password_file.display())))?;
+        common.account.own(&password_file)?;
+        let mut initdb = common.account.command(&common.programs.path("initdb"));
+        initdb.arg("-D").arg(primary.data_dir());
+        initdb.args(["-U", Cluster::SUPERUSER, "--auth=scram-sha-256"]);
+        initdb.arg("--pwfile").arg(&password_file);
+        initdb.args(["--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]);
+        run("initdb", initdb)?;
+        let hba = "local all all scram-sha-256\n\
+                   host all all 127.0.0.1/32 scram-sha-256\n\
+                   host replication all 127.0.0.1/32 scram-sha-256\n";
+        write(primary, "pg_hba.conf", hba)?;
+        append(primary, "postgresql.conf", &self.common_settings(common))?;
+        append(primary, "postgresql.conf", &own_settings(primary))?;
+        primary.start()?;
+        let passwords = cluster.passwords();
+        let mut statements = vec![
+            format!(
+                "CREATE ROLE {} REPLICATION LOGIN PASSWORD '{}'",
+                Cluster::REPLICATION_USER,
+                passwords.replication
+            ),
+            format!("CREATE ROLE {} LOGIN PASSWORD '{}'", Cluster::APP_USER, passwords.app),
+            format!("CREATE DATABASE {} OWNER {}", Cluster::DATABASE, Cluster::APP_USER),
+        ];
+        let standbys = &cluster.nodes()[1..];
+        statements.extend(standbys.iter().map(|standby| {
+            format!("SELECT pg_create_physical_replication_slot('{}', true)", standby.slot_name())
+        }));
+        statements.iter().try_for_each(|statement| primary.sql(statement).map(drop))
+    }
+
+    fn make_replicas(&self, common: &Common, cluster: &Cluster) -> Result<(), PlaygroundError> {
+        let (primary, standbys) = cluster.nodes().split_first().expect("a cluster has a primary");
+        std::thread::scope(|scope| {
+            let copies: Vec<_> = standbys
+                .iter()
+                .map(|standby| scope.spawn(|| make_replica(common, cluster, primary, standby)))
+                .collect();
+            copies.into_iter().try_for_each(|copy| match copy.join() {
+                Ok(outcome) => outcome,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })?;
+        let names: Vec<&str> = standbys.iter().map(Node::name).collect();
+        cluster.wait_streaming(primary, &names, PATIENCE)?;
+        if let Some(acks) = self.acks {
+            let quoted: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+            let rule = format!("ANY {acks} ({})", quoted.join(", "));
+            primary.sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{rule}'"))?;
+            primary.sql("SELECT pg_reload_conf()")?;
+            wait_quorum(primary, names.len())?;
+        }
+        Ok(())
+    }
+
+    fn common_settings(&self, common: &Common) -> String {
+        let mut settings = SETTINGS.to_owned();
+        let _ = writeln!(settings, "unix_socket_directories = '{}'", common.root.display());
+        for (name, value) in &self.settings {
+            let _ = writeln!(settings, "{name} = '{value}'");
+        }
+        settings
+    }
+}
+
+/// What differs between nodes, and what a copy must be told again.
+fn own_settings(node: &Node) -> String {
+    format!("port = {}\ncluster_name = '{}'\n", node.port(), node.cluster_name())
+}
+
+fn make_replica(
+    common: &Common,
+    cluster: &Cluster,
+    primary: &Node,
+    standby: &Node,
+) -> Result<(), PlaygroundError> {
+    let password = &cluster.passwords().replication;
+    let mut copy = common.account.command(&common.programs.path("pg_basebackup"));
+    copy.arg("-D").arg(standby.data_dir()).env("PGPASSWORD", password);
+    copy.args(["-h", "127.0.0.1", "-p", &primary.port().to_string(), "-U", Cluster::REPLICATION_USER]);
+    copy.args(["-X", "stream", "-c", "fast", "--no-sync", "-S", &standby.slot_name()]);
+    run("pg_basebackup", copy)?;
+    append(standby, "postgresql.conf", &own_settings(standby))?;
+    let upstream = primary.standby_settings(standby, Cluster::REPLICATION_USER, password);
+    append(standby, "postgresql.auto.conf", &upstream)?;
+    write(standby, "standby.signal", "")?;
+    common.account.own(&standby.data_dir().join("standby.signal"))?;
+    standby.start()
+}
+
+/// The standbys report themselves as voters: from now on every commit waits for them.
+fn wait_quorum(primary: &Node, voters: usize) -> Result<(), PlaygroundError> {
+    super::until("the synchronous standbys", PATIENCE, || {
+        let count = primary
+            .sql("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum'")
+            .map_err(|error| error.to_string())?;
+        if count.as_deref() == Some(voters.to_string().as_str()) { Ok(()) } else { Err(format!("{count:?}")) }
+    })
+}
+
+fn append(node: &Node, file: &str, text: &str) -> Result<(), PlaygroundError> {
+    let path = node.data_dir().join(file);
+    let opened = std::fs::OpenOptions::new().append(true).open(&path);
+    opened
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(PlaygroundError::io(format!("writing {}", path.display())))
+}
+
+fn write(node: &Node, file: &str, text: &str) -> Result<(), PlaygroundError> {
+    let path = node.data_dir().join(file);
+    std::fs::write(&path, text).map_err(PlaygroundError::io(format!("writing {}", path.display())))
+}
+
+/// Runs a program to its end.
+fn run(program: &str, mut command: Command) -> Result<(), PlaygroundError> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(PlaygroundError::io(format!("running {program}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let mut said = String::from_utf8_lossy(&output.stderr).into_owned();
+    said.push_str(&String::from_utf8_lossy(&output.stdout));
+    Err(PlaygroundError::Program {
+        program: program.to_owned(),
+        status: output.status.to_string(),
+        output: said.trim_end().to_owned(),
+    })
+}
+
+/// 24 hexadecimal digits: other users of this machine can reach the port.
+fn random_password() -> String {
+    let mut bytes = [0_u8; 12];
+    // Fails only where the system has no entropy at all; without it no password may be made.
+    aws_lc_rs::default_provider().secure_random.fill(&mut bytes).expect("the system gives no entropy");
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

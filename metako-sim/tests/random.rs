@@ -1,0 +1,73 @@
+//! Random bad days: whatever one or two faults do, the rules hold, and the cluster gets well again afterwards.
+
+mod support;
+
+use std::time::Duration;
+
+use metako_core::Tick;
+use metako_sim::generate::{Menu, scenario};
+use metako_sim::log::{ClientEvent, Entry, LogEvent};
+use metako_sim::scenario::Scenario;
+use metako_sim::{Outcome, run};
+use support::{ASYNCHRONOUS, SYNCHRONOUS, config};
+
+const NODES: [&str; 3] = ["pg1", "pg2", "pg3"];
+
+/// What a failing seed prints: enough to run it again, and to see what happened.
+fn explain(seed: u64, scenario: &Scenario, outcome: &Outcome) -> String {
+    let faults: Vec<String> = scenario
+        .faults
+        .iter()
+        .map(|fault| format!("  {:?} for {:?}: {:?}", fault.at.0, fault.lasting.map(|lasting| lasting.0), fault.fault))
+        .collect();
+    let findings: Vec<String> = outcome
+        .findings
+        .iter()
+        .map(|finding| format!("  {} at {}: {}", finding.check, finding.at, finding.text))
+        .collect();
+    format!("seed {seed}\n{}\n{}", faults.join("\n"), findings.join("\n"))
+}
+
+/// Whether clients write again at the end, long after the last fault.
+fn made_progress(outcome: &Outcome) -> bool {
+    let entries = outcome.log.entries();
+    let end = entries.last().map_or(Tick::ZERO, |entry| entry.at);
+    let acknowledged = |entry: &&Entry| matches!(entry.event, LogEvent::Client(ClientEvent::Acknowledged { .. }));
+    // Under synchronous replication a primary without followers may acknowledge nothing. A node that was a primary follows
+    // nobody until a person rewinds it.
+    let followers = outcome.log.end().map_or(0, |end| end.nodes.iter().filter(|node| !node.primary).count());
+    followers == 0 || entries.iter().rev().find(acknowledged).is_some_and(|entry| end.since(entry.at) < Duration::from_secs(5))
+}
+
+/// Runs seeds and gives what the broken ones say.
+fn broken(configuration: &str, seeds: std::ops::Range<u64>, menu: Menu) -> Vec<String> {
+    let config = config(configuration);
+    let mut broken = Vec::new();
+    for seed in seeds {
+        let scenario = scenario(seed, &NODES, menu);
+        let outcome = run(&config, &scenario, seed).expect("the scenario fits the configuration");
+        let stuck = (!made_progress(&outcome)).then(|| "  no write was acknowledged in the last 5 s\n".to_owned());
+        if !outcome.met() || stuck.is_some() {
+            broken.push(explain(seed, &scenario, &outcome) + &stuck.unwrap_or_default());
+        }
+    }
+    broken
+}
+
+#[test]
+fn one_or_two_faults_break_no_rule_under_synchronous_replication() {
+    let broken = broken(SYNCHRONOUS, 0..200, Menu { faults_max: 2, proxy: false });
+    assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
+}
+
+#[test]
+fn one_or_two_faults_break_no_rule_under_asynchronous_replication() {
+    let broken = broken(ASYNCHRONOUS, 0..100, Menu { faults_max: 2, proxy: false });
+    assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
+}
+
+#[test]
+fn a_proxy_that_is_killed_as_well_goes_on_from_its_journal() {
+    let broken = broken(SYNCHRONOUS, 1_000..1_100, Menu { faults_max: 3, proxy: true });
+    assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
+}
