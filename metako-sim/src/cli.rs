@@ -84,7 +84,8 @@ fn run_one(
 
 fn read_config(path: &Path) -> Result<Config, String> {
     let text = read_file(path)?;
-    let loaded = load(&path.display().to_string(), &text, &NoSecrets).map_err(|problems| problems.to_string())?;
+    let loaded =
+        load(&path.display().to_string(), &text, &NoSecrets).map_err(|problems| problems.to_string())?;
     Ok(loaded.config)
 }
 

@@ -31,7 +31,9 @@ pub(crate) fn human(scenario: &Scenario, outcome: &Outcome, all: bool) -> String
         facts.failed
     );
     let _ = writeln!(text, "reads    {} answered, {} failed", facts.reads, facts.reads_failed);
-    let gap = facts.write_gap.map_or_else(|| "no write was acknowledged".to_owned(), |gap| format!("{}ms", millis(gap)));
+    let gap = facts
+        .write_gap
+        .map_or_else(|| "no write was acknowledged".to_owned(), |gap| format!("{}ms", millis(gap)));
     let _ = writeln!(text, "gap      {gap} without an acknowledged write at most");
     let promoted: Vec<&str> = facts.promoted.iter().map(metako_core::NodeName::as_str).collect();
     let promoted = if promoted.is_empty() { "nobody".to_owned() } else { promoted.join(", then ") };

@@ -76,7 +76,8 @@ impl Stage {
 
     /// Sends a message. On one way messages arrive in the order in which they were sent, as on a TCP connection.
     pub(crate) fn send(&mut self, from: Place, to: Place, body: Body) {
-        let span = if from == Place::Proxy || to == Place::Proxy { self.latency.metako } else { self.latency.nodes };
+        let span =
+            if from == Place::Proxy || to == Place::Proxy { self.latency.metako } else { self.latency.nodes };
         let delay = self.chance.duration(Purpose::Latency, from.key() << 32 | to.key(), span);
         let last = self.links.last_arrival.entry((from, to)).or_default();
         let arrival = (self.now + delay).max(*last);

@@ -33,7 +33,11 @@ pub(super) fn check(log: &Log, facts: &Facts, expect: &Expect, synchronous: bool
             Some(gap) if gap <= limit.0 => {}
             Some(gap) => find(
                 "max_write_gap",
-                format!("no write was acknowledged for {}ms, expected at most {}ms", gap.as_millis(), limit.0.as_millis()),
+                format!(
+                    "no write was acknowledged for {}ms, expected at most {}ms",
+                    gap.as_millis(),
+                    limit.0.as_millis()
+                ),
             ),
             None => find("max_write_gap", "no write was acknowledged at all".to_owned()),
         }
@@ -42,9 +46,15 @@ pub(super) fn check(log: &Log, facts: &Facts, expect: &Expect, synchronous: bool
         match &facts.primary {
             Some(primary) if primaries.iter().any(|name| name == primary.as_str()) => {}
             Some(primary) => {
-                find("finally.primary", format!("writes go to {primary}, expected one of {}", primaries.join(", ")));
+                find(
+                    "finally.primary",
+                    format!("writes go to {primary}, expected one of {}", primaries.join(", ")),
+                );
             }
-            None => find("finally.primary", format!("writes are closed, expected one of {}", primaries.join(", "))),
+            None => find(
+                "finally.primary",
+                format!("writes are closed, expected one of {}", primaries.join(", ")),
+            ),
         }
     }
     if let Some(expected) = expect.finally.replicas_streaming {

@@ -42,8 +42,9 @@ impl Facts {
         let mut last: Option<Tick> = None;
         for entry in log.entries() {
             match &entry.event {
-                LogEvent::View { writes: Writes::Open { primary }, .. } if open_to.as_ref() != Some(primary) => {
-                    if open_to.replace(primary.clone()).is_some() {
+                LogEvent::View { writes: Writes::Open { primary }, .. } => {
+                    let before = open_to.replace(primary.clone());
+                    if before.is_some_and(|before| before != *primary) {
                         facts.promoted.push(primary.clone());
                     }
                 }
@@ -83,7 +84,8 @@ impl Facts {
         self.replicas_streaming =
             end.primary.as_ref().map_or(0, |_| end.nodes.iter().filter(streams).count() as u64);
         let has = |id: &u64| {
-            let mut keepers = end.nodes.iter().filter(|node| end.primary.as_ref().is_none_or(|p| *p == node.node));
+            let mut keepers =
+                end.nodes.iter().filter(|node| end.primary.as_ref().is_none_or(|p| *p == node.node));
             keepers.any(|node| node.holds.contains(id))
         };
         self.lost = acknowledged.into_iter().filter(|id| !has(id)).collect();

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
+use metako_core::Lsn;
 use metako_core::cluster::{
     Action, DecisionKind, Journal, JournalPhase, Phase, SettingsChange, SyncRule, Writes,
 };
-use metako_core::Lsn;
 use metako_core::plugin::{NodeReport, ReportedRole};
 
 use super::{ClientEvent, EndState, Entry, LogEvent, NodeChange};
@@ -27,7 +27,9 @@ impl fmt::Display for LogEvent {
             Self::Probed { id, node, result: Ok(report) } => {
                 write!(f, "probed   {} {node}: {}", id.0, Report(report))
             }
-            Self::Probed { id, node, result: Err(failure) } => write!(f, "probed   {} {node}: {failure}", id.0),
+            Self::Probed { id, node, result: Err(failure) } => {
+                write!(f, "probed   {} {node}: {failure}", id.0)
+            }
             Self::ServerLost { node, loss } => write!(f, "lost     {node}: {loss:?}"),
             Self::JournalSynced(journal) => write!(f, "journal  synced: {}", JournalText(journal)),
             Self::Decision(decision) => {
@@ -40,7 +42,9 @@ impl fmt::Display for LogEvent {
             Self::View { version, epoch, phase, writes } => write_view(f, *version, epoch.0, phase, writes),
             Self::Severed { node, epoch } => write!(f, "severed  {node}, epochs before {epoch}"),
             Self::ProxyKilled => f.write_str("metako   killed"),
-            Self::ProxyStarted { epoch: Some(epoch) } => write!(f, "metako   started, journal of epoch {epoch}"),
+            Self::ProxyStarted { epoch: Some(epoch) } => {
+                write!(f, "metako   started, journal of epoch {epoch}")
+            }
             Self::ProxyStarted { epoch: None } => f.write_str("metako   started without a journal"),
             Self::Client(event) => write!(f, "client   {event}"),
             Self::Broken(text) => write!(f, "BROKEN   {text}"),
@@ -68,7 +72,9 @@ impl fmt::Display for NodeChange {
                 }
                 Ok(())
             }
-            Self::Streaming { upstream, timeline } => write!(f, "streams timeline {timeline} from {upstream}"),
+            Self::Streaming { upstream, timeline } => {
+                write!(f, "streams timeline {timeline} from {upstream}")
+            }
             Self::ReceiverGone { reason } => write!(f, "receiver ended: {reason}"),
             Self::Reloaded { changed } => {
                 f.write_str("reloaded")?;
@@ -107,9 +113,15 @@ fn write_action(f: &mut fmt::Formatter<'_>, action: &Action) -> fmt::Result {
             write!(f, "action   probe {} {node} within {}ms", id.0, timeout.as_millis())
         }
         Action::Persist { id, journal } => write!(f, "action   #{} persist {}", id.0, JournalText(journal)),
-        Action::Sever { id, node, epoch } => write!(f, "action   #{} sever {node} before epoch {epoch}", id.0),
-        Action::Freeze { id, node, change } => write!(f, "action   #{} freeze {node}:{}", id.0, Change(change)),
-        Action::Unfreeze { id, node, change } => write!(f, "action   #{} unfreeze {node}:{}", id.0, Change(change)),
+        Action::Sever { id, node, epoch } => {
+            write!(f, "action   #{} sever {node} before epoch {epoch}", id.0)
+        }
+        Action::Freeze { id, node, change } => {
+            write!(f, "action   #{} freeze {node}:{}", id.0, Change(change))
+        }
+        Action::Unfreeze { id, node, change } => {
+            write!(f, "action   #{} unfreeze {node}:{}", id.0, Change(change))
+        }
         Action::Prepare { id, node, slots, change } => {
             write!(f, "action   #{} prepare {node}: slots {slots:?}{}", id.0, Change(change))
         }
@@ -130,7 +142,13 @@ fn write_action(f: &mut fmt::Formatter<'_>, action: &Action) -> fmt::Result {
     }
 }
 
-fn write_view(f: &mut fmt::Formatter<'_>, version: u64, epoch: u64, phase: &Phase, writes: &Writes) -> fmt::Result {
+fn write_view(
+    f: &mut fmt::Formatter<'_>,
+    version: u64,
+    epoch: u64,
+    phase: &Phase,
+    writes: &Writes,
+) -> fmt::Result {
     write!(f, "view     {version}: epoch {epoch}, {}, ", phase.name())?;
     match writes {
         Writes::Open { primary } => write!(f, "writes to {primary}"),
@@ -214,12 +232,16 @@ impl fmt::Display for Report<'_> {
                     write!(f, ", {}{state}", sender.application_name)
                 })
             }
-            ReportedRole::Standby { received, replayed, receiver, receiver_process, startup_wait, .. } => {
+            ReportedRole::Standby {
+                received, replayed, receiver, receiver_process, startup_wait, ..
+            } => {
                 let shown = |lsn: &Option<Lsn>| lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string());
                 let (received, replayed) = (shown(received), shown(replayed));
                 write!(f, "standby {} received {received} replayed {replayed}", self.0.timeline)?;
                 match (receiver, receiver_process) {
-                    (Some(receiver), _) => write!(f, ", streams from {}:{}", receiver.sender_host, receiver.sender_port)?,
+                    (Some(receiver), _) => {
+                        write!(f, ", streams from {}:{}", receiver.sender_host, receiver.sender_port)?;
+                    }
                     (None, true) => f.write_str(", receiver connecting")?,
                     (None, false) => f.write_str(", no receiver")?,
                 }

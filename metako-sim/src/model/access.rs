@@ -126,7 +126,8 @@ fn standby_role(node: &Node, stage: &Stage) -> (TimelineId, ReportedRole) {
             slot: receiver.slot.clone(),
         })
     });
-    let timeline = receiver.as_ref().map_or_else(|| node.wal.flushed_timeline(), |receiver| receiver.timeline);
+    let timeline =
+        receiver.as_ref().map_or_else(|| node.wal.flushed_timeline(), |receiver| receiver.timeline);
     let startup_wait = if !node.wal.has_backlog() {
         Some(if node.receiver.is_some() { "RecoveryWalStream" } else { "RecoveryRetrieveRetryInterval" })
     } else if node.apply_delay().is_zero() {

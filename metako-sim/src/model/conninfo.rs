@@ -41,7 +41,8 @@ mod tests {
 
     #[test]
     fn pairs_are_read_as_libpq_reads_them() {
-        let pairs = parse(r"host=db1 port = 5432 application_name='slave 1' password='it\'s' user=a\ b").expect("valid");
+        let pairs = parse(r"host=db1 port = 5432 application_name='slave 1' password='it\'s' user=a\ b")
+            .expect("valid");
         let get = |keyword: &str| pairs[keyword].as_str();
         assert_eq!((get("host"), get("port"), get("application_name")), ("db1", "5432", "slave 1"));
         assert_eq!((get("password"), get("user")), ("it's", "a b"));

@@ -132,7 +132,9 @@ impl Cluster {
             Body::Wal { link, .. } | Body::StandbyStatus { link, .. } if stopped || starting => {
                 Some(Body::Closed { link: *link })
             }
-            Body::Connected { .. } | Body::TimelineSwitched { .. } | Body::Closed { .. } if stopped || starting => {
+            Body::Connected { .. } | Body::TimelineSwitched { .. } | Body::Closed { .. }
+                if stopped || starting =>
+            {
                 return None;
             }
             _ => None,

@@ -92,6 +92,10 @@ pub(crate) enum Who {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about processes and disk, not one state"
+)]
 pub(crate) struct Node {
     pub(crate) name: NodeName,
     pub(crate) host: String,
@@ -222,6 +226,9 @@ impl Node {
 
     /// The node that its receiver streams from, if it streams.
     pub(crate) fn streams_from(&self) -> Option<usize> {
-        self.receiver.as_ref().filter(|receiver| receiver.timeline.is_some()).map(|receiver| receiver.upstream)
+        self.receiver
+            .as_ref()
+            .filter(|receiver| receiver.timeline.is_some())
+            .map(|receiver| receiver.upstream)
     }
 }

@@ -1,4 +1,4 @@
-//! Streaming: walreceivers that connect, receive and are stopped, walsenders that ship, and replay.
+//! Streaming: walreceivers that connect, receive and are stopped, and walsenders that ship.
 
 use std::time::Duration;
 
@@ -71,7 +71,14 @@ impl Cluster {
         }
     }
 
-    pub(super) fn wal_received(&mut self, stage: &mut Stage, index: usize, upstream: usize, link: LinkId, end: Lsn) {
+    pub(super) fn wal_received(
+        &mut self,
+        stage: &mut Stage,
+        index: usize,
+        upstream: usize,
+        link: LinkId,
+        end: Lsn,
+    ) {
         let Ok([node, source]) = self.nodes.get_disjoint_mut([index, upstream]) else { return };
         let Some(receiver) = node.receiver.as_mut().filter(|receiver| receiver.link == link) else {
             stage.send(Place::Node(index), Place::Node(upstream), Body::Closed { link });
@@ -118,41 +125,9 @@ impl Cluster {
         }
     }
 
-    /// Schedules the next step of replay, if there is something to replay and none is scheduled.
-    pub(super) fn schedule_replay(&mut self, stage: &mut Stage, index: usize) {
-        let node = &mut self.nodes[index];
-        let Some(next) = node.wal.next_to_replay().copied() else { return };
-        if node.replaying || node.primary || node.process != Process::Running {
-            return;
-        }
-        node.replaying = true;
-        node.replay_generation += 1;
-        let apply_delay = node.apply_delay();
-        let work = stage.chance.duration(Purpose::Replay, index as u64, node.rates.replay_delay);
-        let wait = (next.written + apply_delay).since(stage.now);
-        // With a delay each record waits for its own time; without, all that is there is replayed at once.
-        let end = if apply_delay.is_zero() { node.wal.flushed() } else { next.end };
-        let event = NodeEvent::Replayed { generation: node.replay_generation, end };
-        self.after(stage, index, work.max(wait), event);
-    }
-
-    pub(super) fn replayed(&mut self, stage: &mut Stage, index: usize, generation: u64, end: Lsn) {
-        let node = &mut self.nodes[index];
-        if node.replay_generation != generation || node.primary {
-            return;
-        }
-        node.replaying = false;
-        node.wal.replay_to(end);
-        if node.wal.has_backlog() {
-            self.schedule_replay(stage, index);
-        } else {
-            self.see_to_receiver(stage, index);
-        }
-    }
-
     /// What the startup process does when it has replayed everything: stops a receiver whose settings changed, starts one
     /// if there is none.
-    fn see_to_receiver(&mut self, stage: &mut Stage, index: usize) {
+    pub(super) fn see_to_receiver(&mut self, stage: &mut Stage, index: usize) {
         let node = &mut self.nodes[index];
         if node.wal.has_backlog() || node.primary {
             return;
@@ -177,12 +152,23 @@ impl Cluster {
         }
     }
 
-    /// Ends the receiver of that connection and tells the other side. Tells whether there was one.
-    pub(super) fn drop_receiver(&mut self, stage: &mut Stage, index: usize, link: LinkId, reason: &str) -> bool {
+    /// Ends the receiver of that connection and tells the other side. A receiver that ends in order flushes what it has
+    /// received first, so that nothing is written after it is gone. Tells whether there was one.
+    pub(super) fn drop_receiver(
+        &mut self,
+        stage: &mut Stage,
+        index: usize,
+        link: LinkId,
+        reason: &str,
+    ) -> bool {
         let node = &mut self.nodes[index];
         let Some(receiver) = node.receiver.take_if(|receiver| receiver.link == link) else { return false };
         stage.send(Place::Node(index), Place::Node(receiver.upstream), Body::Closed { link });
-        stage.log_node(&self.name(index), NodeChange::ReceiverGone { reason: reason.to_owned() });
+        stage.log_node(&node.name, NodeChange::ReceiverGone { reason: reason.to_owned() });
+        if node.wal.has_unflushed() {
+            let end = node.wal.written();
+            self.flushed(stage, index, end);
+        }
         true
     }
 
@@ -213,7 +199,8 @@ impl Cluster {
         }
         let Some((host, port, application_name)) = node.upstream_address() else { return };
         let slot = Some(node.setting("primary_slot_name").to_owned()).filter(|slot| !slot.is_empty());
-        let Some(upstream) = self.nodes.iter().position(|other| other.host == host && other.port == port) else {
+        let Some(upstream) = self.nodes.iter().position(|other| other.host == host && other.port == port)
+        else {
             self.retry_later(stage, index);
             return;
         };
@@ -222,7 +209,8 @@ impl Cluster {
         let (timeline, last_message) = (None, stage.now);
         let node = &mut self.nodes[index];
         let (pinged, stopping) = (false, false);
-        let receiver = Receiver { link, upstream, host, port, slot, timeline, last_message, pinged, stopping };
+        let receiver =
+            Receiver { link, upstream, host, port, slot, timeline, last_message, pinged, stopping };
         let (slot, timeout) = (receiver.slot.clone(), node.rates.receiver_timeout);
         node.receiver = Some(receiver);
         stage.send(Place::Node(index), Place::Node(upstream), Body::Connect { link, application_name, slot });
@@ -230,7 +218,8 @@ impl Cluster {
     }
 
     pub(super) fn connect_timed_out(&mut self, stage: &mut Stage, index: usize, link: LinkId) {
-        let connecting = self.nodes[index].receiver.as_ref().is_some_and(|receiver| receiver.timeline.is_none());
+        let connecting =
+            self.nodes[index].receiver.as_ref().is_some_and(|receiver| receiver.timeline.is_none());
         if connecting {
             self.receiver_failed(stage, index, link, "no answer to the connection");
         }
@@ -279,7 +268,9 @@ impl Cluster {
             Ok(timeline) => timeline,
             Err(reason) => return self.receiver_failed(stage, index, link, &reason),
         };
-        let Some(upstream) = self.nodes[index].receiver.as_ref().filter(|r| r.link == link).map(|r| r.upstream) else {
+        let Some(upstream) =
+            self.nodes[index].receiver.as_ref().filter(|r| r.link == link).map(|r| r.upstream)
+        else {
             stage.send(Place::Node(index), Place::Node(self.upstream_of(link)), Body::Closed { link });
             return;
         };
@@ -336,7 +327,8 @@ impl Cluster {
     }
 
     pub(super) fn timeline_switched(&mut self, stage: &mut Stage, index: usize, link: LinkId) {
-        let Some(receiver) = self.nodes[index].receiver.as_mut().filter(|receiver| receiver.link == link) else {
+        let Some(receiver) = self.nodes[index].receiver.as_mut().filter(|receiver| receiver.link == link)
+        else {
             return;
         };
         receiver.timeline = None;
@@ -347,33 +339,15 @@ impl Cluster {
 
     pub(super) fn resume_streaming(&mut self, stage: &mut Stage, index: usize, link: LinkId) {
         let node = &self.nodes[index];
-        let (Some(receiver), Some((_, _, application_name))) = (&node.receiver, node.upstream_address()) else { return };
+        let (Some(receiver), Some((_, _, application_name))) = (&node.receiver, node.upstream_address())
+        else {
+            return;
+        };
         if receiver.link == link && !receiver.stopping {
             let (slot, to) = (receiver.slot.clone(), Place::Node(receiver.upstream));
             let timeout = node.rates.receiver_timeout;
             stage.send(Place::Node(index), to, Body::Connect { link, application_name, slot });
             self.after(stage, index, timeout, NodeEvent::ConnectTimedOut { link });
-        }
-    }
-
-    /// Settings that were written are read by the server's processes.
-    pub(super) fn reloaded(&mut self, stage: &mut Stage, index: usize, changed: Vec<(String, String)>) {
-        let node = &mut self.nodes[index];
-        let names: Vec<&str> = changed.iter().map(|(name, _)| name.as_str()).collect();
-        let receiver_changed = names.iter().any(|name| matches!(*name, "primary_conninfo" | "primary_slot_name"));
-        let delay_changed = names.contains(&"recovery_min_apply_delay");
-        node.load_settings();
-        stage.log_node(&node.name, NodeChange::Reloaded { changed });
-        if delay_changed {
-            node.replaying = false;
-            node.replay_generation += 1;
-            self.schedule_replay(stage, index);
-        }
-        if self.nodes[index].primary {
-            self.release_waiters(stage, index);
-        } else if receiver_changed {
-            self.nodes[index].restart_receiver = true;
-            self.see_to_receiver(stage, index);
         }
     }
 }

@@ -39,7 +39,7 @@ impl Cluster {
             Request::Apply { slots, change } => self.apply(stage, index, call, slots, change),
             Request::Promote(promotion) => {
                 let outcome = self.promote(stage, index, &promotion);
-                self.answer_later(stage, index, Body::Answer { call, answer: Answer::Action(outcome) });
+                self.answer_later(stage, index, Body::Answer { call, answer: Answer::Action(Ok(outcome)) });
             }
             Request::Verify(epoch) => self.verify(stage, index, call, epoch),
         }
@@ -100,7 +100,14 @@ impl Cluster {
     }
 
     /// ALTER SYSTEM for each setting, then one reload; answered when the settings are in force.
-    fn apply(&mut self, stage: &mut Stage, index: usize, call: CallId, slots: Vec<String>, change: SettingsChange) {
+    fn apply(
+        &mut self,
+        stage: &mut Stage,
+        index: usize,
+        call: CallId,
+        slots: Vec<String>,
+        change: SettingsChange,
+    ) {
         let node = &mut self.nodes[index];
         for (name, value) in &change.set {
             let names_ok = name != "synchronous_standby_names"
@@ -122,22 +129,22 @@ impl Cluster {
         let reload = stage.chance.duration(Purpose::Reload, index as u64, RELOAD);
         let answer = Answer::Action(Ok(ActionOutcome::Done));
         self.after(stage, index, reload, NodeEvent::Reloaded { changed });
-        self.after(stage, index, reload, NodeEvent::Send { to: Place::Proxy, body: Body::Answer { call, answer } });
+        self.after(
+            stage,
+            index,
+            reload,
+            NodeEvent::Send { to: Place::Proxy, body: Body::Answer { call, answer } },
+        );
     }
 
     /// `pg_promote(false)`, if the token is there.
-    fn promote(
-        &mut self,
-        stage: &mut Stage,
-        index: usize,
-        promotion: &Promotion,
-    ) -> Result<ActionOutcome, ActionFailure> {
+    fn promote(&mut self, stage: &mut Stage, index: usize, promotion: &Promotion) -> ActionOutcome {
         let node = &mut self.nodes[index];
         if node.primary || node.promoting {
-            return Ok(ActionOutcome::Done);
+            return ActionOutcome::Done;
         }
         if node.setting("primary_slot_name") != promotion.token {
-            return Ok(ActionOutcome::Declined);
+            return ActionOutcome::Declined;
         }
         node.promoting = true;
         let link = node.receiver.as_ref().map(|receiver| receiver.link);
@@ -147,7 +154,7 @@ impl Cluster {
             self.drop_receiver(stage, index, link, "promotion");
         }
         self.after(stage, index, delay, NodeEvent::PromotionEnds);
-        Ok(ActionOutcome::Done)
+        ActionOutcome::Done
     }
 
     pub(super) fn promotion_ends(&mut self, stage: &mut Stage, index: usize) {
@@ -162,7 +169,12 @@ impl Cluster {
             let body = Body::TimelineSwitched { link: sender.link };
             stage.send(Place::Node(index), Place::Node(sender.standby), body);
         }
-        let ahead = self.nodes.iter().filter(|node| node.wal.flushed() > fork).map(|node| node.name.clone()).collect();
+        let ahead = self
+            .nodes
+            .iter()
+            .filter(|node| node.wal.flushed() > fork)
+            .map(|node| node.name.clone())
+            .collect();
         stage.log_node(&self.name(index), NodeChange::Promoted { timeline, fork, ahead });
         self.append_other(stage, index);
     }

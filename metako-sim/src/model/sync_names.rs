@@ -25,7 +25,8 @@ impl SyncNames {
         if trimmed.is_empty() {
             return Ok(Self::Nobody);
         }
-        let Some((head, rest)) = trimmed.split_once('(').filter(|(head, _)| !head.contains(['"', ','])) else {
+        let Some((head, rest)) = trimmed.split_once('(').filter(|(head, _)| !head.contains(['"', ',']))
+        else {
             return Ok(Self::First(1, names(trimmed).ok_or_else(wrong)?));
         };
         let list = names(rest.strip_suffix(')').ok_or_else(wrong)?).ok_or_else(wrong)?;
@@ -63,7 +64,9 @@ impl SyncNames {
     pub(crate) fn names(&self, standby: &str) -> bool {
         match self {
             Self::Nobody => false,
-            Self::Any(_, list) | Self::First(_, list) => list.iter().any(|name| name == standby || name == "*"),
+            Self::Any(_, list) | Self::First(_, list) => {
+                list.iter().any(|name| name == standby || name == "*")
+            }
         }
     }
 }
@@ -79,7 +82,8 @@ fn names(text: &str) -> Option<Vec<String>> {
         } else {
             let end = rest.find(',').unwrap_or(rest.len());
             let name = rest[..end].trim();
-            let plain = name == "*" || name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'$');
+            let plain =
+                name == "*" || name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'$');
             (plain.then(|| name.to_ascii_lowercase())?, &rest[end..])
         };
         if name.is_empty() {

@@ -56,7 +56,9 @@ pub(crate) enum CannotFollow {
     UpstreamBehind { upstream: TimelineId, own: TimelineId },
     #[error("requested starting point {own} is ahead of the WAL flush position of this server {upstream}")]
     AheadOfUpstream { own: Lsn, upstream: Lsn },
-    #[error("new timeline {upstream} forked off current database system timeline {own} at {fork} before current recovery point {position}")]
+    #[error(
+        "new timeline {upstream} forked off current database system timeline {own} at {fork} before current recovery point {position}"
+    )]
     PastFork { upstream: TimelineId, own: TimelineId, fork: Lsn, position: Lsn },
     #[error("requested timeline {own} is not in this server's history")]
     ForeignTimeline { own: TimelineId },
@@ -66,7 +68,15 @@ impl Wal {
     /// The log of a new cluster: nothing written after `start` on timeline 1.
     pub(crate) fn new(start: Lsn) -> Self {
         let timeline = TimelineId(1);
-        Self { start, records: Vec::new(), flushed: 0, replayed: 0, timeline, history: Vec::new(), highest: timeline }
+        Self {
+            start,
+            records: Vec::new(),
+            flushed: 0,
+            replayed: 0,
+            timeline,
+            history: Vec::new(),
+            highest: timeline,
+        }
     }
 
     fn end_of(&self, count: usize) -> Lsn {
@@ -191,7 +201,11 @@ impl Wal {
 
     /// The timeline that recovery is on: the followed one, unless its fork is still ahead.
     fn timeline_of_recovery(&self) -> TimelineId {
-        if self.history.iter().any(|fork| fork.end > self.written()) { self.flushed_timeline() } else { self.timeline }
+        if self.history.iter().any(|fork| fork.end > self.written()) {
+            self.flushed_timeline()
+        } else {
+            self.timeline
+        }
     }
 
     /// Takes over the history of an upstream that it may follow.

@@ -143,7 +143,8 @@ impl Checks {
 
     fn scenario(&mut self, raw: RawScenario) -> Scenario {
         let faults = raw.faults.into_iter().enumerate();
-        let faults = faults.filter_map(|(index, fault)| self.fault(&format!("faults[{index}]"), fault)).collect();
+        let faults =
+            faults.filter_map(|(index, fault)| self.fault(&format!("faults[{index}]"), &fault)).collect();
         let loads = raw.workload.into_iter().enumerate();
         let workload = loads.map(|(index, load)| self.load(&format!("workload[{index}]"), &load)).collect();
         Scenario {
@@ -173,9 +174,13 @@ impl Checks {
         let nodes = raw.nodes.iter();
         ClusterSpec {
             defaults: self.timings("cluster.defaults", &raw.defaults),
-            nodes: nodes.map(|(name, own)| (name.clone(), self.timings(&format!("cluster.nodes.{name}"), own))).collect(),
+            nodes: nodes
+                .map(|(name, own)| (name.clone(), self.timings(&format!("cluster.nodes.{name}"), own)))
+                .collect(),
             links: LinkTimings {
-                metako: self.span("cluster.links.metako", raw.links.metako.as_ref()).unwrap_or(fallback.metako),
+                metako: self
+                    .span("cluster.links.metako", raw.links.metako.as_ref())
+                    .unwrap_or(fallback.metako),
                 nodes: self.span("cluster.links.nodes", raw.links.nodes.as_ref()).unwrap_or(fallback.nodes),
             },
             primary: raw.primary,
@@ -199,7 +204,7 @@ impl Checks {
         Load { writers: raw.writers, readers: raw.readers, think }
     }
 
-    fn fault(&mut self, key: &str, raw: RawFault) -> Option<FaultSpec> {
+    fn fault(&mut self, key: &str, raw: &RawFault) -> Option<FaultSpec> {
         let one_way = raw.one_way.unwrap_or(false);
         if raw.one_way.is_some() && raw.cut.is_none() {
             self.problem(&format!("{key}.one_way"), "belongs to `cut`, which is not there");
@@ -228,7 +233,8 @@ impl Checks {
         match <[Fault; 1]>::try_from(faults) {
             Ok([fault]) => Some(FaultSpec { at: raw.at, lasting: raw.lasting, fault }),
             Err(faults) => {
-                let message = format!("expected one of `kill`, `start`, `freeze`, `cut`; found {}", faults.len());
+                let message =
+                    format!("expected one of `kill`, `start`, `freeze`, `cut`; found {}", faults.len());
                 self.problem(key, message);
                 None
             }
@@ -281,12 +287,12 @@ faults:
 ";
         assert_eq!(
             problems(text),
-            "s.yaml:2:30: cluster.defaults.fsync: expected a duration or two of them, the shorter first, such as 200ms or 1ms..3ms
+            "s.yaml:2:31: cluster.defaults.fsync: expected a duration or two of them, the shorter first, such as 200ms or 1ms..3ms
 s.yaml:4:5: faults[0]: expected one of `kill`, `start`, `freeze`, `cut`; found 0
 s.yaml:5:5: faults[1]: expected one of `kill`, `start`, `freeze`, `cut`; found 2
-s.yaml:6:31: faults[2].one_way: belongs to `cut`, which is not there
-s.yaml:7:19: faults[3].cut: found 1 ends; expected two, such as [metako, primary]
-s.yaml:8:29: faults[4].for: a start does not last; leave this out"
+s.yaml:6:33: faults[2].one_way: belongs to `cut`, which is not there
+s.yaml:7:20: faults[3].cut: found 1 ends; expected two, such as [metako, primary]
+s.yaml:8:30: faults[4].for: a start does not last; leave this out"
         );
     }
 
@@ -294,7 +300,9 @@ s.yaml:8:29: faults[4].for: a start does not last; leave this out"
     fn unknown_keys_get_a_suggestion() {
         let text = "scenario: x\nfault: []\nworkload: [{ writer: 3 }]\nrun: { for: 20 }\n";
         let problems = problems(text);
-        for part in ["s.yaml:2:1:", "did you mean `faults`?", "did you mean `writers`?", "s.yaml:4:13: run.for:"] {
+        for part in
+            ["s.yaml:2:1:", "did you mean `faults`?", "did you mean `writers`?", "s.yaml:4:13: run.for:"]
+        {
             assert!(problems.contains(part), "{part}: {problems}");
         }
     }

@@ -34,7 +34,7 @@ pub(crate) enum ClientTimer {
 
 /// All clients.
 pub(super) struct Clients {
-    clients: Vec<Client>,
+    all: Vec<Client>,
     /// Who waits for a primary, first come first served.
     held: VecDeque<u32>,
     hold_timeout: Duration,
@@ -81,27 +81,28 @@ impl Clients {
             clients.extend((0..load.writers).map(|_| client(true, load.think)));
             clients.extend((0..load.readers).map(|_| client(false, load.think)));
         }
-        Self { clients, held: VecDeque::new(), hold_timeout }
+        Self { all: clients, held: VecDeque::new(), hold_timeout }
     }
 
     fn get(&mut self, client: u32) -> &mut Client {
-        &mut self.clients[client as usize]
+        &mut self.all[client as usize]
     }
 
     /// The number of a client's present write, unique in the run.
     fn write_id(&self, client: u32) -> u64 {
-        u64::from(client + 1) << 32 | self.clients[client as usize].request
+        u64::from(client + 1) << 32 | self.all[client as usize].request
     }
 
     fn in_flight_to(&self, node: usize) -> u32 {
         let busy = |client: &&Client| {
-            matches!(client.state, State::InFlight { .. }) && client.connection.is_some_and(|c| c.node == node)
+            matches!(client.state, State::InFlight { .. })
+                && client.connection.is_some_and(|c| c.node == node)
         };
-        u32::try_from(self.clients.iter().filter(busy).count()).unwrap_or(u32::MAX)
+        u32::try_from(self.all.iter().filter(busy).count()).unwrap_or(u32::MAX)
     }
 
     fn numbers(&self) -> std::ops::Range<u32> {
-        0..u32::try_from(self.clients.len()).unwrap_or(u32::MAX)
+        0..u32::try_from(self.all.len()).unwrap_or(u32::MAX)
     }
 }
 
@@ -228,7 +229,10 @@ impl World {
     fn read(&mut self, client: u32) {
         let Some(proxy) = &self.proxy else { return };
         let view = &proxy.view;
-        let fit = view.nodes.iter().filter(|node| self.recipe.split == Split::Auto && node.reads == ReadFitness::Fit);
+        let fit = view
+            .nodes
+            .iter()
+            .filter(|node| self.recipe.split == Split::Auto && node.reads == ReadFitness::Fit);
         let nodes: Vec<usize> = fit.filter_map(|node| self.cluster.find(node.name.as_str())).collect();
         let candidates: Vec<Candidate<'_>> = nodes
             .iter()

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use metako_core::Tick;
 use metako_core::cluster::{
-    Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Controller, Event as ControllerEvent, ProbeId,
-    ServerLoss,
+    Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Controller, Event as ControllerEvent,
+    ProbeId, ServerLoss,
 };
 use metako_core::config::{ClusterSettings, Split};
 use metako_core::plugin::{FailoverPolicy, HealthProbe, LoadBalancer, ProbeFailure};
@@ -110,7 +110,8 @@ impl World {
     pub(super) fn proxy_event(&mut self, event: ProxyEvent) {
         match event {
             ProxyEvent::Timer => {
-                let due = self.proxy.as_mut().and_then(|proxy| proxy.timer.take_if(|due| *due <= self.stage.now));
+                let due =
+                    self.proxy.as_mut().and_then(|proxy| proxy.timer.take_if(|due| *due <= self.stage.now));
                 if due.is_some() {
                     self.feed(ControllerEvent::Timer);
                 }
@@ -192,7 +193,9 @@ impl World {
 
     fn call(&mut self, node: &str, purpose: CallPurpose, request: Request, limit: Duration) {
         let (Some(node), Some(proxy)) = (self.cluster.find(node), &mut self.proxy) else {
-            return self.stage.log(LogEvent::Broken(format!("the controller named `{node}`, which is no node")));
+            return self
+                .stage
+                .log(LogEvent::Broken(format!("the controller named `{node}`, which is no node")));
         };
         self.calls_made += 1;
         let call = self.calls_made;

@@ -78,7 +78,8 @@ impl World {
             }
             at_once = if at == self.stage.now { at_once + 1 } else { 0 };
             if at_once > EVENTS_AT_ONCE_MAX {
-                self.stage.log(LogEvent::Broken(format!("more than {EVENTS_AT_ONCE_MAX} events at one time")));
+                self.stage
+                    .log(LogEvent::Broken(format!("more than {EVENTS_AT_ONCE_MAX} events at one time")));
                 break;
             }
             self.stage.now = at;

@@ -6,9 +6,9 @@ use metako_core::Tick;
 use metako_core::config::{ClusterSettings, Config, HumanDuration, RoleHint};
 use metako_core::plugin::BuildError;
 
+use super::World;
 use super::clients::Clients;
 use super::driver::Recipe;
-use super::World;
 use crate::model::{Cluster, NodeSpec, Rates, SyncNames};
 use crate::scenario::{End, Fault, Scenario, Span, Target, Timings};
 use crate::stage::Stage;
@@ -91,7 +91,11 @@ pub(crate) fn synchronous_standby_names(settings: &ClusterSettings, scenario: &S
     let primary = first_primary(settings, scenario);
     let others = settings.nodes.iter().enumerate().filter(|(index, _)| *index != primary);
     let names: Vec<String> = others.map(|(_, node)| format!("\"{}\"", node.application_name)).collect();
-    if names.is_empty() { String::new() } else { format!("ANY {} ({})", synchronous.acks.0, names.join(", ")) }
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!("ANY {} ({})", synchronous.acks.0, names.join(", "))
+    }
 }
 
 fn first_primary(settings: &ClusterSettings, scenario: &Scenario) -> usize {
@@ -106,7 +110,8 @@ fn first_primary(settings: &ClusterSettings, scenario: &Scenario) -> usize {
 fn rates(scenario: &Scenario, name: &str) -> Rates {
     let defaults = &scenario.cluster.defaults;
     let own = scenario.cluster.nodes.get(name).copied().unwrap_or_default();
-    let span = |get: fn(&Timings) -> Option<Span>, fallback| get(&own).or_else(|| get(defaults)).unwrap_or(fallback);
+    let span =
+        |get: fn(&Timings) -> Option<Span>, fallback| get(&own).or_else(|| get(defaults)).unwrap_or(fallback);
     let length = |get: fn(&Timings) -> Option<HumanDuration>, fallback| {
         get(&own).or_else(|| get(defaults)).map_or(fallback, |length| length.0)
     };
@@ -157,7 +162,9 @@ fn named_nodes(fault: &Fault) -> Vec<&str> {
         if let End::Node(target) = end { of(target) } else { None }
     }
     match fault {
-        Fault::Kill(target) | Fault::Start(target) | Fault::Freeze(target) => of(target).into_iter().collect(),
+        Fault::Kill(target) | Fault::Start(target) | Fault::Freeze(target) => {
+            of(target).into_iter().collect()
+        }
         Fault::Cut { from, to, .. } => [of_end(from), of_end(to)].into_iter().flatten().collect(),
         Fault::KillProxy => Vec::new(),
     }
