@@ -13,7 +13,7 @@ use crate::scenario::Span;
 use crate::stage::Stage;
 
 /// From a flush until the walsenders run.
-const WAKE_SENDERS: Span = Span::micros(50, 1_200);
+const WAKE_SENDERS: Span = Span::micros(100, 3_000);
 /// From a changed conninfo until the startup process has stopped the receiver.
 const STOP_RECEIVER: Span = Span::millis(2, 30);
 /// From the end of a timeline until a cascading receiver goes on in the next.
