@@ -78,8 +78,7 @@ impl Controller {
                 self.record(DecisionKind::Adopted, Some(primary), reason);
                 self.serve();
             }
-            Some(Err(reason)) => self.need_person(None, reason),
-            None => self.suspect(primary, self.moment()),
+            Some(Err(_)) | None => self.suspect(primary, self.moment()),
         }
     }
 

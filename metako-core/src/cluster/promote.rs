@@ -6,7 +6,8 @@ use super::controller::Then;
 use super::node::Moment;
 use super::work::Task;
 use super::{
-    Action, Controller, DecisionKind, JournalPhase, Phase, Promotion, SavedSettings, SettingsChange, settings,
+    Action, Controller, DecisionKind, JournalPhase, Phase, Promotion, SavedSettings, SettingsChange,
+    SyncRule, settings,
 };
 use crate::{Lsn, NodeName, Tick, TimelineId};
 
@@ -224,9 +225,24 @@ impl Controller {
             );
             return self.need_person(None, reason);
         }
-        self.stuck = None;
+        self.stuck = self.awaited_voters(&candidate);
         let (node, epoch) = (candidate.clone(), self.epoch);
         self.start(&candidate, Task::Verify, |id| Action::Verify { id, node, epoch });
+    }
+
+    /// Whom the first commit waits for, if too few of them stream.
+    fn awaited_voters(&self, candidate: &NodeName) -> Option<String> {
+        let Some(SyncRule::Quorum { acks, voters }) = self.journal.as_ref().map(|journal| &journal.sync)
+        else {
+            return None;
+        };
+        if self.streaming_to(candidate) >= *acks {
+            return None;
+        }
+        let names = voters.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
+        Some(format!(
+            "{candidate} is promoted; its first commit waits for {acks} of {names} to stream from it (failover.synchronous)"
+        ))
     }
 
     fn finish_failover(&mut self, candidate: &NodeName, timeline: TimelineId) {

@@ -41,7 +41,9 @@ fn the_steps_come_in_their_order() {
         "persist", "sever", "freeze", "freeze", "persist", "prepare", "repoint", "promote", "verify",
         "persist", "unfreeze", "persist",
     ];
-    assert_eq!(steps, expected);
+    // The last entries of the journal forget what was given back, in the order in which that is seen.
+    assert_eq!(steps[..expected.len()], expected);
+    assert!(steps[expected.len()..].iter().all(|step| *step == "persist"), "{steps:?}");
     let held = lab
         .actions
         .iter()
@@ -135,15 +137,19 @@ fn a_startup_process_that_still_replays_means_not_frozen() {
 #[test]
 fn a_position_that_moves_after_the_choice_starts_it_again() {
     let mut lab = Lab::steady(settings());
-    lab.treat.insert("sever", Treat::Keep);
+    lab.latency = std::time::Duration::from_millis(10);
     lab.kill("a");
-    lab.pass(100);
-    lab.treat.insert("probe", Treat::Keep);
-    lab.release();
-    lab.pass(300);
+    // The first reports of the frozen standbys are on their way; the second ones will differ.
+    for _ in 0..1000 {
+        if lab.controller.failover.as_ref().is_some_and(|failover| failover.frozen.len() == 2) {
+            break;
+        }
+        lab.pass(1);
+    }
     lab.fake("b").received = Some(Lsn(1500));
     lab.pass(2000);
-    assert_eq!(lab.primary(), Some("b"));
+    assert_eq!(lab.primary(), Some("b"), "not the one that was chosen first");
+    assert_eq!(lab.disk.as_ref().unwrap().fork, Some(Lsn(1500)));
 }
 
 #[test]

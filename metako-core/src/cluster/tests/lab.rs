@@ -182,6 +182,12 @@ pub(super) struct Lab {
     pub(super) actions: Vec<Action>,
     pub(super) treat: BTreeMap<&'static str, Treat>,
     pub(super) kept: Vec<Action>,
+    /// How long a probe takes to be answered.
+    pub(super) latency: Duration,
+    /// How far commits were acknowledged under the synchronous rule of the journal.
+    pub(super) acknowledged: Lsn,
+    /// The phases that followed each other in views.
+    pub(super) transitions: BTreeSet<(&'static str, &'static str)>,
     later: BTreeMap<(Tick, u64), Event>,
     count: u64,
     promoted: BTreeMap<Epoch, NodeName>,
@@ -205,6 +211,9 @@ impl Lab {
             actions: Vec::new(),
             treat: BTreeMap::new(),
             kept: Vec::new(),
+            latency: Duration::ZERO,
+            acknowledged: Lsn(0),
+            transitions: BTreeSet::new(),
             later: BTreeMap::new(),
             count: 0,
             promoted: BTreeMap::new(),
@@ -287,7 +296,9 @@ impl Lab {
         self.fake(name).reachable_by_others = true;
     }
 
+    /// The operator's word counts more than what is missing then.
     pub(super) fn adopt(&mut self, name: &str) {
+        self.acknowledged = Lsn(0);
         self.event(Event::Operator(OperatorCommand::Adopt(name.into())));
     }
 
@@ -349,6 +360,7 @@ impl Lab {
             self.running.insert(id, lane);
         }
         match action {
+            Action::Persist { journal, .. } => self.watch_choice(journal),
             Action::Promote { promotion, .. } => {
                 let journal = self.disk.as_ref().unwrap();
                 assert!(
@@ -371,6 +383,18 @@ impl Lab {
                         "open without a journal"
                     );
                     assert_eq!(journal.phase, JournalPhase::Steady);
+                    if self.view.primary() != Some(primary) {
+                        let position = self.nodes[primary].position();
+                        assert!(
+                            position >= self.acknowledged,
+                            "{primary} at {position} lacks {}",
+                            self.acknowledged
+                        );
+                    }
+                }
+                let (from, to) = (self.view.phase.name(), view.phase.name());
+                if from != to {
+                    self.transitions.insert((from, to));
                 }
                 self.view = Arc::clone(view);
             }
@@ -381,6 +405,53 @@ impl Lab {
             _ => {}
         }
         self.actions.push(action.clone());
+    }
+
+    /// When a choice goes to disk: nobody streams from the old primary, enough voters stand still, and none of those that
+    /// stand still is ahead of the chosen one.
+    fn watch_choice(&self, journal: &Journal) {
+        let JournalPhase::Promoting { candidate, fork, .. } = &journal.phase else { return };
+        let Some(former) = self.disk.as_ref().filter(|former| former.phase == JournalPhase::Fencing) else {
+            return;
+        };
+        let old = self.settings.node(journal.primary.as_str()).map(|node| node.port);
+        let streams = |state: &&crate::cluster::node::NodeState| {
+            let receiver = state.current().and_then(NodeReport::streaming_receiver);
+            receiver.map(|receiver| receiver.sender_port) == old
+        };
+        let fresh = self.controller.nodes.values().find(streams).map(|state| state.report.clone());
+        assert_eq!(fresh, None, "a promotion although a standby streams from the primary");
+        let token = format!("metako_epoch_{}", journal.epoch);
+        let frozen: Vec<(&NodeName, &Fake)> = self
+            .nodes
+            .iter()
+            .filter(|(_, fake)| {
+                fake.setting("primary_slot_name") == token && fake.setting("primary_conninfo").is_empty()
+            })
+            .collect();
+        assert!(
+            frozen.iter().any(|(name, fake)| *name == candidate && fake.position() == *fork),
+            "{frozen:?}"
+        );
+        if let crate::cluster::SyncRule::Quorum { acks, voters } = &former.sync {
+            let standing = frozen.iter().filter(|(name, _)| voters.contains(name)).count();
+            assert!(standing > voters.len() - acks, "{standing} of {voters:?} stand still");
+        }
+    }
+
+    /// A client's commit through the proxy: acknowledged when the primary and its synchronous standbys have it.
+    pub(super) fn commit(&mut self, bytes: u64) {
+        let Some(primary) = self.view.primary().cloned() else { return };
+        let names = crate::cluster::settings::sync_names(&self.settings, &self.disk.as_ref().unwrap().sync);
+        if self.nodes[&primary].line != Line::Up || !self.nodes[&primary].primary {
+            return;
+        }
+        self.write(primary.clone().as_str(), bytes);
+        let in_force =
+            !names.is_empty() && self.nodes[&primary].setting("synchronous_standby_names") == names;
+        if in_force && self.commits(&primary) {
+            self.acknowledged = self.nodes[&primary].position();
+        }
     }
 
     fn carry_out(&mut self, action: Action) -> Option<Event> {
@@ -410,16 +481,21 @@ impl Lab {
         match action {
             Action::Probe { id, node, timeout } => {
                 let result = self.probe(node, *timeout);
-                let slow = matches!(result, Err(ProbeFailure::TimedOut(_)));
+                let pause =
+                    if matches!(result, Err(ProbeFailure::TimedOut(_))) { *timeout } else { self.latency };
                 let event = Event::Probed { id: *id, node: node.clone(), sent: self.now, result };
-                if slow {
+                if !pause.is_zero() {
                     self.count += 1;
-                    self.later.insert((self.now + *timeout, self.count), event);
+                    self.later.insert((self.now + pause, self.count), event);
                     return None;
                 }
                 Some(event)
             }
             Action::Persist { id, journal } => {
+                if journal.sync == crate::cluster::SyncRule::Async {
+                    // Without the rule nothing is promised of what was acknowledged under it.
+                    self.acknowledged = Lsn(0);
+                }
                 self.disk = Some(journal.clone());
                 done(*id)
             }

@@ -39,7 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..3_usize, 0..LINES.len()).prop_map(|(node, line)| Step::Line(node, line)),
         3 => (0..3_usize).prop_map(Step::Cut),
         3 => (0..3_usize).prop_map(Step::Join),
-        2 => (1_u64..1000).prop_map(Step::Write),
+        3 => (1_u64..1000).prop_map(Step::Write),
         1 => (0..3_usize, any::<bool>()).prop_map(|(node, on)| Step::Connecting(node, on)),
         2 => (0..TASKS.len(), 0..TREATS.len()).prop_map(|(task, treat)| Step::Treat(task, treat)),
         2 => Just(Step::Release),
@@ -66,9 +66,7 @@ fn take(lab: &mut Lab, step: &Step) {
         Step::Cut(node) => lab.fake(NAMES[*node]).reachable_by_others = false,
         Step::Join(node) => lab.fake(NAMES[*node]).reachable_by_others = true,
         Step::Write(bytes) => {
-            if let Some(primary) = lab.primary().map(ToOwned::to_owned) {
-                lab.write(&primary, *bytes);
-            }
+            lab.commit(*bytes);
         }
         Step::Connecting(node, on) => lab.fake(NAMES[*node]).connecting = *on,
         Step::Treat(task, treat) => {
@@ -104,8 +102,6 @@ fn take(lab: &mut Lab, step: &Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-
     #[test]
     fn no_order_of_events_breaks_a_rule(which in 0..3_usize, steps in prop::collection::vec(step(), 1..60)) {
         let mut lab = Lab::new(configuration(which));
@@ -134,7 +130,9 @@ proptest! {
             lab.fake(name).connecting = false;
         }
         lab.pass(90_000);
-        let settled = lab.primary().is_some() || lab.phase() == "manual_needed";
+        // A strict cluster whose standbys diverged waits for somebody to rejoin them, and says so.
+        let waits = which == 1 && lab.held().is_some_and(|reason| reason.contains("its first commit waits for"));
+        let settled = lab.primary().is_some() || lab.phase() == "manual_needed" || waits;
         prop_assert!(settled, "stuck in {}: {:?} {:#?}", lab.phase(), lab.held(), lab.controller);
     }
 }

@@ -218,6 +218,7 @@ fn a_replica_leaves_the_read_pool_at_once_when_it_refuses_and_by_threshold_when_
     let mut lab = Lab::steady(settings());
     lab.fake("b").line = Line::Refused;
     lab.event(Event::ServerLost { node: "b".into(), loss: ServerLoss::Refused });
+    lab.pass(60);
     assert_eq!(lab.readers(), ["c"]);
     assert!(matches!(lab.view.node("b").unwrap().health, Health::Down { .. }));
     lab.fake("c").line = Line::Silent;
