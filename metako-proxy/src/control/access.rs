@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use metako_core::TimelineId;
 use metako_core::config::Node;
 use metako_core::plugin::{NodeAccess, NodeReport, ProbeFailure};
+use metako_core::{Tick, TimelineId};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
-use super::connection::Connection;
+use super::connection::{Connection, Row};
 use super::node_report;
 use crate::env::Env;
 
@@ -18,10 +20,15 @@ const COMMIT_PROBE: &str = "BEGIN; SET LOCAL synchronous_commit = local; \
      SELECT CASE WHEN pg_is_in_recovery() THEN 'in recovery' \
      ELSE pg_logical_emit_message(true, 'metako', 'probe')::text END; COMMIT";
 
-/// The control connection of one node for its health probes, opened at first use and again after trouble.
+/// How long a commit that nobody waits for any more keeps another one from being tried.
+const COMMIT_GIVEN_UP: Duration = Duration::from_secs(10);
+
+/// The control connections of one node for its health probes, opened at first use and again after trouble.
 ///
-/// Cancellation-safe: a question takes the connection out and puts it back when its answer is complete, so a question that
-/// was dropped half-way, like one that failed, closes its connection.
+/// Cancellation-safe: a question takes its connection out and puts it back when its answer is complete, so a question that
+/// was dropped half-way, like one that failed, closes its connection. A commit that was dropped goes on, and the next call
+/// waits for the same one: a server process that hangs in a write cannot be called back, and on a stalled disk one for each
+/// probe would soon fill all connection slots.
 pub struct PgNode<E: Env> {
     env: E,
     node: Arc<Node>,
@@ -30,19 +37,45 @@ pub struct PgNode<E: Env> {
     replication: Option<Connection>,
     /// For probes' own statements, which may leave the session in any state.
     custom: Option<Connection>,
+    committing: Option<Connection>,
+    commit: Option<CommitAttempt>,
+}
+
+/// A commit that is under way in a task of its own.
+struct CommitAttempt {
+    begun: Tick,
+    answer: oneshot::Receiver<(Result<Duration, ProbeFailure>, Option<Connection>)>,
 }
 
 impl<E: Env> PgNode<E> {
     /// Access to `node`; nothing is opened yet.
     pub fn new(env: E, node: Arc<Node>) -> Self {
-        Self { env, node, sql: None, replication: None, custom: None }
+        Self { env, node, sql: None, replication: None, custom: None, committing: None, commit: None }
     }
 
-    async fn take_sql(&mut self) -> Result<Connection, ProbeFailure> {
-        match self.sql.take() {
-            Some(connection) => Ok(connection),
-            None => Connection::open(&self.env, &self.node).await,
-        }
+    fn begin_commit(&mut self) -> CommitAttempt {
+        let (sender, answer) = oneshot::channel();
+        let (env, node, standing) = (self.env.clone(), Arc::clone(&self.node), self.committing.take());
+        self.env.spawn(async move {
+            let mut standing = standing;
+            let attempt = async {
+                let connection = match standing.take() {
+                    Some(connection) => connection,
+                    None => Connection::open(&env, &node).await?,
+                };
+                let sent = env.now();
+                let rows = connection.rows(COMMIT_PROBE).await?;
+                Ok((rows, env.now().since(sent), connection))
+            };
+            let answer = match timeout(COMMIT_GIVEN_UP, attempt).await {
+                Ok(Ok((rows, took, connection))) => (committed(&rows, took), Some(connection)),
+                Ok(Err(failure)) => (Err(failure), None),
+                Err(_) => (Err(ProbeFailure::TimedOut(COMMIT_GIVEN_UP)), None),
+            };
+            // Nobody may be waiting any more.
+            let _ = sender.send(answer);
+        });
+        CommitAttempt { begun: self.env.now(), answer }
     }
 
     async fn replayed_timeline(&mut self) -> Result<TimelineId, ProbeFailure> {
@@ -71,10 +104,21 @@ fn without_replication(failure: ProbeFailure) -> ProbeFailure {
     }
 }
 
+fn committed(rows: &[Row], took: Duration) -> Result<Duration, ProbeFailure> {
+    match rows.first().and_then(|row| row.first()?.as_deref()) {
+        Some("in recovery") => Err(ProbeFailure::ReadOnly("the node is in recovery".to_owned())),
+        Some(_) => Ok(took),
+        None => Err(ProbeFailure::Unexpected("the commit probe brought no row".to_owned())),
+    }
+}
+
 #[async_trait]
 impl<E: Env> NodeAccess for PgNode<E> {
     async fn report(&mut self) -> Result<NodeReport, ProbeFailure> {
-        let connection = self.take_sql().await?;
+        let connection = match self.sql.take() {
+            Some(connection) => connection,
+            None => Connection::open(&self.env, &self.node).await?,
+        };
         let sent = self.env.now();
         let rows = connection.rows(node_report::QUESTION).await?;
         let latency = self.env.now().since(sent);
@@ -91,16 +135,18 @@ impl<E: Env> NodeAccess for PgNode<E> {
     }
 
     async fn commit(&mut self) -> Result<Duration, ProbeFailure> {
-        let connection = self.take_sql().await?;
-        let sent = self.env.now();
-        let rows = connection.rows(COMMIT_PROBE).await?;
-        let took = self.env.now().since(sent);
-        self.sql = Some(connection);
-        match rows.first().and_then(|row| row.first()?.as_deref()) {
-            Some("in recovery") => Err(ProbeFailure::ReadOnly("the node is in recovery".to_owned())),
-            Some(_) => Ok(took),
-            None => Err(ProbeFailure::Unexpected("the commit probe brought no row".to_owned())),
-        }
+        let now = self.env.now();
+        let attempt = match self.commit.take() {
+            Some(attempt) if now.since(attempt.begun) < COMMIT_GIVEN_UP => attempt,
+            _ => self.begin_commit(),
+        };
+        let attempt = self.commit.insert(attempt);
+        let (result, connection) = (&mut attempt.answer)
+            .await
+            .map_err(|_| ProbeFailure::Unexpected("the task of the commit probe ended".to_owned()))?;
+        self.commit = None;
+        self.committing = connection;
+        result
     }
 
     async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, ProbeFailure> {

@@ -266,6 +266,7 @@ async fn promote(
 
 /// A commit whose acknowledgement means that the synchronous policy held.
 async fn verify(connection: &Connection, node: &Node, epoch: Epoch) -> Result<ActionOutcome, ActionFailure> {
+    connection.rows(sql::END_FORMER_VERIFICATIONS).await.map_err(|failure| failed(node, &failure))?;
     let rows = connection.rows(&sql::verify(epoch)).await.map_err(|failure| {
         if refused_by_server(&failure) { failed(node, &failure) } else { unknown(node, &failure) }
     })?;

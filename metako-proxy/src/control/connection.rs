@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_postgres::config::SslMode;
-use tokio_postgres::error::DbError;
+use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage};
 
 use super::replication::ReplicationStream;
@@ -187,6 +187,13 @@ fn standing_failure(node: &NodeName, error: &tokio_postgres::Error) -> ProbeFail
 
 /// What the server said, sorted by its SQLSTATE as the data plane sorts it.
 fn server_failure(node: &NodeName, told: &DbError) -> ProbeFailure {
+    // 57P01 is also what a server process says when it finds its postmaster dead: a crash, not a shutdown. Only the place
+    // in the source tells them apart in every language.
+    let orphaned = told.code() == &SqlState::ADMIN_SHUTDOWN
+        && matches!(told.routine(), Some("secure_read" | "secure_write"));
+    if orphaned {
+        return ProbeFailure::Lost(told.message().to_owned());
+    }
     let error = ServerError {
         severity: told.severity().to_owned(),
         sqlstate: told.code().code().to_owned(),

@@ -209,3 +209,109 @@ impl<'a> Columns<'a> {
             .map_err(|error| ProbeFailure::Unexpected(format!("{what}: {error}")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn row(columns: [Option<&str>; 17]) -> Row {
+        columns.into_iter().map(|column| column.map(str::to_owned)).collect()
+    }
+
+    fn standby() -> Row {
+        row([
+            Some("t"),
+            Some("t"),
+            Some("150018"),
+            Some("-1"),
+            Some("1795533330812266"),
+            None,
+            None,
+            None,
+            Some(""),
+            Some("off"),
+            Some(r#"{"primary_slot_name" : {"value" : "n1", "changeable" : true}}"#),
+            Some("t"),
+            Some("RecoveryWalStream"),
+            Some(
+                r#"{"streaming" : true, "host" : "127.0.0.1", "port" : 5432, "timeline" : 3, "slot" : null, "age_us" : -5}"#,
+            ),
+            Some("0/3000060"),
+            Some("0/3000000"),
+            Some("1500000"),
+        ])
+    }
+
+    fn primary() -> Row {
+        let senders = r#"[{"application_name" : "n1", "streaming" : true, "flushed" : "0/3000060", "replayed" : null, "synchronous" : false}]"#;
+        let mut row = standby();
+        row[0] = Some("f".to_owned());
+        row[5] = Some("0000000A".to_owned());
+        row[6] = Some("0/3000060".to_owned());
+        row[7] = Some(senders.to_owned());
+        row[9] = Some("on".to_owned());
+        row
+    }
+
+    #[test]
+    fn a_standby_is_read_with_its_receivers_timeline() {
+        let answer = parse(&[standby()]).unwrap();
+        assert_eq!((answer.timeline, answer.system_id), (Some(TimelineId(3)), SystemId(u64::MAX)));
+        let ReportedRole::Standby { received, replay_lag, receiver: Some(receiver), settings, .. } =
+            answer.role
+        else {
+            panic!()
+        };
+        assert_eq!((received, replay_lag), (Some(Lsn(0x300_0060)), Some(Duration::from_millis(1500))));
+        assert_eq!(
+            receiver.last_message_age,
+            Some(Duration::ZERO),
+            "clocks that differ give no negative age"
+        );
+        assert_eq!(settings["primary_slot_name"].value, "n1");
+    }
+
+    #[test]
+    fn a_standby_without_a_receiver_leaves_its_timeline_open() {
+        let mut row = standby();
+        row[13] = None;
+        assert_eq!(parse(&[row]).unwrap().timeline, None);
+        let identified =
+            ["7711756926004959880", "2", "0/3000060", "postgres"].map(|text| Some(text.to_owned()));
+        assert_eq!(parse_identify_system(&[identified.to_vec()]), Ok(TimelineId(2)));
+        assert!(parse_identify_system(&[]).is_err());
+    }
+
+    #[test]
+    fn a_primary_is_read_with_its_hexadecimal_timeline() {
+        let answer = parse(&[primary()]).unwrap();
+        assert_eq!(answer.timeline, Some(TimelineId(10)));
+        let ReportedRole::Primary { senders, read_only, .. } = answer.role else { panic!() };
+        assert_eq!((senders.len(), senders[0].replayed, read_only), (1, None, true));
+    }
+
+    #[test]
+    fn a_user_that_may_not_look_is_told_what_to_grant() {
+        let mut row = primary();
+        row[1] = Some("f".to_owned());
+        let failure = parse(&[row]).unwrap_err();
+        assert!(failure.to_string().contains("GRANT pg_monitor"), "{failure}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_the_parser_panic(
+            whole in any::<bool>(),
+            at in 0_usize..17,
+            text in prop::option::of(".{0,20}"),
+            columns in 0_usize..20,
+        ) {
+            let mut row = if whole { standby() } else { primary() };
+            row[at] = text;
+            row.resize(columns, None);
+            let _ = parse(&[row]);
+        }
+    }
+}

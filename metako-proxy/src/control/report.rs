@@ -58,3 +58,73 @@ fn log_fields(status: &Status) {
         "cluster report"
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use metako_core::cluster::ClusterView;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::shared::Traffic;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn status() -> Status {
+        Status::new("main", &ClusterView::empty("no node has answered yet"), &Traffic::default(), Vec::new())
+    }
+
+    #[test]
+    fn machines_get_fields_and_people_get_text() {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber =
+            tracing_subscriber::fmt().json().with_writer(move || writer.clone()).without_time().finish();
+        tracing::subscriber::with_default(subscriber, || log(&status(), LogFormat::Json));
+        let line: serde_json::Value = serde_json::from_slice(&buffer.0.lock()).unwrap();
+        let fields = &line["fields"];
+        assert_eq!(fields["health"], "unavailable");
+        assert_eq!(fields["reason"], "no node has answered yet");
+        assert_eq!(fields["queries_total"], 0);
+        assert_eq!(fields["nodes"], "[]");
+
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .without_time()
+            .finish();
+        tracing::subscriber::with_default(subscriber, || log(&status(), LogFormat::Human));
+        let text = String::from_utf8(buffer.0.lock().clone()).unwrap();
+        assert!(text.contains("cluster main: unavailable, primary none"), "{text}");
+        assert!(!text.contains("queries_total="), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reports_come_at_the_interval_and_not_at_once() {
+        let made = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&made);
+        let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(move || {
+            *count.lock() += 1;
+            status()
+        });
+        let every = Duration::from_secs(10);
+        let reports = report_periodically(every, LogFormat::Human, status);
+        let _ = tokio::time::timeout(Duration::from_secs(35), reports).await;
+        assert_eq!(*made.lock(), 3);
+    }
+}

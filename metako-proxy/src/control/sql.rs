@@ -152,11 +152,17 @@ pub(super) fn parse_promotion(rows: &[Row]) -> PromotionAnswer {
     }
 }
 
+/// Ends sessions that still wait for standbys in an earlier try of [`verify`]: nobody waits for their answer, they do not
+/// notice that by themselves, and while standbys are missing each try would leave one more.
+pub(super) const END_FORMER_VERIFICATIONS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+     WHERE pid <> pg_backend_pid() AND application_name = 'metako' AND wait_event = 'SyncRep' \
+     AND query LIKE '/* metako: verify */%'";
+
 /// A transaction that marks the epoch in the WAL and waits for standbys as far as the node's own setting of
 /// `synchronous_standby_names` asks. No statement time-out may end that wait: it would be answered as a success.
 pub(super) fn verify(epoch: Epoch) -> String {
     format!(
-        "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = 0; \
+        "/* metako: verify */ BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = 0; \
          SELECT CASE WHEN pg_is_in_recovery() THEN 'in recovery' \
          ELSE pg_logical_emit_message(true, 'metako', 'epoch {epoch}')::text END; COMMIT"
     )

@@ -160,6 +160,43 @@ async fn a_first_commit_whose_wait_for_a_standby_was_cancelled_verifies_nothing(
 }
 
 #[tokio::test]
+async fn what_hangs_on_a_server_does_not_add_up() {
+    let bench = Bench::start(Builder::new().replicas(0)).await;
+    let nobody = change(&[("synchronous_standby_names", Some("ANY 1 (nobody)"))]);
+    assert_eq!(bench.order(0, nobody).await, DONE);
+    let client = bench.cluster.nodes()[0].connect().await.unwrap();
+    let waiting = async |least: i64| {
+        let question = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let count = client.query_one(question, &[]).await.unwrap().get::<_, i64>(0);
+        (count >= least).then_some(count)
+    };
+    for _ in 0..3 {
+        let given_up = async {
+            eventually("a first commit that waits for nobody", || waiting(1)).await;
+        };
+        tokio::select! {
+            outcome = bench.order(0, Order::Verify(Epoch(2))) => panic!("{outcome:?}"),
+            () = given_up => {}
+        }
+    }
+    assert_eq!(waiting(0).await, Some(1), "each try ends the one before it");
+
+    let mut access = bench.access(0);
+    access.commit().await.unwrap();
+    let node = &bench.cluster.nodes()[0];
+    node.freeze().unwrap();
+    for _ in 0..3 {
+        tokio::time::timeout(Duration::from_millis(50), access.commit()).await.unwrap_err();
+    }
+    node.thaw().unwrap();
+    access.commit().await.unwrap();
+    let question = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%''metako'', ''probe''%' \
+         AND application_name = 'metako'";
+    let sessions = client.query_one(question, &[]).await.unwrap().get::<_, i64>(0);
+    assert_eq!(sessions, 1, "a commit that was given up is joined, not tried beside");
+}
+
+#[tokio::test]
 async fn trouble_is_typed_and_the_next_question_gets_a_fresh_connection() {
     let bench = Bench::start(Builder::new().replicas(0)).await;
     let node = bench.cluster.nodes()[0].clone();

@@ -155,7 +155,7 @@ fn config(nodes: Vec<Node>) -> ControlConfig {
             hold_timeout: Duration::from_secs(30),
             hold_clients: 10,
             hold_bytes: 1000,
-            budget: (2, Duration::from_secs(600)),
+            budget: (2, Duration::from_mins(10)),
             unknown_outcome: UnknownOutcome::TransactionResolutionUnknown,
         },
     };
@@ -379,7 +379,7 @@ impl JournalStore for SlowStore {
 #[tokio::test(start_paused = true)]
 async fn journals_are_written_one_after_the_other_and_a_slow_disk_is_told() {
     let store = Arc::new(SlowStore {
-        takes: Duration::from_secs(60),
+        takes: Duration::from_mins(1),
         saved: Mutex::default(),
         saving: AtomicUsize::new(0),
     });
@@ -463,7 +463,7 @@ async fn a_driver_asks_its_nodes_by_itself_and_stops_when_told() {
             changes.changed().await.unwrap();
         }
     };
-    timeout(Duration::from_secs(60), up).await.expect("both nodes answer");
+    timeout(Duration::from_mins(1), up).await.expect("both nodes answer");
     handle.stop().await;
     running.await.unwrap();
     assert_eq!(handle.operator(OperatorCommand::Adopt(NodeName::from("a"))).await, Err(Stopped));
