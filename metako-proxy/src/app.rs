@@ -137,8 +137,8 @@ impl<E: Env> App<E> {
         let state_dir = state_dir::locate(&config, |name| std::env::var(name).ok());
         state_dir::prepare(&state_dir)?;
         let journal = FileJournal::open(&state_dir).map_err(control::StartError::from)?;
-        let (history, writer) =
-            History::open(&state_dir).map_err(|source| StartError::History { path: state_dir.clone(), source })?;
+        let (history, writer) = History::open(&state_dir)
+            .map_err(|source| StartError::History { path: state_dir.clone(), source })?;
         let config = Arc::new(config);
         let view = Arc::new(ViewCell::new(ClusterView::empty("metako is starting")));
         let traffic = Arc::new(Traffic::default());
@@ -278,7 +278,8 @@ impl<E: Env> Inner<E> {
         if let Some(fixed) = differences.iter().find(|change| change.needs_restart()) {
             return Err(format!("{fixed}; this cannot change while metako runs: nothing was changed"));
         }
-        let control = ControlConfig::build(&new).map_err(|error| format!("a strategy cannot be built: {error}"))?;
+        let control =
+            ControlConfig::build(&new).map_err(|error| format!("a strategy cannot be built: {error}"))?;
         // The data plane goes first: it may still refuse, and a node must be known to it before it is routed to.
         self.data.reconfigure(Arc::clone(&new)).map_err(|error| error.to_string())?;
         self.control.reconfigure(control).await.map_err(|error| error.to_string())?;
