@@ -105,7 +105,7 @@ impl Session {
         pipe.flush();
         let consumed = pipe.at;
         self.keep_for_repeat(&input[..consumed]);
-        self.give_own_answers(server, to_client);
+        server.give_own_answers(to_client);
         Ok(Forwarded { consumed, terminate })
     }
 
