@@ -219,7 +219,10 @@ impl Session {
         if matches!(fields.code.get(..2), Some(b"08" | b"53" | b"57" | b"58")) {
             self.counts.failed += 1;
         }
+        let mut taken = None;
         for skipped in server.replies.failed() {
+            // The last one is what the error answers.
+            taken = if let Owed::Duplicate { name } = &skipped { Some(name.clone()) } else { None };
             self.undo(server, skipped);
         }
         if refused || self.refused {
@@ -228,7 +231,7 @@ impl Session {
         }
         self.stop_holding_back();
         let whole = body.len() == header.length as usize;
-        match self.amended(&fields, body) {
+        match self.amended(&fields, body, taken.as_deref()) {
             Some(amended) if whole => {
                 write::frame(to_client, b'E', |out| out.extend_from_slice(&amended));
                 Pass::Replaced
@@ -238,7 +241,7 @@ impl Session {
     }
 
     /// An error in the client's own words: its names of statements, and why metako cancelled.
-    fn amended(&mut self, fields: &ErrorFields<'_>, body: &[u8]) -> Option<Vec<u8>> {
+    fn amended(&mut self, fields: &ErrorFields<'_>, body: &[u8], taken: Option<&[u8]>) -> Option<Vec<u8>> {
         if fields.code == b"57014"
             && let Some(key) = self.timed_out.take()
         {
@@ -250,11 +253,14 @@ impl Session {
         let end = start + 1 + fields.message[start + 1..].iter().position(|&byte| byte == b'"')?;
         let on_server = &fields.message[start + 1..end];
         let (before, after) = (&fields.message[..start], &fields.message[end + 1..]);
-        let message = if on_server == NO_SUCH_NAME {
-            b"unnamed prepared statement does not exist".to_vec()
-        } else {
-            [before, b"\"", self.names.name_of(on_server)?, b"\"", after].concat()
+        let name = match on_server.strip_prefix(NO_SUCH_NAME) {
+            Some(b"") => {
+                return Some(with_field(body, b'M', b"unnamed prepared statement does not exist"));
+            }
+            Some(name) => name,
+            None => taken.or_else(|| self.names.name_of(on_server))?,
         };
+        let message = [before, b"\"", name, b"\"", after].concat();
         Some(with_field(body, b'M', &message))
     }
 

@@ -103,13 +103,14 @@ impl Model {
                     }
                     write::close_complete(&mut self.out);
                 }
-                b'E' => match self.portal.clone() {
-                    Some(sql) => self.skipping = !self.run(&sql),
-                    None => {
+                b'E' => {
+                    if let Some(sql) = self.portal.clone() {
+                        self.skipping = !self.run(&sql);
+                    } else {
                         self.fail("34000", "no portal".to_owned());
                         self.skipping = true;
                     }
-                },
+                }
                 other => panic!("{}", char::from(other)),
             }
         }
@@ -142,24 +143,24 @@ fn unit() -> impl Strategy<Value = Vec<u8>> {
     let name = prop::sample::select(NAMES.to_vec());
     let text = prop::sample::select(TEXTS.to_vec());
     let message = prop_oneof![
-        (name.clone(), text.clone()).prop_map(|(name, text)| super::tests::parse(name, text)),
-        name.clone().prop_map(super::tests::bind),
-        Just(super::tests::bind("")),
-        name.clone().prop_map(super::tests::close),
+        (name.clone(), text.clone()).prop_map(|(name, text)| tests::parse(name, text)),
+        name.clone().prop_map(tests::bind),
+        Just(tests::bind("")),
+        name.clone().prop_map(tests::close),
         name.prop_map(|name| {
             let mut out = Vec::new();
             write::statement_target(&mut out, b'D', name.as_bytes());
             out
         }),
-        Just(super::tests::EXECUTE.to_vec()),
+        Just(tests::EXECUTE.to_vec()),
     ];
     let first = prop_oneof![
         3 => Just(Vec::new()),
-        1 => text.clone().prop_map(|text| super::tests::parse("", text)),
+        1 => text.clone().prop_map(|text| tests::parse("", text)),
     ];
     let batch = (first, prop::collection::vec(message, 0..7))
-        .prop_map(|(first, rest)| [first, rest.concat(), super::tests::SYNC.to_vec()].concat());
-    let query = prop_oneof![text, Just("begin")].prop_map(super::tests::query);
+        .prop_map(|(first, rest)| [first, rest.concat(), tests::SYNC.to_vec()].concat());
+    let query = prop_oneof![text, Just("begin")].prop_map(tests::query);
     prop_oneof![3 => batch, 1 => query]
 }
 

@@ -93,7 +93,7 @@ impl Server {
     pub(super) fn expect(&mut self, tag: u8) -> Option<Owed> {
         let fits = matches!(
             (tag, self.replies.front()),
-            (b'1', Some(Owed::Parse { .. } | Owed::Duplicate))
+            (b'1', Some(Owed::Parse { .. } | Owed::ParseHere))
                 | (b'2', Some(Owed::Bind))
                 | (b'3', Some(Owed::Close { .. }))
         );
