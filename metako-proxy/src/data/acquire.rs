@@ -43,12 +43,15 @@ pub(super) struct Found<E: Env> {
 /// The first step towards a server.
 pub(super) enum First<E: Env> {
     Found(Found<E>),
-    /// It takes a wait: [`acquire`].
-    Later,
+    /// It takes a wait: [`acquire`], with what was picked.
+    Later(Picked),
 }
 
-enum Picked {
+/// What the router picked.
+pub(super) enum Picked {
+    /// This node, and whether it is a replica.
     Node(NodeName, bool),
+    /// None, for this reason.
     Held(String),
 }
 
@@ -66,7 +69,8 @@ fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>) -> Picked {
     }
 }
 
-/// Finds a server for a unit, waiting as long as the settings allow. Cancelling leaves every line.
+/// Finds a server for a unit, on the node that `picked` names if it gives one, waiting as long as the settings allow.
+/// Cancelling leaves every line.
 ///
 /// # Errors
 ///
@@ -74,9 +78,11 @@ fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>) -> Picked {
 pub(super) async fn acquire<E: Env>(
     core: &Arc<Core<E>>,
     wanted: &mut Wanted<'_>,
+    picked: Picked,
 ) -> Result<Found<E>, Report> {
+    let mut picked = picked;
     loop {
-        match pick(core, wanted) {
+        match picked {
             Picked::Held(reason) => return hold(core, wanted, reason).await,
             Picked::Node(node, replica) => match checkout(core, wanted.who, &node).await {
                 Ok(lease) => return Ok(Found { lease, replica }),
@@ -87,19 +93,21 @@ pub(super) async fn acquire<E: Env>(
                 Err(error) => return Err(told(&error, &node)),
             },
         }
+        picked = pick(core, wanted);
     }
 }
 
-/// Takes a server that is idle at once, if there is one.
+/// Picks a node, and takes a server there that is idle at once, if there is one.
 pub(super) fn try_acquire<E: Env>(core: &Arc<Core<E>>, wanted: &Wanted<'_>) -> First<E> {
-    // Those who are held come first.
-    if let Picked::Node(node, replica) = pick(core, wanted)
-        && (replica || core.traffic.held.load(Ordering::Relaxed) == 0)
-        && let Some(lease) = core.pools.try_idle(core, wanted.who, &node)
+    let picked = pick(core, wanted);
+    if let Picked::Node(node, replica) = &picked
+        // Those who are held come first.
+        && (*replica || core.traffic.held.load(Ordering::Relaxed) == 0)
+        && let Some(lease) = core.pools.try_idle(core, wanted.who, node)
     {
-        return First::Found(Found { lease, replica });
+        return First::Found(Found { lease, replica: *replica });
     }
-    First::Later
+    First::Later(picked)
 }
 
 async fn checkout<E: Env>(
