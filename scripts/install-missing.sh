@@ -20,7 +20,7 @@ packages=
 server_programs || packages="$packages postgresql-15"
 command -v psql >/dev/null || packages="$packages postgresql-client-15"
 command -v pgbench >/dev/null || [ -n "$(ls /usr/lib/postgresql/*/bin/pgbench 2>/dev/null)" ] ||
-    packages="$packages postgresql-contrib"
+    packages="$packages postgresql-15"
 command -v cc >/dev/null || packages="$packages gcc libc6-dev"
 # PostgreSQL refuses root; killed servers leave a shared memory segment that only ipcrm removes.
 command -v ipcrm >/dev/null || packages="$packages util-linux"
