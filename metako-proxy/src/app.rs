@@ -98,9 +98,9 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
-    /// A certificate or key cannot be used.
-    #[error("TLS for clients: {0}")]
-    Tls(String),
+    /// The data plane cannot work by the configuration.
+    #[error(transparent)]
+    Data(#[from] crate::data::DataError),
     /// An address or socket cannot be listened on.
     #[error("cannot listen on {address}: {source}; free it, or change `{key}`")]
     Bind {
@@ -121,7 +121,6 @@ pub struct App<E: Env> {
 }
 
 struct Inner<E: Env> {
-    env: E,
     path: PathBuf,
     config: ArcSwap<Config>,
     view: Arc<ViewCell>,
@@ -174,7 +173,6 @@ impl<E: Env> App<E> {
         env.spawn(driver.run());
         let (stop, stopping) = watch::channel(false);
         let inner = Arc::new(Inner {
-            env: env.clone(),
             path: path.to_owned(),
             config: ArcSwap::from(config),
             view,

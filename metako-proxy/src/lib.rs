@@ -3,9 +3,13 @@
 //! Decisions are made in the core and in strategies; here they are carried out.
 
 pub mod admin;
+pub mod app;
 pub mod backend;
 pub mod check;
+mod cli;
 pub mod control;
+pub mod data;
+pub mod demo;
 pub mod env;
 pub mod logging;
 pub mod login;
@@ -14,6 +18,8 @@ pub mod shared;
 pub mod state_dir;
 pub mod stream;
 pub mod tls_files;
+
+pub use cli::main;
 
 // Links the stock strategies into every binary that uses this crate.
 use metako_strategies as _;

@@ -140,7 +140,7 @@ fn nothing_is_left_when_the_owner_is_killed() {
 }
 
 fn processes_that_show(tag: &str) -> usize {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let entries = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
     let cmdlines = entries.filter_map(|entry| std::fs::read(Path::new(&entry.path()).join("cmdline")).ok());
     cmdlines.filter(|shown| String::from_utf8_lossy(shown).contains(tag)).count()
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use metako_core::config::HumanDuration;
 
 use crate::chance::{Chance, Purpose};
-use crate::scenario::{End, Fault, FaultSpec, Load, Run, Scenario, Span, Target};
+use crate::scenario::{
+    ClusterSpec, End, Expect, Fault, FaultSpec, LinkTimings, Load, Run, Scenario, Span, Target, Timings,
+};
 
 /// Which faults may be drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,9 +19,9 @@ pub struct Menu {
 }
 
 /// All faults end by then.
-const HEALED: Duration = Duration::from_secs(25);
+const HEALED: Duration = Duration::from_secs(20);
 /// Then the cluster has this long to get well.
-const SETTLE: Duration = Duration::from_secs(35);
+const SETTLE: Duration = Duration::from_secs(25);
 
 /// A scenario for a cluster with these nodes: up to `faults_max` faults that all end, and time to get well.
 pub fn scenario(seed: u64, nodes: &[&str], menu: Menu) -> Scenario {
@@ -27,17 +29,16 @@ pub fn scenario(seed: u64, nodes: &[&str], menu: Menu) -> Scenario {
     let count = dice.between(1, menu.faults_max.max(1));
     let long = dice.between(0, 1) == 1;
     let faults = (0..count).map(|_| fault(&mut dice, nodes, menu, long)).collect();
-    let slow = dice.between(0, 2);
-    let think = [Span::millis(10, 40), Span::millis(40, 160), Span::millis(100, 400)][usize::try_from(slow).unwrap_or(0)];
+    let think = [Span::millis(10, 40), Span::millis(50, 200), Span::millis(150, 500)][dice.index(3)];
     Scenario {
         scenario: format!("random-{seed}"),
         about: String::new(),
         seed,
-        cluster: crate::scenario::ClusterSpec::default(),
-        workload: vec![Load { writers: 4, readers: 1, think }],
+        cluster: cluster(&mut dice, nodes),
+        workload: vec![Load { writers: 3, readers: 1, think }],
         run: Run { length: HumanDuration(HEALED + SETTLE) },
         faults,
-        expect: crate::scenario::Expect::default(),
+        expect: Expect::default(),
     }
 }
 
@@ -53,13 +54,31 @@ impl Dice {
         self.chance.between(Purpose::Scenario, self.drawn, low, high)
     }
 
-    fn node(&mut self, nodes: &[&str]) -> Target {
-        let last = nodes.len().saturating_sub(1) as u64;
-        match self.between(0, last + 2) {
-            index if index <= last => Target::Named(nodes[usize::try_from(index).unwrap_or(0)].to_owned()),
-            _ => Target::Primary,
-        }
+    fn index(&mut self, length: u64) -> usize {
+        usize::try_from(self.between(0, length.saturating_sub(1))).unwrap_or(0)
     }
+
+    fn node(&mut self, nodes: &[&str]) -> Target {
+        let drawn = self.index(nodes.len() as u64 + 2);
+        nodes.get(drawn).map_or(Target::Primary, |name| Target::Named((*name).to_owned()))
+    }
+}
+
+/// Nodes of different speed: on a slow network or disk, standbys are apart when the primary dies.
+fn cluster(dice: &mut Dice, nodes: &[&str]) -> ClusterSpec {
+    let node_links = [Span::micros(150, 900), Span::millis(1, 8), Span::millis(2, 60)];
+    let links = LinkTimings { nodes: node_links[dice.index(3)], ..LinkTimings::default() };
+    let timings = nodes.iter().map(|name| {
+        let own = Timings {
+            fsync: [None, None, Some(Span::millis(2, 40))][dice.index(3)],
+            replay_delay: [None, None, Some(Span::millis(20, 400))][dice.index(3)],
+            promote: [None, None, Some(Span::millis(1_000, 9_000))][dice.index(3)],
+            start: [None, Some(Span::millis(100, 300))][dice.index(2)],
+            ..Timings::default()
+        };
+        ((*name).to_owned(), own)
+    });
+    ClusterSpec { links, nodes: timings.collect(), ..ClusterSpec::default() }
 }
 
 fn fault(dice: &mut Dice, nodes: &[&str], menu: Menu, long: bool) -> FaultSpec {

@@ -21,6 +21,8 @@ use crate::{Epoch, NodeName, Tick};
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long a promotion that was accepted is awaited before it is asked for again.
 const PROMOTE_AGAIN: Duration = Duration::from_secs(5);
+/// How long after a promotion was declined it is asked for again.
+const DECLINED_AGAIN: Duration = Duration::from_millis(500);
 /// Transitions in one call: more would be a cycle, and the next event goes on anyway.
 const STEPS_MAX: usize = 16;
 
@@ -234,6 +236,7 @@ impl Controller {
             Ok(outcome) => {
                 let settle = match job.task {
                     Task::Unfreeze | Task::Repoint | Task::SetSync => SETTLE,
+                    Task::Promote if outcome == ActionOutcome::Declined => DECLINED_AGAIN,
                     Task::Promote => PROMOTE_AGAIN,
                     _ => Duration::ZERO,
                 };
@@ -269,7 +272,7 @@ impl Controller {
         match (job.task, node) {
             (Task::Promote, Some(node)) if outcome == ActionOutcome::Declined => {
                 let reason = format!(
-                    "{node} declined the promotion: it did not carry the token of epoch {}",
+                    "{node} declined the promotion: it did not carry the token of epoch {} or its settings are locked; asked again soon",
                     self.epoch
                 );
                 self.record(DecisionKind::Retried, Some(node), reason);

@@ -399,7 +399,8 @@ proptest! {
 
     #[test]
     fn any_values_under_known_keys_are_answered(entries in prop::collection::vec((key(), value()), 0..6)) {
-        let text: String = entries.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
+        let lines: Vec<String> = entries.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
+        let text = lines.concat();
         if let Err(problems) = load("t.yaml", &text, &Outside::default()) {
             prop_assert!(!problems.list.is_empty());
             for problem in &problems.list {

@@ -260,7 +260,7 @@ impl Builder<'_> {
                 );
             } else {
                 let section = entry.value.entries().iter();
-                let sections = entry.value.children().flat_map(|item| item.entries());
+                let sections = entry.value.children().flat_map(Tree::entries);
                 let list = matches!(entry.value.value, Value::List(_));
                 brought.extend(section.chain(sections.filter(|_| list)).cloned());
             }
@@ -437,7 +437,7 @@ mod tests {
         let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..9 {
             let previous = format!("*a{}", level - 1);
-            text += &format!("a{level}: &a{level} [{}]\n", vec![previous; 10].join(", "));
+            text.extend([format!("a{level}: &a{level} ["), vec![previous; 10].join(", "), "]\n".to_owned()]);
         }
         assert!(parsed(&text).unwrap_err().contains("more than 50000 values"));
     }

@@ -367,8 +367,8 @@ fn number_and_unit(text: &str) -> (&str, &str) {
 fn decimal(number: &str) -> Option<(u128, &str)> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    let pointless = number.contains('.') == !fraction.is_empty();
-    if whole.is_empty() || whole.len() > 20 || fraction.len() > 9 || !pointless {
+    let ends_in_point = number.contains('.') && fraction.is_empty();
+    if whole.is_empty() || whole.len() > 20 || fraction.len() > 9 || ends_in_point {
         return None;
     }
     (digits(whole) && digits(fraction)).then(|| whole.parse().ok().map(|whole| (whole, fraction))).flatten()

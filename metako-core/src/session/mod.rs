@@ -279,6 +279,38 @@ impl Session {
         self.forget_unit();
     }
 
+    /// No server could be found for what [`Self::plan`] wanted. Appends the error, and what else ends the unit at the
+    /// start of `input`; gives how many bytes of that are done with.
+    pub fn refuse(
+        &mut self,
+        input: &[u8],
+        error: &Report,
+        to_client: &mut Vec<u8>,
+    ) -> Result<usize, ClientFault> {
+        write::error_response(to_client, error);
+        if !matches!(input.first(), Some(b'Q' | b'F')) {
+            self.state = State::Skipping;
+            return Ok(0);
+        }
+        write::ready_for_query(to_client, TransactionStatus::Idle);
+        match self.drop_piece(input)? {
+            Plan::Consumed(taken) => Ok(taken),
+            _ => Ok(0),
+        }
+    }
+
+    /// No server could be found to repeat the unit on. Appends the error and the ReadyForQuery that the unit awaits.
+    pub fn refuse_repeat(&mut self, error: &Report, to_client: &mut Vec<u8>) {
+        self.release();
+        write::error_response(to_client, error);
+        write::ready_for_query(to_client, TransactionStatus::Idle);
+    }
+
+    /// The unit at hand will not be repeated elsewhere: what the server answers need not be kept back any more.
+    pub fn give_up_repeat(&mut self) {
+        self.stop_holding_back();
+    }
+
     /// An idle session holds no buffer worth speaking of.
     fn forget_unit(&mut self) {
         self.unit.clear();

@@ -5,7 +5,7 @@
 //! parsed there before it is used.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Verdict;
 
@@ -88,14 +88,15 @@ impl Interner {
 }
 
 /// Where statements are interned: shared by all sessions.
-pub trait Statements {
+pub trait Statements: Sync {
     /// See [`Interner::intern`].
     fn intern(&self, tail: &[u8], verdict: &dyn Fn() -> Verdict) -> Arc<Statement>;
 }
 
-impl Statements for std::cell::RefCell<Interner> {
+impl Statements for Mutex<Interner> {
     fn intern(&self, tail: &[u8], verdict: &dyn Fn() -> Verdict) -> Arc<Statement> {
-        self.borrow_mut().intern(tail, verdict)
+        // A classifier that panicked in `verdict` left nothing half done.
+        self.lock().unwrap_or_else(PoisonError::into_inner).intern(tail, verdict)
     }
 }
 

@@ -1,4 +1,4 @@
-use std::cell::RefCell;
+use std::sync::Mutex;
 
 use super::*;
 use crate::config::UnknownOutcome;
@@ -30,7 +30,7 @@ impl QueryClassifier for FirstWord {
 /// A client, and the servers that it is given.
 struct Bench {
     session: Session,
-    interner: RefCell<Interner>,
+    interner: Mutex<Interner>,
     server: Server,
     to_server: Vec<u8>,
     to_client: Vec<u8>,
@@ -40,7 +40,7 @@ impl Bench {
     fn new() -> Self {
         Self {
             session: Session::new("", 1 << 30),
-            interner: RefCell::default(),
+            interner: Mutex::default(),
             server: Server::new(&[], ""),
             to_server: Vec::new(),
             to_client: Vec::new(),

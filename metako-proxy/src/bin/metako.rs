@@ -1,2 +1,5 @@
-//! metako.
-fn main() {}
+//! The stock binary.
+
+fn main() -> std::process::ExitCode {
+    metako_proxy::main()
+}

@@ -72,3 +72,61 @@ fn summary(file: &str, config: &Config) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(dir: &tempfile::TempDir, nodes: &str) -> std::path::PathBuf {
+        let path = dir.path().join("m.yaml");
+        std::fs::write(&path, format!("nodes:\n{nodes}")).unwrap();
+        path
+    }
+
+    const NODE: &str = "  - { name: one, host: db1, role: master, username: u, password: p, database: d }\n";
+
+    #[test]
+    fn a_good_file_is_summed_up_and_its_warnings_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(&dir, NODE);
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        write_text(&load_file(&path), &mut out, &mut err).unwrap();
+        let shown = |bytes| String::from_utf8(bytes).unwrap().replace(path.to_str().unwrap(), "m.yaml");
+        assert_eq!(
+            shown(out),
+            "m.yaml: ok: cluster main, listens on 127.0.0.1:6432\n  one  primary  db1:5432\n"
+        );
+        assert_eq!(shown(err), "m.yaml:2:3: warning: nodes: there is one node: nothing to fail over to\n");
+        assert_eq!(check(&path, false), 0);
+    }
+
+    #[test]
+    fn a_bad_file_gives_status_2_and_its_problems_as_json() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(&dir, &NODE.replace("db1", "db1, port: 0"));
+        assert_eq!((check(&path, true), check(&path, false)), (2, 2));
+        let mut out = Vec::new();
+        write_json(Path::new("m.yaml"), &load_file(&path), &mut out).unwrap();
+        let expected = serde_json::json!({
+            "schema": 1,
+            "file": "m.yaml",
+            "ok": false,
+            "problems": [{
+                "line": 2,
+                "column": 35,
+                "key": "nodes[0].port",
+                "message": "found `0`; expected a whole number from 1 to 65535",
+            }],
+            "warnings": [],
+        });
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&out).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_a_problem() {
+        let problems = load_file(Path::new("/nowhere/metako.yaml")).unwrap_err();
+        assert!(
+            problems.to_string().starts_with("/nowhere/metako.yaml:1:1: the configuration cannot be read: ")
+        );
+    }
+}

@@ -4,7 +4,7 @@ mod check;
 mod remote;
 mod strategies;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -78,8 +78,6 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Start a throw-away cluster with metako in front of it; needs PostgreSQL's server programs.
-    Demo(crate::demo::DemoOptions),
 }
 
 /// The stock binary and every user's own: parses the command line, runs the command, and says how it ended. Strategies
@@ -111,7 +109,6 @@ async fn dispatch(cli: Cli) -> Exit {
         Command::Status { json } => remote::status(&cli.config, json).await,
         Command::Reload { json } => remote::reload(&cli.config, json).await,
         Command::Adopt { primary, json } => remote::adopt(&cli.config, &primary, json).await,
-        Command::Demo(options) => crate::demo::run(options).await,
     }
 }
 

@@ -49,7 +49,7 @@ impl Folder {
     pub(super) fn new(account: Account) -> Result<Self, PlaygroundError> {
         let keep = std::env::var_os("METAKO_KEEP").is_some_and(|value| !value.is_empty() && value != "0");
         let failed = || PlaygroundError::io("making a temporary folder");
-        let parent = short_temporary_folder().canonicalize().map_err(failed())?;
+        let parent = parent().canonicalize().map_err(failed())?;
         let path = tempfile::Builder::new().prefix("metako-").tempdir_in(parent).map_err(failed())?.keep();
         let watchdog = start_watchdog(&path, keep).inspect_err(|_| drop(std::fs::remove_dir(&path)))?;
         let folder = Self { path, keep, watchdog };
@@ -84,8 +84,12 @@ impl Drop for Folder {
     }
 }
 
-/// The path of a Unix socket holds 107 bytes: a long `TMPDIR` is not for us.
-fn short_temporary_folder() -> PathBuf {
+/// `METAKO_PLAYGROUND_DIR`, or else the temporary folder. The path of a Unix socket holds 107 bytes: a long `TMPDIR` is
+/// not for us.
+fn parent() -> PathBuf {
+    if let Some(folder) = std::env::var_os("METAKO_PLAYGROUND_DIR") {
+        return folder.into();
+    }
     let folder = std::env::temp_dir();
     if folder.as_os_str().len() <= 60 { folder } else { PathBuf::from("/tmp") }
 }

@@ -17,8 +17,9 @@
 //! tokio that is fine for signals ([`Node::kill_9`], [`Node::freeze`]); what takes longer ([`Node::start`],
 //! [`Node::stop`]) belongs in `tokio::task::spawn_blocking`, for which a [`Node`] can be cloned.
 //!
-//! Set `METAKO_PG_BIN` to the folder of the server programs to use another PostgreSQL, and `METAKO_KEEP=1` to keep the
-//! folder with its logs.
+//! Set `METAKO_PG_BIN` to the folder of the server programs to use another PostgreSQL, `METAKO_PLAYGROUND_DIR` to put
+//! the clusters elsewhere than in the temporary folder (a RAM disk makes tests faster), and `METAKO_KEEP=1` to keep the
+//! folders with their logs.
 
 mod account;
 mod builder;

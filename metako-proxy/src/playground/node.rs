@@ -262,9 +262,16 @@ impl Node {
         self.0.client.clone()
     }
 
-    /// Logs in as the superuser, past any proxy.
+    /// Logs in to the database `postgres` as the superuser, past any proxy.
     pub async fn connect(&self) -> Result<tokio_postgres::Client, PlaygroundError> {
-        sql::connect(&self.0.client).await.map_err(|source| PlaygroundError::Sql {
+        self.connect_to("postgres").await
+    }
+
+    /// Logs in to a database as the superuser, past any proxy.
+    pub async fn connect_to(&self, database: &str) -> Result<tokio_postgres::Client, PlaygroundError> {
+        let mut config = self.client_config();
+        config.dbname(database);
+        sql::connect(&config).await.map_err(|source| PlaygroundError::Sql {
             node: self.name().to_owned(),
             sql: "log-in".to_owned(),
             source,

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::PlaygroundError;
 
-/// How often a condition is looked at.
-const POLL: Duration = Duration::from_millis(20);
+/// How long a condition rests between two looks: doubling from the first to the last.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(80));
 
 /// Asks `condition` until it answers `Ok`, and gives up after `limit` with what the last `Err` said. Blocks.
 ///
@@ -24,13 +24,17 @@ pub fn until<T>(
     mut condition: impl FnMut() -> Result<T, String>,
 ) -> Result<T, PlaygroundError> {
     let deadline = Instant::now() + limit;
+    let mut pause = PAUSES.0;
     loop {
         match condition() {
             Ok(value) => return Ok(value),
             Err(last) if Instant::now() >= deadline => {
                 return Err(PlaygroundError::TimedOut { what: what.to_owned(), after: limit, last });
             }
-            Err(_) => std::thread::sleep(POLL),
+            Err(_) => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(PAUSES.1);
+            }
         }
     }
 }

@@ -1,28 +1,11 @@
-//! The controller, driven by hand.
+//! The controller, driven by hand through each path.
 
-use crate::config::{Node, Priority, ReplicationAddress, Secret, SslMode};
+mod discovery;
+mod failover;
+mod fake;
+mod lab;
+mod laws;
+mod standbys;
+mod suspicion;
 
-/// A node on localhost.
-pub(super) fn node(name: &str, port: u16) -> Node {
-    Node {
-        name: name.into(),
-        host: "localhost".to_owned(),
-        port,
-        role: None,
-        username: "postgres".to_owned(),
-        password: Secret::new("password"),
-        database: "postgres".to_owned(),
-        weight: 1,
-        zone: None,
-        priority: Priority::Rank(100),
-        sslmode: SslMode::Prefer,
-        application_name: name.to_owned(),
-        replication: ReplicationAddress {
-            host: "localhost".to_owned(),
-            port,
-            user: None,
-            password: None,
-            passfile: None,
-        },
-    }
-}
+pub(super) use fake::node;

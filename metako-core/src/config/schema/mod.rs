@@ -51,7 +51,9 @@ impl Checker<'_> {
             (Value::Section(_), [_, ..], _) => self.section_of(&sections, tree, key),
             (Value::List(items), _, Some(list)) => self.list(list, shape, items, tree.place, key),
             // Left empty: what belongs there may all be commented out.
-            (Value::Scalar { .. }, [first, ..], _) if tree.is_null() => self.section(first, tree, key),
+            (Value::Scalar { .. }, [first, ..], _) if tree.is_null() => {
+                Some(Json::Object(self.section(first, tree, key)))
+            }
             (Value::Scalar { .. }, _, Some(list)) if tree.is_null() => {
                 self.list(list, shape, &[], tree.place, key)
             }
@@ -84,10 +86,10 @@ impl Checker<'_> {
             })
         };
         let shape = shapes.iter().find(fits).or_else(|| shapes.first())?;
-        self.section(shape, tree, key)
+        Some(Json::Object(self.section(shape, tree, key)))
     }
 
-    fn section(&mut self, shape: &Shape<'_>, tree: &Tree, key: &str) -> Option<Json> {
+    fn section(&mut self, shape: &Shape<'_>, tree: &Tree, key: &str) -> Map<String, Json> {
         let mut object = Map::new();
         for entry in tree.entries() {
             let path = key_path(key, &entry.key);
@@ -98,7 +100,7 @@ impl Checker<'_> {
             } else if shape.accepts_any_key() {
                 object.insert(entry.key.clone(), scalar::untyped(&entry.value));
             } else {
-                self.unknown_key(shape.property_names(), &entry.key, entry.key_place, &path);
+                self.unknown_key(&shape.property_names(), &entry.key, entry.key_place, &path);
             }
         }
         for name in shape.required() {
@@ -106,10 +108,10 @@ impl Checker<'_> {
                 self.findings.problem(tree.place, &key_path(key, name), "is missing");
             }
         }
-        Some(Json::Object(object))
+        object
     }
 
-    fn unknown_key(&mut self, known: Vec<&str>, word: &str, place: Place, path: &str) {
+    fn unknown_key(&mut self, known: &[&str], word: &str, place: Place, path: &str) {
         if let Some((word, _)) = word.split_once(':') {
             self.findings.problem(place, path, format!("unknown key; expected a space after `{word}:`"));
             return;
@@ -117,7 +119,7 @@ impl Checker<'_> {
         let message = match nearest(word, known.iter().copied()) {
             Some(likely) => format!("unknown key; did you mean `{likely}`?"),
             None if known.is_empty() => "unknown key; no keys are expected here".to_owned(),
-            None => format!("unknown key; expected {}", among(&known)),
+            None => format!("unknown key; expected {}", among(known)),
         };
         self.findings.problem(place, path, message);
     }
@@ -175,10 +177,10 @@ impl Checker<'_> {
             self.findings.problem(*place, key, message);
             return None;
         };
-        self.options(info, tree, key)
+        Some(Json::Object(self.options(info, tree, key)))
     }
 
-    fn options(&mut self, info: &StrategyInfo, tree: &Tree, key: &str) -> Option<Json> {
+    fn options(&mut self, info: &StrategyInfo, tree: &Tree, key: &str) -> Map<String, Json> {
         let schema = info.schema();
         let shape = Shape::of(schema.as_value(), schema.as_value());
         let without_type = Tree {
@@ -187,13 +189,10 @@ impl Checker<'_> {
                 tree.entries().iter().filter(|entry| entry.key != "type").cloned().collect(),
             ),
         };
-        let checked = self.section(&shape, &without_type, key)?;
         let mut object = Map::new();
         object.insert("type".to_owned(), Json::String(info.name.to_owned()));
-        if let Json::Object(options) = checked {
-            object.extend(options);
-        }
-        Some(Json::Object(object))
+        object.extend(self.section(&shape, &without_type, key));
+        object
     }
 
     fn reserved(&mut self, accepted: &str, tree: &Tree, key: &str) {

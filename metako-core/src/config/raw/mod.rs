@@ -3,15 +3,18 @@
 //! Every field can be left out here. What must be given is in the schema, so that the checker names it with its place,
 //! and so that what is left of a faulty file can still be checked.
 
+mod login;
+
+pub(super) use login::{Node, Role, SecretText, User};
+
 use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::Priority;
-use super::types::{AdminAccess, FailoverMode, LogFormat, NoVoter, PoolMode, Split, SslMode, UnknownOutcome};
-use super::units::{Budget, ByteSize, HumanDuration, PriorityText, SynchronousText};
+use super::types::{FailoverMode, LogFormat, NoVoter, PoolMode, Split, UnknownOutcome};
+use super::units::{Budget, ByteSize, HumanDuration, SynchronousText};
 
 /// The name of a strategy, or a section with `type` and its options.
 #[derive(Clone, Serialize, Deserialize)]
@@ -147,129 +150,6 @@ impl Default for File {
     }
 }
 
-/// A secret, in one of three ways.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-pub(super) struct SecretText {
-    /// The password itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", length(min = 1), extend("x-secret" = true))]
-    pub(super) password: Option<String>,
-    /// The environment variable that holds the password.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", length(min = 1))]
-    pub(super) password_env: Option<String>,
-    /// The file that holds the password; a line break at its end does not count.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", length(min = 1))]
-    pub(super) password_file: Option<String>,
-}
-
-/// `role`, in today's words and in those of the system that metako succeeds.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(inline)]
-pub(super) enum Role {
-    Primary,
-    Replica,
-    Master,
-    Slave,
-}
-
-/// A PostgreSQL server.
-#[derive(Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-#[schemars(extend("required" = ["name", "host", "username", "database"]))]
-pub(super) struct Node {
-    /// Its name, unique: letters, digits, `-`, `_` and `.`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String")]
-    pub(super) name: Option<String>,
-    /// Host name or address, as metako reaches it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String")]
-    pub(super) host: Option<String>,
-    /// Port.
-    #[schemars(range(min = 1))]
-    pub(super) port: u16,
-    /// Its role at the first start; a hint only, PostgreSQL decides.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Role")]
-    pub(super) role: Option<Role>,
-    /// The user that metako logs in as; clients may log in as it too.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", length(min = 1))]
-    pub(super) username: Option<String>,
-    #[serde(flatten)]
-    pub(super) secret: SecretText,
-    /// The database of metako's own connections, and of clients of `username`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", length(min = 1))]
-    pub(super) database: Option<String>,
-    /// Share of reads, for balancers that weigh.
-    #[schemars(range(min = 1, max = 1_000_000))]
-    pub(super) weight: u32,
-    /// Where it stands, for strategies that care.
-    pub(super) zone: Option<String>,
-    /// Rank among equals in an election, smaller first; `never` is not promoted.
-    pub(super) priority: PriorityText,
-    /// TLS towards it, as libpq has it.
-    #[schemars(extend("x-planned" = ["allow", "verify-ca", "verify-full"]))]
-    pub(super) sslmode: SslMode,
-    /// Its `application_name` among standbys; its name if left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", length(min = 1))]
-    pub(super) application_name: Option<String>,
-    /// How other nodes reach it, where that differs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Replication")]
-    pub(super) replication: Option<Replication>,
-}
-
-impl Default for Node {
-    fn default() -> Self {
-        Self {
-            name: None,
-            host: None,
-            port: 5432,
-            role: None,
-            username: None,
-            secret: SecretText::default(),
-            database: None,
-            weight: 1,
-            zone: None,
-            priority: PriorityText(Priority::Rank(100)),
-            sslmode: SslMode::Prefer,
-            application_name: None,
-            replication: None,
-        }
-    }
-}
-
-/// How other nodes reach a node.
-#[derive(Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-pub(super) struct Replication {
-    /// Host; the node's own if left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", length(min = 1))]
-    pub(super) host: Option<String>,
-    /// Port; the node's own if left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "u16", range(min = 1))]
-    pub(super) port: Option<u16>,
-    /// Replication user; the standby's present one if left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", length(min = 1))]
-    pub(super) user: Option<String>,
-    #[serde(flatten)]
-    pub(super) secret: SecretText,
-    /// Password file on the standbys.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", length(min = 1))]
-    pub(super) passfile: Option<String>,
-}
-
 /// `health_check`
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -374,41 +254,6 @@ impl Default for Pool {
             wait_timeout: HumanDuration::from_secs(30),
             lifetime: HumanDuration::from_secs(3600),
             idle_timeout: HumanDuration::from_secs(600),
-        }
-    }
-}
-
-/// A user who may log in.
-#[derive(Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-#[schemars(extend("required" = ["name"]))]
-pub(super) struct User {
-    /// The name that clients log in with, and metako in to the servers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", length(min = 1))]
-    pub(super) name: Option<String>,
-    #[serde(flatten)]
-    pub(super) secret: SecretText,
-    /// Databases that it may use; all of them if left out.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1))]
-    pub(super) databases: Vec<String>,
-    /// Pool settings of its own.
-    #[serde(skip_serializing)]
-    #[schemars(extend("x-reserved" = "none"))]
-    pub(super) pool: Reserved,
-    /// What it may do in the console.
-    pub(super) admin: AdminAccess,
-}
-
-impl Default for User {
-    fn default() -> Self {
-        Self {
-            name: None,
-            secret: SecretText::default(),
-            databases: Vec::new(),
-            pool: Reserved,
-            admin: AdminAccess::None,
         }
     }
 }

@@ -1,0 +1,27 @@
+# The commands of this repository. They print what they do.
+#
+#   make demo                             a throw-away cluster with metako in front of it, until Ctrl-C
+#   make demo SCENARIO=kill-primary       traffic, SIGKILL to the primary, and what clients saw of it
+#   make test                             every check and test
+#
+# Variables of `make demo`: SCENARIO, SYNCHRONOUS=1 (commits wait for a replica), JSON=1 (the outcome as JSON on the last
+# line), LISTEN=host:port (instead of 127.0.0.1:6432).
+
+CARGO ?= cargo
+
+demo_options := $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SYNCHRONOUS),--synchronous) $(if $(JSON),--json) \
+	$(if $(LISTEN),--listen $(LISTEN))
+
+.PHONY: help demo test
+
+help:
+	@sed -n 's/^#//p' Makefile | head -9
+
+demo:
+	@scripts/install-missing.sh
+	@echo "== building metako in release mode" >&2
+	@$(CARGO) build --release --locked --quiet --package metako-proxy --bin metako
+	@$(CARGO) run --release --locked --quiet --package metako-proxy --bin metako -- demo $(demo_options)
+
+test:
+	@scripts/test.sh

@@ -1,0 +1,578 @@
+//! A scripted cluster that answers the controller's actions at once (a silent node after the probe's time-out), and
+//! watches the rules that no test may break.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::{
+    Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Controller, Decision, DecisionKind, Event,
+    Journal, JournalPhase, OperatorCommand, SettingsChange, Writes,
+};
+use crate::config::ClusterSettings;
+use crate::plugin::{NodeReport, ProbeFailure, Receiver, ReportedRole, Sender, SettingValue};
+use crate::{Epoch, Lsn, NodeName, Tick};
+
+use super::fake::{Eager, Fake, Line};
+
+/// What the lab does with an action of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Treat {
+    /// It is not carried out and not answered until [`Lab::release`].
+    Keep,
+    /// It is not carried out and answered with a failure.
+    Fail,
+    /// It is not carried out and answered as unknown.
+    Unknown,
+    /// It is carried out and answered as unknown.
+    DoneUnknown,
+}
+
+pub(super) struct Lab {
+    pub(super) now: Tick,
+    pub(super) settings: Arc<ClusterSettings>,
+    pub(super) controller: Controller,
+    pub(super) nodes: BTreeMap<NodeName, Fake>,
+    pub(super) disk: Option<Journal>,
+    pub(super) view: Arc<ClusterView>,
+    pub(super) decisions: Vec<Decision>,
+    pub(super) actions: Vec<Action>,
+    pub(super) treat: BTreeMap<&'static str, Treat>,
+    pub(super) kept: Vec<Action>,
+    /// How long a probe takes to be answered.
+    pub(super) latency: Duration,
+    /// How far commits were acknowledged under the synchronous rule of the journal.
+    pub(super) acknowledged: Lsn,
+    /// The phases that followed each other in views.
+    pub(super) transitions: BTreeSet<(&'static str, &'static str)>,
+    later: BTreeMap<(Tick, u64), Event>,
+    count: u64,
+    promoted: BTreeMap<Epoch, NodeName>,
+    /// Actions that were asked for and not answered, by what may not run twice.
+    running: BTreeMap<ActionId, String>,
+}
+
+impl Lab {
+    /// a is primary, b and c stream from it; nothing has been asked yet.
+    pub(super) fn new(settings: ClusterSettings) -> Self {
+        let settings = Arc::new(settings);
+        let nodes = [("a", 5001), ("b", 5002), ("c", 5003)];
+        let mut lab = Self {
+            now: Tick::ZERO,
+            controller: Controller::new(Arc::clone(&settings), Arc::new(Eager), None, Tick::ZERO),
+            settings,
+            nodes: nodes.map(|(name, port)| (name.into(), Fake::new(port, name == "a"))).into(),
+            disk: None,
+            view: Arc::new(ClusterView::empty("")),
+            decisions: Vec::new(),
+            actions: Vec::new(),
+            treat: BTreeMap::new(),
+            kept: Vec::new(),
+            latency: Duration::ZERO,
+            acknowledged: Lsn(0),
+            transitions: BTreeSet::new(),
+            later: BTreeMap::new(),
+            count: 0,
+            promoted: BTreeMap::new(),
+            running: BTreeMap::new(),
+        };
+        lab.view = lab.controller.view();
+        lab
+    }
+
+    /// The same, steady with a as primary.
+    pub(super) fn steady(settings: ClusterSettings) -> Self {
+        let mut lab = Self::new(settings);
+        lab.start();
+        lab.pass(3000);
+        assert_eq!(lab.phase(), "steady", "{:?}", lab.controller);
+        lab.forget();
+        lab
+    }
+
+    pub(super) fn start(&mut self) {
+        self.event(Event::Timer);
+    }
+
+    /// The process dies and a new one starts with the journal that is on disk. What was in flight is lost.
+    pub(super) fn restart(&mut self) {
+        self.later.clear();
+        self.kept.clear();
+        self.running.clear();
+        self.controller =
+            Controller::new(Arc::clone(&self.settings), Arc::new(Eager), self.disk.clone(), self.now);
+        self.view = self.controller.view();
+        self.start();
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.decisions.clear();
+        self.actions.clear();
+    }
+
+    pub(super) fn phase(&self) -> &'static str {
+        self.controller.phase().name()
+    }
+
+    pub(super) fn fake(&mut self, name: &str) -> &mut Fake {
+        self.nodes.get_mut(name).unwrap()
+    }
+
+    pub(super) fn said(&self, kind: DecisionKind) -> Vec<&str> {
+        self.decisions
+            .iter()
+            .filter(|decision| decision.kind == kind)
+            .map(|decision| decision.reason.as_str())
+            .collect()
+    }
+
+    pub(super) fn did(&self, kind: &str) -> Vec<&Action> {
+        self.actions.iter().filter(|action| name_of(action) == kind).collect()
+    }
+
+    pub(super) fn held(&self) -> Option<&str> {
+        match &self.view.writes {
+            Writes::Held { reason } => Some(reason),
+            Writes::Open { .. } => None,
+        }
+    }
+
+    pub(super) fn primary(&self) -> Option<&str> {
+        self.view.primary().map(NodeName::as_str)
+    }
+
+    /// The node dies: it refuses connections, and whoever streamed from it does no more.
+    pub(super) fn kill(&mut self, name: &str) {
+        self.fake(name).line = Line::Refused;
+        self.fake(name).reachable_by_others = false;
+        self.event(Event::ServerLost { node: name.into(), loss: crate::cluster::ServerLoss::Broken });
+    }
+
+    pub(super) fn revive(&mut self, name: &str) {
+        self.fake(name).line = Line::Up;
+        self.fake(name).reachable_by_others = true;
+    }
+
+    /// The operator's word counts more than what is missing then.
+    pub(super) fn adopt(&mut self, name: &str) {
+        self.acknowledged = Lsn(0);
+        self.event(Event::Operator(OperatorCommand::Adopt(name.into())));
+    }
+
+    /// Lets so many milliseconds pass.
+    pub(super) fn pass(&mut self, millis: u64) {
+        let end = self.now + Duration::from_millis(millis);
+        let mut turns = 0;
+        loop {
+            let timer = self.controller.poll_timeout();
+            let answer = self.later.keys().next().map(|(at, _)| *at);
+            let Some(next) = [timer, answer].into_iter().flatten().min().filter(|next| *next <= end) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            let due = self.later.first_entry().filter(|entry| entry.key().0 <= self.now);
+            let event = due.map_or(Event::Timer, std::collections::btree_map::OccupiedEntry::remove);
+            self.event(event);
+            turns += 1;
+            assert!(turns < 20_000, "the controller spins: {:?}", self.controller);
+        }
+        self.now = end;
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        let mut turns = 0;
+        while let Some(event) = events.pop_front() {
+            if let Event::Done { id, .. } = &event {
+                self.running.remove(id);
+            }
+            let mut out = Vec::new();
+            let epoch = self.view.epoch;
+            self.controller.handle(self.now, event, &mut out);
+            for action in out {
+                self.watch(&action);
+                events.extend(self.carry_out(action));
+            }
+            assert!(self.view.epoch >= epoch, "the epoch went back");
+            turns += 1;
+            assert!(turns < 1000, "the controller answers itself for ever: {:?}", self.controller);
+        }
+    }
+
+    /// Answers what was kept, in order.
+    pub(super) fn release(&mut self) {
+        self.treat.retain(|_, treat| *treat != Treat::Keep);
+        for action in std::mem::take(&mut self.kept) {
+            if let Some(event) = self.perform(&action) {
+                self.event(event);
+            }
+        }
+    }
+
+    /// The rules that hold always.
+    fn watch(&mut self, action: &Action) {
+        if let Some((id, lane)) = lane_of(action) {
+            let taken = self.running.values().any(|running| *running == lane);
+            assert!(!taken, "{} while another action is in flight there", name_of(action));
+            self.running.insert(id, lane);
+        }
+        match action {
+            Action::Persist { journal, .. } => self.watch_choice(journal),
+            Action::Promote { promotion, .. } => {
+                let journal = self.disk.as_ref().unwrap();
+                assert!(
+                    matches!(&journal.phase, JournalPhase::Promoting { candidate, timeline, .. }
+                        if *candidate == promotion.node && *timeline == promotion.timeline),
+                    "a promotion that is not in the journal: {promotion:?}"
+                );
+                assert_eq!(journal.epoch, promotion.epoch);
+                assert_eq!(promotion.token, format!("metako_epoch_{}", promotion.epoch));
+                let first = self.promoted.entry(promotion.epoch).or_insert_with(|| promotion.node.clone());
+                assert_eq!(*first, promotion.node, "two promotions in one epoch");
+            }
+            Action::Publish { view } => {
+                assert!(view.version > self.view.version || self.view.version == 0);
+                if let Writes::Open { primary } = &view.writes {
+                    let journal = self.disk.as_ref().unwrap();
+                    assert_eq!(
+                        (&journal.primary, journal.epoch),
+                        (primary, view.epoch),
+                        "open without a journal"
+                    );
+                    assert_eq!(journal.phase, JournalPhase::Steady);
+                    if self.view.primary() != Some(primary) {
+                        let position = self.nodes[primary].position();
+                        assert!(
+                            position >= self.acknowledged,
+                            "{primary} at {position} lacks {}",
+                            self.acknowledged
+                        );
+                    }
+                }
+                let (from, to) = (self.view.phase.name(), view.phase.name());
+                if from != to {
+                    self.transitions.insert((from, to));
+                }
+                self.view = Arc::clone(view);
+            }
+            Action::Record { decision } => {
+                assert!(decision.reason.len() > 8, "a decision says why: {decision:?}");
+                self.decisions.push(decision.clone());
+            }
+            _ => {}
+        }
+        self.actions.push(action.clone());
+    }
+
+    /// When a choice goes to disk: nobody streams from the old primary, enough voters stand still, and none of those that
+    /// stand still is ahead of the chosen one.
+    fn watch_choice(&self, journal: &Journal) {
+        let JournalPhase::Promoting { candidate, fork, .. } = &journal.phase else { return };
+        let Some(former) = self.disk.as_ref().filter(|former| former.phase == JournalPhase::Fencing) else {
+            return;
+        };
+        let old = self.settings.node(journal.primary.as_str()).map(|node| node.port);
+        let streams = |state: &&crate::cluster::node::NodeState| {
+            let receiver = state.current().and_then(NodeReport::streaming_receiver);
+            receiver.map(|receiver| receiver.sender_port) == old
+        };
+        let fresh = self.controller.nodes.values().find(streams).map(|state| state.report.clone());
+        assert_eq!(fresh, None, "a promotion although a standby streams from the primary");
+        let token = format!("metako_epoch_{}", journal.epoch);
+        let frozen: Vec<(&NodeName, &Fake)> = self
+            .nodes
+            .iter()
+            .filter(|(_, fake)| {
+                fake.setting("primary_slot_name") == token && fake.setting("primary_conninfo").is_empty()
+            })
+            .collect();
+        assert!(
+            frozen.iter().any(|(name, fake)| *name == candidate && fake.position() == *fork),
+            "{frozen:?}"
+        );
+        if let crate::cluster::SyncRule::Quorum { acks, voters } = &former.sync {
+            let standing = frozen.iter().filter(|(name, _)| voters.contains(name)).count();
+            assert!(standing > voters.len() - acks, "{standing} of {voters:?} stand still");
+        }
+    }
+
+    /// A client's commit through the proxy: acknowledged when the primary and its synchronous standbys have it.
+    pub(super) fn commit(&mut self, bytes: u64) {
+        let Some(primary) = self.view.primary().cloned() else { return };
+        let names = crate::cluster::settings::sync_names(&self.settings, &self.disk.as_ref().unwrap().sync);
+        if self.nodes[&primary].line != Line::Up || !self.nodes[&primary].primary {
+            return;
+        }
+        self.write(primary.clone().as_str(), bytes);
+        let in_force =
+            !names.is_empty() && self.nodes[&primary].setting("synchronous_standby_names") == names;
+        if in_force && self.commits(&primary) {
+            self.acknowledged = self.nodes[&primary].position();
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) -> Option<Event> {
+        let unknown = |id: ActionId| {
+            let outcome = Err(ActionFailure::Unknown("scripted".to_owned()));
+            Some(Event::Done { id, outcome })
+        };
+        match (self.treat.get(name_of(&action)), lane_of(&action)) {
+            (Some(Treat::Keep), _) => {
+                self.kept.push(action);
+                None
+            }
+            (Some(Treat::Fail), Some((id, _))) => {
+                Some(Event::Done { id, outcome: Err(ActionFailure::Failed("scripted".to_owned())) })
+            }
+            (Some(Treat::Unknown), Some((id, _))) => unknown(id),
+            (Some(Treat::DoneUnknown), Some((id, _))) => {
+                let _ = self.perform(&action);
+                unknown(id)
+            }
+            _ => self.perform(&action),
+        }
+    }
+
+    fn perform(&mut self, action: &Action) -> Option<Event> {
+        let done = |id: ActionId| Some(Event::Done { id, outcome: Ok(ActionOutcome::Done) });
+        match action {
+            Action::Probe { id, node, timeout } => {
+                let result = self.probe(node, *timeout);
+                let pause =
+                    if matches!(result, Err(ProbeFailure::TimedOut(_))) { *timeout } else { self.latency };
+                let event = Event::Probed { id: *id, node: node.clone(), sent: self.now, result };
+                if !pause.is_zero() {
+                    self.count += 1;
+                    self.later.insert((self.now + pause, self.count), event);
+                    return None;
+                }
+                Some(event)
+            }
+            Action::Persist { id, journal } => {
+                if journal.sync == crate::cluster::SyncRule::Async {
+                    // Without the rule nothing is promised of what was acknowledged under it.
+                    self.acknowledged = Lsn(0);
+                }
+                self.disk = Some(journal.clone());
+                done(*id)
+            }
+            Action::Sever { id, .. } => done(*id),
+            Action::Freeze { id, node, change }
+            | Action::Unfreeze { id, node, change }
+            | Action::Prepare { id, node, change, .. }
+            | Action::Repoint { id, node, change, .. }
+            | Action::SetSyncStandbys { id, node, change } => {
+                if self.nodes.get(node).is_none_or(|fake| fake.line != Line::Up) {
+                    return Some(Event::Done {
+                        id: *id,
+                        outcome: Err(ActionFailure::Failed("no connection".to_owned())),
+                    });
+                }
+                self.change(node, change);
+                done(*id)
+            }
+            Action::Promote { id, promotion } => {
+                let fake = self.nodes.get_mut(&promotion.node)?;
+                if fake.line != Line::Up {
+                    return Some(Event::Done {
+                        id: *id,
+                        outcome: Err(ActionFailure::Unknown("no answer".to_owned())),
+                    });
+                }
+                if fake.setting("primary_slot_name") != promotion.token {
+                    return Some(Event::Done { id: *id, outcome: Ok(ActionOutcome::Declined) });
+                }
+                if !fake.primary {
+                    fake.primary = true;
+                    fake.timeline = fake.timeline.next();
+                }
+                done(*id)
+            }
+            Action::Verify { id, node, .. } => {
+                let outcome = if self.commits(node) {
+                    Ok(ActionOutcome::Done)
+                } else {
+                    Err(ActionFailure::Unknown("no acknowledgement".to_owned()))
+                };
+                Some(Event::Done { id: *id, outcome })
+            }
+            Action::Publish { .. } | Action::Record { .. } => None,
+        }
+    }
+
+    fn change(&mut self, node: &NodeName, change: &SettingsChange) {
+        let Some(fake) = self.nodes.get_mut(node) else { return };
+        for (name, value) in &change.set {
+            match value {
+                Some(value) => fake.settings.insert(name.clone(), value.clone()),
+                None => fake.settings.remove(name),
+            };
+        }
+    }
+
+    /// Writes arrive at a node: it and all that stream from it get so much further.
+    pub(super) fn write(&mut self, name: &str, bytes: u64) {
+        self.fake(name).replayed.0 += bytes;
+        for _ in 0..2 {
+            self.stream();
+        }
+    }
+
+    /// Standbys take what their upstream has.
+    pub(super) fn stream(&mut self) {
+        let names: Vec<NodeName> = self.nodes.keys().cloned().collect();
+        for name in names {
+            if let Some(upstream) = self.upstream(&name).cloned() {
+                let fake = self.nodes.get_mut(&name).unwrap();
+                fake.timeline = fake.timeline.max(upstream.timeline);
+                fake.received = Some(upstream.position().max(fake.position()));
+                fake.replayed = fake.received.unwrap();
+            }
+        }
+    }
+
+    /// The node that this one streams from right now.
+    fn upstream(&self, name: &NodeName) -> Option<&Fake> {
+        let fake = self
+            .nodes
+            .get(name)
+            .filter(|fake| !fake.primary && fake.reachable_by_others && !fake.connecting)?;
+        let port = fake.upstream_port()?;
+        let upstream = self.nodes.values().find(|other| other.port == port && other.port != fake.port)?;
+        let follows = upstream.timeline >= fake.timeline && upstream.position() >= fake.position();
+        (upstream.reachable_by_others && follows && upstream.system_id == fake.system_id).then_some(upstream)
+    }
+
+    fn commits(&mut self, node: &NodeName) -> bool {
+        if self.nodes.get(node).is_none_or(|fake| fake.line != Line::Up || !fake.primary) {
+            return false;
+        }
+        self.write(node.clone().as_str(), 10);
+        let needed = self.nodes[node].setting("synchronous_standby_names");
+        let acks: usize = needed.strip_prefix("ANY ").map_or(0, |rest| rest[..1].parse().unwrap());
+        let port = self.nodes[node].port;
+        let streaming = self.nodes.keys().filter(|name| {
+            needed.contains(&format!("\"{name}\""))
+                && self.upstream(name).is_some_and(|upstream| upstream.port == port)
+        });
+        streaming.count() >= acks
+    }
+
+    fn probe(&mut self, name: &NodeName, timeout: Duration) -> Result<NodeReport, ProbeFailure> {
+        self.stream();
+        let Some(fake) = self.nodes.get(name) else {
+            return Err(ProbeFailure::Refused("no such node".to_owned()));
+        };
+        let words = || "scripted".to_owned();
+        match fake.line {
+            Line::Up => Ok(self.report(name, fake)),
+            Line::Refused => Err(ProbeFailure::Refused(words())),
+            Line::Silent => Err(ProbeFailure::TimedOut(timeout)),
+            Line::Starting => Err(ProbeFailure::StartingUp(words())),
+            Line::Full => Err(ProbeFailure::TooManyConnections(words())),
+            Line::NoLogin => Err(ProbeFailure::Authentication(words())),
+        }
+    }
+
+    pub(super) fn report(&self, name: &NodeName, fake: &Fake) -> NodeReport {
+        let role = if fake.primary {
+            let names = fake.setting("synchronous_standby_names").to_owned();
+            let sender = |(other, standby): (&NodeName, &Fake)| Sender {
+                application_name: other.to_string(),
+                streaming: true,
+                flushed: Some(standby.position()),
+                replayed: Some(standby.replayed),
+                synchronous: names.contains(&format!("\"{other}\"")),
+            };
+            let senders = self
+                .nodes
+                .iter()
+                .filter(|(other, _)| self.upstream(other).is_some_and(|upstream| upstream.port == fake.port))
+                .map(sender)
+                .collect();
+            ReportedRole::Primary {
+                flushed: fake.position(),
+                senders,
+                synchronous_standby_names: names.clone(),
+                read_only: false,
+            }
+        } else {
+            let upstream = self.upstream(name);
+            ReportedRole::Standby {
+                received: fake.received,
+                replayed: Some(fake.replayed),
+                replay_lag: Some(Duration::ZERO),
+                receiver: upstream.map(|upstream| Receiver {
+                    streaming: true,
+                    sender_host: "localhost".to_owned(),
+                    sender_port: upstream.port,
+                    timeline: upstream.timeline,
+                    last_message_age: Some(Duration::ZERO),
+                    slot: Some(fake.setting("primary_slot_name").to_owned()),
+                }),
+                receiver_process: upstream.is_some() || fake.connecting,
+                startup_wait: fake.startup_wait.clone(),
+                settings: NodeReport::SETTINGS
+                    .iter()
+                    .map(|name| {
+                        let value = match (*name, fake.setting(name)) {
+                            ("recovery_min_apply_delay", "") => "0",
+                            (_, value) => value,
+                        };
+                        ((*name).to_owned(), SettingValue { value: value.to_owned(), changeable: true })
+                    })
+                    .collect(),
+            }
+        };
+        NodeReport {
+            system_id: fake.system_id,
+            version: 150_020,
+            started_at: 1,
+            timeline: fake.timeline,
+            role,
+            latency: Duration::from_millis(1),
+        }
+    }
+
+    /// The names of those that the view lets serve reads.
+    pub(super) fn readers(&self) -> Vec<&str> {
+        let fit = |node: &&crate::cluster::NodeView| node.reads == crate::cluster::ReadFitness::Fit;
+        self.view.nodes.iter().filter(fit).map(|node| node.name.as_str()).collect()
+    }
+
+    pub(super) fn kinds(&self) -> BTreeSet<DecisionKind> {
+        self.decisions.iter().map(|decision| decision.kind).collect()
+    }
+}
+
+pub(super) fn name_of(action: &Action) -> &'static str {
+    match action {
+        Action::Probe { .. } => "probe",
+        Action::Persist { .. } => "persist",
+        Action::Sever { .. } => "sever",
+        Action::Freeze { .. } => "freeze",
+        Action::Unfreeze { .. } => "unfreeze",
+        Action::Prepare { .. } => "prepare",
+        Action::Promote { .. } => "promote",
+        Action::Verify { .. } => "verify",
+        Action::Repoint { .. } => "repoint",
+        Action::SetSyncStandbys { .. } => "set_sync",
+        Action::Publish { .. } => "publish",
+        Action::Record { .. } => "record",
+    }
+}
+
+fn lane_of(action: &Action) -> Option<(ActionId, String)> {
+    match action {
+        Action::Persist { id, .. } => Some((*id, "journal".to_owned())),
+        Action::Sever { id, .. } => Some((*id, "sever".to_owned())),
+        Action::Freeze { id, node, .. }
+        | Action::Unfreeze { id, node, .. }
+        | Action::Prepare { id, node, .. }
+        | Action::Repoint { id, node, .. }
+        | Action::SetSyncStandbys { id, node, .. }
+        | Action::Verify { id, node, .. } => Some((*id, node.to_string())),
+        Action::Promote { id, promotion } => Some((*id, promotion.node.to_string())),
+        Action::Probe { .. } | Action::Publish { .. } | Action::Record { .. } => None,
+    }
+}

@@ -1,0 +1,160 @@
+//! Whatever happens, in whatever order: the rules that [`Lab`] watches, and a way back.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::fake::{Eager, Line, settings, synchronous};
+use super::lab::{Lab, Treat};
+use crate::cluster::{ActionId, ActionOutcome, Event, ProbeId, ServerLoss};
+use crate::config::{ClusterSettings, NoVoter};
+use crate::plugin::ProbeFailure;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Pass(u64),
+    Line(usize, usize),
+    Cut(usize),
+    Join(usize),
+    Write(u64),
+    Connecting(usize, bool),
+    Treat(usize, usize),
+    Release,
+    Restart,
+    Lost(usize),
+    Adopt(usize),
+    Noise(u64),
+    Reload(usize),
+}
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const LINES: [Line; 6] = [Line::Up, Line::Refused, Line::Silent, Line::Starting, Line::Full, Line::NoLogin];
+const TASKS: [&str; 10] = [
+    "probe", "persist", "sever", "freeze", "unfreeze", "prepare", "promote", "verify", "repoint", "set_sync",
+];
+const TREATS: [Treat; 4] = [Treat::Keep, Treat::Fail, Treat::Unknown, Treat::DoneUnknown];
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1_u64..4000).prop_map(Step::Pass),
+        4 => (0..3_usize, 0..LINES.len()).prop_map(|(node, line)| Step::Line(node, line)),
+        3 => (0..3_usize).prop_map(Step::Cut),
+        3 => (0..3_usize).prop_map(Step::Join),
+        3 => (1_u64..1000).prop_map(Step::Write),
+        1 => (0..3_usize, any::<bool>()).prop_map(|(node, on)| Step::Connecting(node, on)),
+        2 => (0..TASKS.len(), 0..TREATS.len()).prop_map(|(task, treat)| Step::Treat(task, treat)),
+        2 => Just(Step::Release),
+        1 => Just(Step::Restart),
+        2 => (0..3_usize).prop_map(Step::Lost),
+        1 => (0..3_usize).prop_map(Step::Adopt),
+        1 => (0_u64..500).prop_map(Step::Noise),
+        1 => (0..3_usize).prop_map(Step::Reload),
+    ]
+}
+
+fn configuration(which: usize) -> ClusterSettings {
+    match which {
+        0 => settings(),
+        1 => synchronous(1, NoVoter::Block),
+        _ => synchronous(1, NoVoter::Degrade),
+    }
+}
+
+fn take(lab: &mut Lab, step: &Step) {
+    match step {
+        Step::Pass(millis) => lab.pass(*millis),
+        Step::Line(node, line) => lab.fake(NAMES[*node]).line = LINES[*line],
+        Step::Cut(node) => lab.fake(NAMES[*node]).reachable_by_others = false,
+        Step::Join(node) => lab.fake(NAMES[*node]).reachable_by_others = true,
+        Step::Write(bytes) => {
+            lab.commit(*bytes);
+        }
+        Step::Connecting(node, on) => lab.fake(NAMES[*node]).connecting = *on,
+        Step::Treat(task, treat) => {
+            // A probe is either answered or not; a journal is never written and then not.
+            let treat = match TASKS[*task] {
+                "probe" => Treat::Keep,
+                "persist" if TREATS[*treat] == Treat::DoneUnknown => Treat::Fail,
+                _ => TREATS[*treat],
+            };
+            lab.treat.insert(TASKS[*task], treat);
+        }
+        Step::Release => {
+            lab.treat.clear();
+            lab.release();
+        }
+        Step::Restart => lab.restart(),
+        Step::Lost(node) => {
+            lab.event(Event::ServerLost { node: NAMES[*node].into(), loss: ServerLoss::Broken });
+        }
+        Step::Adopt(node) => lab.adopt(NAMES[*node]),
+        Step::Noise(number) => {
+            let result = Err(ProbeFailure::Refused("noise".to_owned()));
+            lab.event(Event::Probed { id: ProbeId(number / 2), node: "b".into(), sent: lab.now, result });
+            lab.event(Event::Done { id: ActionId(number + 100_000), outcome: Ok(ActionOutcome::Done) });
+            lab.event(Event::Timer);
+        }
+        Step::Reload(which) => {
+            let settings = Arc::new(configuration(*which));
+            lab.settings = Arc::clone(&settings);
+            lab.event(Event::Reconfigured { settings, policy: Arc::new(Eager) });
+        }
+    }
+}
+
+/// The transitions that there are, one line for each phase; a call can pass through several phases at once.
+const TRANSITIONS: [(&str, &[&str]); 8] = [
+    ("discovering", &["steady", "suspect", "manual_needed"]),
+    ("steady", &["suspect"]),
+    ("suspect", &["steady", "fencing", "manual_needed"]),
+    ("fencing", &["freezing", "steady", "suspect"]),
+    ("freezing", &["promoting", "steady", "suspect", "manual_needed"]),
+    ("promoting", &["verifying", "manual_needed"]),
+    ("verifying", &["steady", "manual_needed"]),
+    ("manual_needed", &["steady", "suspect", "verifying"]),
+];
+
+fn check_transitions(lab: &Lab) {
+    for (from, to) in &lab.transitions {
+        let known = TRANSITIONS.iter().any(|(phase, next)| phase == from && next.contains(to));
+        assert!(known, "{from} -> {to} is in no table");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_order_of_events_breaks_a_rule(which in 0..3_usize, steps in prop::collection::vec(step(), 1..60)) {
+        let mut lab = Lab::new(configuration(which));
+        lab.start();
+        for step in &steps {
+            take(&mut lab, step);
+        }
+        check_transitions(&lab);
+    }
+
+    /// One node dies at any time, with actions that fail on the way; when all is well again, so is the cluster, or a
+    /// person was called with a reason.
+    #[test]
+    fn after_faults_end_writes_open_or_a_person_is_called(
+        which in 0..2_usize,
+        steps in prop::collection::vec(
+            step().prop_filter("no person, no reload", |step| !matches!(step, Step::Adopt(_) | Step::Reload(_))), 1..25),
+    ) {
+        let mut lab = Lab::steady(configuration(which));
+        for step in &steps {
+            take(&mut lab, step);
+        }
+        lab.treat.clear();
+        lab.release();
+        for name in NAMES {
+            lab.revive(name);
+            lab.fake(name).connecting = false;
+        }
+        lab.pass(90_000);
+        check_transitions(&lab);
+        // A strict cluster whose standbys diverged waits for somebody to rejoin them, and says so.
+        let waits = which == 1 && lab.held().is_some_and(|reason| reason.contains("its first commit waits for"));
+        let settled = lab.primary().is_some() || lab.phase() == "manual_needed" || waits;
+        prop_assert!(settled, "stuck in {}: {:?} {:#?}", lab.phase(), lab.held(), lab.controller);
+    }
+}

@@ -1,0 +1,165 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::fake::{Eager, Line, node, settings, synchronous};
+use super::lab::Lab;
+use crate::cluster::{Action, DecisionKind, Event, ReadFitness};
+use crate::config::NoVoter;
+use crate::{Lsn, TimelineId};
+
+fn unfit(lab: &Lab, name: &str) -> String {
+    match &lab.view.node(name).unwrap().reads {
+        ReadFitness::Unfit { reason } => reason.clone(),
+        ReadFitness::Fit => "fit".to_owned(),
+    }
+}
+
+/// a died, c is primary on timeline 2; b missed the failover.
+fn after_failover_without_b() -> Lab {
+    let mut lab = Lab::steady(settings());
+    lab.fake("b").line = Line::Silent;
+    lab.kill("a");
+    lab.pass(5000);
+    assert_eq!(lab.primary(), Some("c"));
+    lab.forget();
+    lab
+}
+
+#[test]
+fn a_standby_that_missed_the_failover_is_repointed_when_it_is_not_past_the_fork() {
+    let mut lab = after_failover_without_b();
+    lab.fake("b").line = Line::Up;
+    lab.pass(5000);
+    assert!(lab.fake("b").setting("primary_conninfo").contains("port='5003'"));
+    assert_eq!(lab.readers(), ["b"]);
+    let repoints = lab.did("repoint");
+    assert_eq!(repoints.len(), 1, "once is enough");
+    assert!(!lab.said(DecisionKind::Repointed).is_empty());
+}
+
+#[test]
+fn a_standby_past_the_fork_is_left_alone_and_serves_no_reads() {
+    let mut lab = after_failover_without_b();
+    lab.fake("b").received = Some(Lsn(50_000));
+    lab.fake("b").line = Line::Up;
+    lab.pass(10_000);
+    assert!(lab.did("repoint").is_empty());
+    assert!(lab.readers().is_empty());
+    assert!(unfit(&lab, "b").contains("it has diverged and needs pg_rewind"), "{}", unfit(&lab, "b"));
+    assert_eq!(lab.said(DecisionKind::Refused).len(), 1, "said once: {:?}", lab.said(DecisionKind::Refused));
+}
+
+#[test]
+fn the_fork_is_remembered_over_a_restart() {
+    let mut lab = after_failover_without_b();
+    lab.fake("b").received = Some(Lsn(50_000));
+    lab.fake("b").line = Line::Up;
+    lab.restart();
+    lab.pass(5000);
+    assert!(lab.did("repoint").is_empty());
+    assert!(unfit(&lab, "b").contains("diverged"));
+}
+
+#[test]
+fn a_cascade_in_good_order_is_left_as_it_is() {
+    let mut lab = Lab::new(settings());
+    lab.fake("c").settings.insert("primary_conninfo".to_owned(), "host=localhost port=5002".to_owned());
+    lab.start();
+    lab.pass(5000);
+    assert!(lab.did("repoint").is_empty());
+    assert_eq!(lab.readers(), ["b", "c"]);
+    assert_eq!(lab.view.node("c").unwrap().upstream, Some("b".into()));
+}
+
+#[test]
+fn a_standby_without_upstream_is_given_one_with_its_slot() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("b").settings.clear();
+    lab.pass(3000);
+    let order: Vec<&Action> = lab
+        .actions
+        .iter()
+        .filter(|action| matches!(action, Action::Prepare { .. } | Action::Repoint { .. }))
+        .collect();
+    assert!(
+        matches!(&order[..], [Action::Prepare { node, slots, .. }, Action::Repoint { .. }]
+            if node.as_str() == "a" && slots.contains(&"metako_b".to_owned())),
+        "{order:?}"
+    );
+    assert_eq!(lab.fake("b").setting("primary_slot_name"), "metako_b");
+}
+
+#[test]
+fn a_standby_that_lags_or_lost_its_stream_leaves_the_read_pool() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("b").connecting = true;
+    lab.pass(9000);
+    assert_eq!(lab.readers(), ["b", "c"]);
+    lab.pass(3000);
+    assert_eq!(lab.readers(), ["c"]);
+    assert!(unfit(&lab, "b").contains("it receives nothing since"), "{}", unfit(&lab, "b"));
+    lab.fake("b").connecting = false;
+    lab.pass(1100);
+    assert_eq!(lab.readers(), ["b", "c"]);
+}
+
+#[test]
+fn a_returned_standby_that_is_no_voter_is_named() {
+    let mut lab = Lab::steady(synchronous(1, NoVoter::Block));
+    lab.kill("a");
+    lab.pass(3000);
+    assert_eq!(lab.primary(), Some("c"));
+    let upstream = lab.fake("c").clone();
+    let returned = lab.fake("a");
+    returned.primary = false;
+    returned.timeline = TimelineId(2);
+    returned.received = Some(upstream.position());
+    returned.settings.insert("primary_conninfo".to_owned(), "host=localhost port=5003".to_owned());
+    lab.revive("a");
+    lab.pass(3000);
+    assert!(
+        lab.said(DecisionKind::SyncChanged)
+            .iter()
+            .any(|said| said.contains("a streams but is no synchronous voter"))
+    );
+    assert_eq!(lab.readers(), ["a", "b"]);
+}
+
+#[test]
+fn nodes_come_and_go_with_the_configuration_but_not_the_primary() {
+    let mut lab = Lab::steady(settings());
+    let mut changed = settings();
+    changed.nodes.remove(1);
+    changed.nodes.push(node("d", 5004));
+    changed.interval = Duration::from_millis(400);
+    lab.event(Event::Reconfigured { settings: Arc::new(changed), policy: Arc::new(Eager) });
+    let names: Vec<&str> = lab.view.nodes.iter().map(|node| node.name.as_str()).collect();
+    assert_eq!(names, ["a", "c", "d"]);
+    assert_eq!(lab.primary(), Some("a"));
+    assert!(lab.said(DecisionKind::Reconfigured)[0].contains("b is removed, d is added"));
+
+    let mut without = settings();
+    without.nodes.remove(0);
+    lab.event(Event::Reconfigured { settings: Arc::new(without), policy: Arc::new(Eager) });
+    assert_eq!(lab.view.nodes.len(), 3, "nothing of a refused configuration is taken");
+    assert!(lab.said(DecisionKind::Reconfigured)[1].contains("a is the primary and cannot be removed"));
+    assert_eq!(lab.primary(), Some("a"));
+}
+
+#[test]
+fn synchronous_replication_can_be_turned_on_and_off_and_strengthened() {
+    let mut lab = Lab::steady(settings());
+    let turn = |lab: &mut Lab, to| {
+        lab.event(Event::Reconfigured { settings: Arc::new(to), policy: Arc::new(Eager) });
+        lab.pass(6000);
+    };
+    turn(&mut lab, synchronous(1, NoVoter::Block));
+    assert_eq!(lab.fake("a").setting("synchronous_standby_names"), r#"ANY 1 ("b","c")"#);
+    turn(&mut lab, synchronous(2, NoVoter::Block));
+    assert_eq!(lab.fake("a").setting("synchronous_standby_names"), r#"ANY 2 ("b","c")"#);
+    turn(&mut lab, synchronous(1, NoVoter::Block));
+    assert_eq!(lab.fake("a").setting("synchronous_standby_names"), r#"ANY 1 ("b","c")"#);
+    turn(&mut lab, settings());
+    assert_eq!(lab.fake("a").setting("synchronous_standby_names"), "");
+    assert_eq!(lab.disk.as_ref().unwrap().sync, crate::cluster::SyncRule::Async);
+}

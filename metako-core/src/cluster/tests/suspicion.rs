@@ -1,0 +1,234 @@
+use std::time::Duration;
+
+use super::fake::{Eager, Line, settings};
+use super::lab::Lab;
+use crate::cluster::{DecisionKind, Event, Health, ProbeId, ServerLoss};
+use crate::config::{FailoverMode, Priority};
+use crate::plugin::ProbeFailure;
+use crate::{Epoch, Lsn, TimelineId};
+
+#[test]
+fn a_broken_connection_to_a_healthy_primary_changes_nothing() {
+    let mut lab = Lab::steady(settings());
+    lab.event(Event::ServerLost { node: "a".into(), loss: ServerLoss::Broken });
+    lab.pass(200);
+    assert_eq!(lab.phase(), "steady");
+    assert!(lab.did("probe").len() >= 3, "it is looked at before the interval ends");
+    assert!(lab.decisions.is_empty(), "{:?}", lab.decisions);
+}
+
+#[test]
+fn one_failed_probe_is_suspicion_and_three_good_answers_lift_it() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("a").line = Line::Refused;
+    lab.event(Event::ServerLost { node: "a".into(), loss: ServerLoss::Refused });
+    lab.pass(60);
+    assert_eq!(lab.phase(), "suspect");
+    assert_eq!(lab.primary(), Some("a"), "writes still go there");
+    lab.fake("a").line = Line::Up;
+    lab.pass(120);
+    assert_eq!(lab.phase(), "suspect", "one good answer is not enough");
+    lab.pass(200);
+    assert_eq!(lab.phase(), "steady");
+    assert!(lab.kinds().contains(&DecisionKind::Cleared));
+    assert_eq!(lab.view.epoch, Epoch(1));
+}
+
+#[test]
+fn while_a_standby_streams_a_primary_that_refuses_is_not_replaced() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("a").line = Line::Refused;
+    lab.fake("c").line = Line::Refused;
+    lab.pass(120_000);
+    assert_eq!(lab.phase(), "suspect");
+    assert!(lab.did("sever").is_empty());
+    let vetoes = lab.said(DecisionKind::Vetoed);
+    assert_eq!(vetoes.len(), 1, "said once: {vetoes:?}");
+    assert!(vetoes[0].contains("b still streams from a: it is this proxy that is cut off"), "{vetoes:?}");
+    assert!(matches!(lab.view.node("a").unwrap().health, Health::Unseen { .. }), "unknown is not down");
+}
+
+#[test]
+fn an_isolated_proxy_promotes_nobody() {
+    let mut lab = Lab::steady(settings());
+    for name in ["a", "b", "c"] {
+        lab.fake(name).line = Line::Silent;
+    }
+    lab.pass(120_000);
+    assert!(lab.did("sever").is_empty() && lab.did("promote").is_empty());
+    assert!(lab.held().unwrap().contains("no standby answers this proxy"));
+    for name in ["a", "b", "c"] {
+        lab.fake(name).line = Line::Up;
+    }
+    lab.pass(2000);
+    assert_eq!(lab.primary(), Some("a"));
+    assert_eq!(lab.view.epoch, Epoch(1));
+}
+
+#[test]
+fn a_silent_primary_is_replaced_after_silent_after_when_its_standbys_lost_it() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("a").line = Line::Silent;
+    lab.fake("a").reachable_by_others = false;
+    lab.pass(2400);
+    assert_eq!(lab.view.epoch, Epoch(1), "not before");
+    lab.pass(3000);
+    assert_eq!(lab.primary(), Some("c"));
+}
+
+#[test]
+fn an_interval_shorter_than_the_timeout_still_sees_a_hang() {
+    let mut hasty = settings();
+    hasty.interval = Duration::from_millis(200);
+    let mut lab = Lab::steady(hasty);
+    lab.fake("a").line = Line::Silent;
+    lab.fake("a").reachable_by_others = false;
+    lab.pass(6000);
+    assert_eq!(lab.primary(), Some("c"));
+}
+
+#[test]
+fn a_driver_that_never_answers_a_probe_counts_as_a_timeout() {
+    let mut lab = Lab::steady(settings());
+    lab.treat.insert("probe", super::lab::Treat::Keep);
+    lab.pass(2000);
+    assert_eq!(lab.phase(), "suspect");
+    lab.release();
+    lab.pass(2000);
+    assert_eq!(lab.phase(), "steady", "late answers are ignored, later ones count");
+}
+
+#[test]
+fn answers_to_older_probes_are_ignored() {
+    let mut lab = Lab::steady(settings());
+    let before = lab.view.clone();
+    for id in 0..3 {
+        let result = Err(ProbeFailure::Refused("old".to_owned()));
+        lab.event(Event::Probed { id: ProbeId(id), node: "a".into(), sent: lab.now, result });
+    }
+    lab.event(Event::Probed {
+        id: ProbeId(9999),
+        node: "nobody".into(),
+        sent: lab.now,
+        result: Err(ProbeFailure::Refused("what".to_owned())),
+    });
+    assert_eq!(lab.view, before);
+    assert_eq!(lab.phase(), "steady");
+}
+
+#[test]
+fn a_living_primary_is_never_replaced_whatever_the_policy_wants() {
+    for line in [Line::Full, Line::NoLogin] {
+        let mut lab = Lab::steady(settings());
+        lab.fake("a").line = line;
+        lab.fake("a").reachable_by_others = false;
+        lab.pass(30_000);
+        assert_eq!(lab.phase(), "suspect", "{line:?}");
+        assert_eq!(lab.primary(), Some("a"));
+        assert_eq!(lab.view.epoch, Epoch(1));
+    }
+}
+
+#[test]
+fn in_manual_mode_a_person_decides_and_recovery_lifts_it() {
+    let mut manual = settings();
+    manual.failover.mode = FailoverMode::Manual;
+    let mut lab = Lab::steady(manual);
+    lab.kill("a");
+    lab.pass(10_000);
+    assert_eq!(lab.phase(), "manual_needed");
+    assert!(lab.held().unwrap().contains("failover.mode is manual"));
+    assert!(lab.did("sever").is_empty());
+    lab.revive("a");
+    lab.pass(3000);
+    assert_eq!(lab.primary(), Some("a"));
+}
+
+#[test]
+fn in_manual_mode_the_automatic_mode_of_a_new_configuration_goes_on() {
+    let mut manual = settings();
+    manual.failover.mode = FailoverMode::Manual;
+    let mut lab = Lab::steady(manual);
+    lab.kill("a");
+    lab.pass(1000);
+    lab.event(Event::Reconfigured {
+        settings: std::sync::Arc::new(settings()),
+        policy: std::sync::Arc::new(Eager),
+    });
+    lab.pass(3000);
+    assert_eq!(lab.primary(), Some("c"));
+}
+
+#[test]
+fn without_an_electable_standby_writes_are_held() {
+    let mut never = settings();
+    never.nodes[1].priority = Priority::Never;
+    never.nodes[2].priority = Priority::Never;
+    let mut lab = Lab::steady(never);
+    lab.kill("a");
+    lab.pass(2000);
+    assert_eq!(lab.phase(), "suspect");
+    assert!(lab.held().unwrap().contains("no standby can be promoted: b is never to be promoted"));
+    assert_eq!(lab.readers(), ["b", "c"], "reads go on");
+    lab.revive("a");
+    lab.pass(2000);
+    assert_eq!(lab.primary(), Some("a"));
+}
+
+#[test]
+fn a_primary_that_became_a_standby_or_went_back_needs_a_person() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("a").primary = false;
+    lab.fake("b").primary = true;
+    lab.fake("b").timeline = TimelineId(2);
+    lab.pass(1100);
+    assert_eq!(lab.phase(), "manual_needed");
+    let reason = lab.held().unwrap();
+    assert!(reason.contains("a is in recovery now") && reason.contains("b answers as a primary"), "{reason}");
+    lab.adopt("b");
+    lab.pass(100);
+    assert_eq!(lab.primary(), Some("b"));
+
+    let mut lab = Lab::steady(settings());
+    lab.fake("a").replayed = Lsn(10);
+    lab.pass(1100);
+    assert_eq!(lab.phase(), "manual_needed");
+    assert!(lab.held().unwrap().contains("restored from a backup"), "{:?}", lab.held());
+}
+
+#[test]
+fn the_budget_of_failovers_ends_in_a_persons_hands() {
+    let mut lab = Lab::steady(settings());
+    let mut rare = settings();
+    rare.failover.budget = (1, Duration::from_mins(10));
+    lab.event(Event::Reconfigured {
+        settings: std::sync::Arc::new(rare),
+        policy: std::sync::Arc::new(Eager),
+    });
+    lab.kill("a");
+    lab.pass(2000);
+    assert_eq!(lab.primary(), Some("c"));
+    lab.kill("c");
+    lab.pass(5000);
+    assert_eq!(lab.phase(), "manual_needed");
+    assert!(lab.held().unwrap().contains("the budget of 1 failovers in 600s is used up"));
+}
+
+#[test]
+fn a_replica_leaves_the_read_pool_at_once_when_it_refuses_and_by_threshold_when_silent() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("b").line = Line::Refused;
+    lab.event(Event::ServerLost { node: "b".into(), loss: ServerLoss::Refused });
+    lab.pass(60);
+    assert_eq!(lab.readers(), ["c"]);
+    assert!(matches!(lab.view.node("b").unwrap().health, Health::Down { .. }));
+    lab.fake("c").line = Line::Silent;
+    lab.pass(1600);
+    assert_eq!(lab.readers(), ["c"], "one time-out is no reason");
+    lab.pass(5000);
+    assert!(lab.readers().is_empty());
+    assert_eq!(lab.phase(), "steady");
+    lab.revive("b");
+    lab.pass(1100);
+    assert_eq!(lab.readers(), ["b"]);
+}

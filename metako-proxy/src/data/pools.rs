@@ -1,0 +1,551 @@
+//! The pools: sockets for the state machines of [`metako_core::pool`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use metako_core::cluster::ServerLoss;
+use metako_core::pool::{Checkin, Checkout, Grant, Pool, ServerId, Variant, WaiterId};
+use metako_core::session::Server;
+use metako_core::{Epoch, NodeName};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::Core;
+use super::conn::{CancelTarget, Conn};
+use crate::backend::{self, ConnectError, ConnectErrorKind, MaybeTls, Target};
+use crate::env::Env;
+use crate::shared::NodeTraffic;
+
+/// How long opening a connection may take.
+const OPEN_MAX: Duration = Duration::from_secs(5);
+
+/// So many different sets of start-up parameters are known at a time.
+const VARIANTS_MAX: usize = 4096;
+
+pub(super) type ServerConn<E> = Conn<MaybeTls<<E as Env>::Stream>>;
+
+/// For whom a server connection is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Who {
+    pub(super) database: String,
+    pub(super) user: String,
+    pub(super) application_name: String,
+    /// Start-up parameters but for those above.
+    pub(super) parameters: Arc<Vec<(String, String)>>,
+    /// The number of those.
+    pub(super) variant: Variant,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) enum CheckoutError {
+    /// It could not be opened.
+    Open(ConnectError),
+    /// All were in use for as long as one may wait.
+    Patience(Duration),
+    /// Too many wait already.
+    Full,
+    /// The configuration has no such node any more.
+    NoNode,
+}
+
+/// What a client that waited gets.
+enum Granted<E: Env> {
+    Conn(Box<ServerConn<E>>),
+    Open(ServerId),
+}
+
+struct State<E: Env> {
+    pool: Pool,
+    idle: BTreeMap<ServerId, Box<ServerConn<E>>>,
+    waiting: BTreeMap<WaiterId, oneshot::Sender<Granted<E>>>,
+    /// The node is gone from the configuration: nothing is kept.
+    retired: bool,
+}
+
+/// The pool of one database, user and node.
+pub(super) struct Cell<E: Env> {
+    node: NodeName,
+    address: (String, u16),
+    state: Mutex<State<E>>,
+    pub(super) traffic: Arc<NodeTraffic>,
+}
+
+impl<E: Env> Cell<E> {
+    /// Hands on what a grant names, to the next in line if its client has gone.
+    fn deliver(
+        &self,
+        core: &Core<E>,
+        state: &mut State<E>,
+        mut conn: Option<Box<ServerConn<E>>>,
+        grant: Option<Grant>,
+    ) {
+        let mut next = grant;
+        while let Some(grant) = next.take() {
+            let now = core.env.now();
+            let (waiter, granted) = match grant {
+                Grant::Reuse(waiter, _) => match conn.take() {
+                    Some(conn) => (waiter, Granted::Conn(conn)),
+                    None => return,
+                },
+                Grant::Open(waiter, server) => (waiter, Granted::Open(server)),
+            };
+            let refused = match state.waiting.remove(&waiter) {
+                Some(sender) => sender.send(granted).err(),
+                None => Some(granted),
+            };
+            next = match refused {
+                None => None,
+                Some(Granted::Open(server)) => state.pool.lost(now, server),
+                Some(Granted::Conn(back)) => {
+                    let checkin = state.pool.checkin(now, back.id, true);
+                    if matches!(checkin, Checkin { close: false, grant: None }) {
+                        state.idle.insert(back.id, back);
+                        None
+                    } else {
+                        conn = (!checkin.close).then_some(back);
+                        checkin.grant
+                    }
+                }
+            };
+        }
+    }
+
+    fn give_back(&self, core: &Core<E>, conn: Box<ServerConn<E>>, reusable: bool) {
+        let mut state = self.state.lock();
+        let reusable = reusable && !state.retired && conn.epoch == core.view.load().epoch;
+        let checkin = state.pool.checkin(core.env.now(), conn.id, reusable);
+        let closed = match checkin {
+            Checkin { close: true, grant } => {
+                self.deliver(core, &mut state, None, grant);
+                Some(conn)
+            }
+            Checkin { close: false, grant: None } => {
+                state.idle.insert(conn.id, conn);
+                None
+            }
+            Checkin { close: false, grant } => {
+                self.deliver(core, &mut state, Some(conn), grant);
+                None
+            }
+        };
+        drop(state);
+        drop(closed);
+    }
+
+    fn lost(&self, core: &Core<E>, server: ServerId) {
+        let mut state = self.state.lock();
+        let grant = state.pool.lost(core.env.now(), server);
+        self.deliver(core, &mut state, None, grant);
+    }
+
+    fn take_idle(state: &mut State<E>, servers: Vec<ServerId>) -> Vec<Box<ServerConn<E>>> {
+        servers.into_iter().filter_map(|server| state.idle.remove(&server)).collect()
+    }
+}
+
+/// A server connection in use by one client. Dropping it closes the connection; [`Lease::give_back`] does not.
+pub(super) struct Lease<E: Env> {
+    conn: Option<Box<ServerConn<E>>>,
+    cell: Arc<Cell<E>>,
+    core: Arc<Core<E>>,
+}
+
+impl<E: Env> Lease<E> {
+    fn new(core: &Arc<Core<E>>, cell: &Arc<Cell<E>>, conn: Box<ServerConn<E>>) -> Self {
+        cell.traffic.in_use.fetch_add(1, Ordering::Relaxed);
+        Self { conn: Some(conn), cell: Arc::clone(cell), core: Arc::clone(core) }
+    }
+
+    pub(super) fn node(&self) -> &NodeName {
+        &self.cell.node
+    }
+
+    pub(super) fn traffic(&self) -> &NodeTraffic {
+        &self.cell.traffic
+    }
+
+    pub(super) fn conn(&mut self) -> &mut ServerConn<E> {
+        self.conn.as_mut().expect("a lease has its connection until it is given back")
+    }
+
+    /// The connection and the node's counters, side by side.
+    pub(super) fn parts(&mut self) -> (&mut ServerConn<E>, &NodeTraffic) {
+        let conn = self.conn.as_mut().expect("a lease has its connection until it is given back");
+        (conn, &self.cell.traffic)
+    }
+
+    /// The client is done with it.
+    pub(super) fn give_back(mut self) {
+        if let Some(conn) = self.conn.take() {
+            self.cell.traffic.in_use.fetch_sub(1, Ordering::Relaxed);
+            let clean = conn.is_clean();
+            self.cell.give_back(&self.core, conn, clean);
+        }
+    }
+}
+
+impl<E: Env> Drop for Lease<E> {
+    fn drop(&mut self) {
+        if let Some(conn) = self.conn.take() {
+            self.cell.traffic.in_use.fetch_sub(1, Ordering::Relaxed);
+            let id = conn.id;
+            drop(conn);
+            self.cell.lost(&self.core, id);
+        }
+    }
+}
+
+/// Leave to open a connection; dropped without success, the place goes to the next in line.
+struct Opening<'a, E: Env> {
+    core: &'a Arc<Core<E>>,
+    cell: &'a Arc<Cell<E>>,
+    server: Option<ServerId>,
+}
+
+impl<E: Env> Drop for Opening<'_, E> {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            self.cell.lost(self.core, server);
+        }
+    }
+}
+
+/// A place in line; dropped, what was granted meanwhile goes to the next.
+struct Waiting<'a, E: Env> {
+    core: &'a Arc<Core<E>>,
+    cell: &'a Arc<Cell<E>>,
+    waiter: WaiterId,
+    receiver: oneshot::Receiver<Granted<E>>,
+}
+
+impl<E: Env> Drop for Waiting<'_, E> {
+    fn drop(&mut self) {
+        let mut state = self.cell.state.lock();
+        state.pool.cancel(self.waiter);
+        state.waiting.remove(&self.waiter);
+        self.receiver.close();
+        let granted = self.receiver.try_recv();
+        drop(state);
+        match granted {
+            Ok(Granted::Conn(conn)) => self.cell.give_back(self.core, conn, true),
+            Ok(Granted::Open(server)) => self.cell.lost(self.core, server),
+            Err(_) => {}
+        }
+    }
+}
+
+/// All pools.
+pub(super) struct Pools<E: Env> {
+    cells: Mutex<Vec<(PoolKey, Arc<Cell<E>>)>>,
+    variants: Mutex<BTreeMap<Arc<Vec<(String, String)>>, Variant>>,
+    /// What servers reported after log-in, by database, user and variant.
+    reported: Mutex<BTreeMap<(String, String, Variant), Arc<Vec<(String, String)>>>>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct PoolKey {
+    database: String,
+    user: String,
+    node: NodeName,
+}
+
+/// The first step of a checkout, which does not wait.
+pub(super) enum Attempt<E: Env> {
+    Leased(Lease<E>),
+    Later(Later<E>),
+    Failed(CheckoutError),
+}
+
+/// A checkout that has its place and has to wait: for its turn, or for the server to let it in.
+pub(super) struct Later<E: Env> {
+    cell: Arc<Cell<E>>,
+    step: Step<E>,
+}
+
+enum Step<E: Env> {
+    Open(ServerId),
+    Wait(WaiterId, oneshot::Receiver<Granted<E>>),
+}
+
+impl<E: Env> Default for Pools<E> {
+    fn default() -> Self {
+        Self { cells: Mutex::default(), variants: Mutex::default(), reported: Mutex::default() }
+    }
+}
+
+impl<E: Env> Pools<E> {
+    /// The number of a set of start-up parameters; `None` if there are too many.
+    pub(super) fn variant(&self, parameters: &Arc<Vec<(String, String)>>) -> Option<Variant> {
+        let mut variants = self.variants.lock();
+        if let Some(variant) = variants.get(parameters) {
+            return Some(*variant);
+        }
+        if variants.len() >= VARIANTS_MAX {
+            return None;
+        }
+        let variant = Variant(variants.len() as u64);
+        variants.insert(Arc::clone(parameters), variant);
+        Some(variant)
+    }
+
+    /// What a server reported to the first connection of this kind, if there was one.
+    pub(super) fn reported(&self, who: &Who) -> Option<Arc<Vec<(String, String)>>> {
+        let key = (who.database.clone(), who.user.clone(), who.variant);
+        self.reported.lock().get(&key).cloned()
+    }
+
+    fn report(&self, who: &Who, parameters: &[(String, String)]) {
+        let key = (who.database.clone(), who.user.clone(), who.variant);
+        let mut reported = self.reported.lock();
+        if reported.len() >= VARIANTS_MAX {
+            reported.clear();
+        }
+        reported.insert(key, Arc::new(parameters.to_vec()));
+    }
+
+    fn cell(&self, core: &Core<E>, who: &Who, node: &NodeName) -> Option<Arc<Cell<E>>> {
+        let mut cells = self.cells.lock();
+        let found = cells
+            .iter()
+            .find(|(key, _)| key.node == *node && key.user == who.user && key.database == who.database);
+        if let Some((_, cell)) = found {
+            return Some(Arc::clone(cell));
+        }
+        let settings = core.settings.load();
+        let configured = settings.node(node.as_str())?;
+        let mut pool = Pool::new(settings.pool_limits());
+        pool.raise_floor(core.view.load().epoch);
+        let cell = Arc::new(Cell {
+            node: node.clone(),
+            address: (configured.host.clone(), configured.port),
+            state: Mutex::new(State {
+                pool,
+                idle: BTreeMap::new(),
+                waiting: BTreeMap::new(),
+                retired: false,
+            }),
+            traffic: core.traffic.node(node),
+        });
+        let key = PoolKey { database: who.database.clone(), user: who.user.clone(), node: node.clone() };
+        cells.push((key, Arc::clone(&cell)));
+        Some(cell)
+    }
+
+    fn all(&self) -> Vec<Arc<Cell<E>>> {
+        self.cells.lock().iter().map(|(_, cell)| Arc::clone(cell)).collect()
+    }
+
+    /// Works by other settings from now on. Pools of nodes that are gone, or are somewhere else now, are emptied as
+    /// their connections come back.
+    pub(super) fn reconfigure(&self, core: &Core<E>) {
+        let settings = core.settings.load();
+        let mut closed = Vec::new();
+        self.cells.lock().retain(|(key, cell)| {
+            let mut state = cell.state.lock();
+            let stays = settings
+                .node(key.node.as_str())
+                .is_some_and(|node| (node.host.as_str(), node.port) == (&*cell.address.0, cell.address.1));
+            if stays {
+                state.pool.set_limits(settings.pool_limits());
+                let grants = state.pool.serve_waiters(core.env.now());
+                for grant in grants {
+                    cell.deliver(core, &mut state, None, Some(grant));
+                }
+            } else {
+                state.retired = true;
+                let idle = state.pool.raise_floor(Epoch(u64::MAX));
+                closed.extend(Cell::take_idle(&mut state, idle));
+                // Those who wait find out that the node is gone.
+                state.waiting.clear();
+            }
+            stays
+        });
+        self.reported.lock().clear();
+    }
+
+    /// Closes the idle connections to `node` of an epoch before `floor`.
+    pub(super) fn close_stale(&self, core: &Core<E>, node: Option<&NodeName>, floor: Epoch) {
+        for cell in self.all() {
+            if node.is_some_and(|node| *node != cell.node) {
+                continue;
+            }
+            let mut state = cell.state.lock();
+            let stale = state.pool.raise_floor(floor);
+            let closed = Cell::take_idle(&mut state, stale);
+            for grant in state.pool.serve_waiters(core.env.now()) {
+                cell.deliver(core, &mut state, None, Some(grant));
+            }
+            drop(state);
+            drop(closed);
+        }
+    }
+
+    /// Closes what is too old or was idle for too long, notices idle connections that died, ends waits whose patience
+    /// is over, and brings the counters up to date.
+    pub(super) fn keep_house(&self, core: &Core<E>) {
+        let mut idle_by_node: BTreeMap<NodeName, u64> = BTreeMap::new();
+        for cell in self.all() {
+            let now = core.env.now();
+            let mut state = cell.state.lock();
+            let expired = state.pool.expire(now);
+            let mut closed = Cell::take_idle(&mut state, expired);
+            let dead: Vec<_> =
+                state.idle.iter_mut().filter_map(|(id, conn)| (!conn.is_alive()).then_some(*id)).collect();
+            if !dead.is_empty() && !state.retired {
+                core.evidence.report(&cell.node, ServerLoss::Broken);
+            }
+            for server in dead {
+                closed.extend(state.idle.remove(&server));
+                let grant = state.pool.lost(now, server);
+                cell.deliver(core, &mut state, None, grant);
+            }
+            for waiter in state.pool.overdue(now) {
+                state.waiting.remove(&waiter);
+            }
+            for grant in state.pool.serve_waiters(now) {
+                cell.deliver(core, &mut state, None, Some(grant));
+            }
+            *idle_by_node.entry(cell.node.clone()).or_default() += state.idle.len() as u64;
+            drop(state);
+            drop(closed);
+        }
+        for (node, idle) in idle_by_node {
+            core.traffic.node(&node).idle.store(idle, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes an idle connection, if there is one and nobody waits.
+    pub(super) fn try_idle(&self, core: &Arc<Core<E>>, who: &Who, node: &NodeName) -> Option<Lease<E>> {
+        let cell = self.cell(core, who, node)?;
+        loop {
+            let epoch = core.view.load().epoch;
+            let mut state = cell.state.lock();
+            let server = state.pool.take_idle(who.variant, epoch)?;
+            let mut conn = state.idle.remove(&server)?;
+            drop(state);
+            if conn.is_alive() {
+                return Some(Lease::new(core, &cell, conn));
+            }
+            core.evidence.report(node, ServerLoss::Broken);
+            drop(conn);
+            cell.lost(core, server);
+        }
+    }
+
+    /// Begins a checkout: takes an idle connection, or a place to open one, or a place in line. Does not wait.
+    pub(super) fn attempt(&self, core: &Arc<Core<E>>, who: &Who, node: &NodeName) -> Attempt<E> {
+        let Some(cell) = self.cell(core, who, node) else { return Attempt::Failed(CheckoutError::NoNode) };
+        loop {
+            let epoch = core.view.load().epoch;
+            let patience = core.settings.load().config.pool.wait_timeout;
+            let mut state = cell.state.lock();
+            match state.pool.checkout(core.env.now(), who.variant, epoch, patience) {
+                Checkout::Reuse(server) => {
+                    let Some(mut conn) = state.idle.remove(&server) else {
+                        state.pool.lost(core.env.now(), server);
+                        continue;
+                    };
+                    drop(state);
+                    if conn.is_alive() {
+                        return Attempt::Leased(Lease::new(core, &cell, conn));
+                    }
+                    core.evidence.report(node, ServerLoss::Broken);
+                    drop(conn);
+                    cell.lost(core, server);
+                }
+                Checkout::Open { server, close } => {
+                    let closed = close.and_then(|server| state.idle.remove(&server));
+                    drop(state);
+                    drop(closed);
+                    return Attempt::Later(Later { cell, step: Step::Open(server) });
+                }
+                Checkout::Wait(waiter) => {
+                    let (sender, receiver) = oneshot::channel();
+                    state.waiting.insert(waiter, sender);
+                    drop(state);
+                    return Attempt::Later(Later { cell, step: Step::Wait(waiter, receiver) });
+                }
+                Checkout::Full => return Attempt::Failed(CheckoutError::Full),
+            }
+        }
+    }
+}
+
+impl<E: Env> Later<E> {
+    /// Waits for the connection. Cancelling gives place or connection to the next in line.
+    pub(super) async fn finish(self, core: &Arc<Core<E>>, who: &Who) -> Result<Lease<E>, CheckoutError> {
+        let Self { cell, step } = self;
+        let server = match step {
+            Step::Open(server) => server,
+            Step::Wait(waiter, receiver) => {
+                let patience = core.settings.load().config.pool.wait_timeout;
+                let mut waiting = Waiting { core, cell: &cell, waiter, receiver };
+                match tokio::time::timeout(patience, &mut waiting.receiver).await {
+                    Ok(Ok(Granted::Conn(conn))) => return Ok(Lease::new(core, &cell, conn)),
+                    Ok(Ok(Granted::Open(server))) => server,
+                    Ok(Err(_)) if cell.state.lock().retired => return Err(CheckoutError::NoNode),
+                    Ok(Err(_)) | Err(_) => return Err(CheckoutError::Patience(patience)),
+                }
+            }
+        };
+        let opening = Opening { core, cell: &cell, server: Some(server) };
+        open(opening, who).await
+    }
+}
+
+async fn open<E: Env>(mut opening: Opening<'_, E>, who: &Who) -> Result<Lease<E>, CheckoutError> {
+    let (core, cell) = (opening.core, opening.cell);
+    let epoch = core.view.load().epoch;
+    let target = target(core, &cell.node, who).ok_or(CheckoutError::NoNode)?;
+    let opened = tokio::time::timeout(OPEN_MAX, backend::connect(&core.env, &target)).await;
+    let backend =
+        opened.unwrap_or_else(|_| Err(ConnectError::timed_out(&cell.node, OPEN_MAX))).map_err(|error| {
+            if let Some(loss) = error.server_loss() {
+                core.evidence.report(&cell.node, loss);
+            }
+            CheckoutError::Open(error)
+        })?;
+    core.pools.report(who, &backend.parameters);
+    let Some(server) = opening.server.take() else { return Err(CheckoutError::NoNode) };
+    {
+        let mut state = cell.state.lock();
+        state.pool.opened(core.env.now(), server);
+        state.pool.set_epoch(server, epoch);
+    }
+    let conn = Conn {
+        server: Server::new(&backend.parameters, &who.application_name),
+        stream: backend.stream,
+        id: server,
+        epoch,
+        cancel: Arc::new(CancelTarget {
+            target,
+            process_id: backend.process_id,
+            secret_key: backend.secret_key,
+        }),
+        partial: Vec::new(),
+        registration: core.register.enter(&cell.node, epoch),
+    };
+    let lease = Lease::new(core, cell, Box::new(conn));
+    if epoch != core.view.load().epoch {
+        // The primary may have changed while it was being opened: whoever asked asks again.
+        let kind = ConnectErrorKind::Closed("the primary changed meanwhile".to_owned());
+        return Err(CheckoutError::Open(ConnectError { node: cell.node.clone(), kind }));
+    }
+    Ok(lease)
+}
+
+fn target<E: Env>(core: &Core<E>, node: &NodeName, who: &Who) -> Option<Target> {
+    let settings = core.settings.load();
+    let mut target = Target::of_node(settings.node(node.as_str())?);
+    target.password = settings.password(&who.user);
+    target.user.clone_from(&who.user);
+    target.database.clone_from(&who.database);
+    target.parameters.clone_from(&who.parameters);
+    if !who.application_name.is_empty() {
+        target.parameters.push(("application_name".to_owned(), who.application_name.clone()));
+    }
+    Some(target)
+}

@@ -1,0 +1,379 @@
+//! Moving bytes between a client and the server that it has at the moment.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use metako_core::config::Config;
+use metako_core::session::{Awaited, ClientFault, Effect, Session, SessionCx, UNIT_MAX};
+use metako_core::wire::FrameError;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep};
+
+use super::buffers::{Outbox, Scratch, poll_read, trim, with_scratch};
+use super::clients::Handle;
+use super::conn::Conn;
+use crate::shared::NodeTraffic;
+
+/// The most that is kept back of an answer while its unit may be repeated, in bytes.
+const HOLD_BACK_MAX: usize = 8 << 10;
+
+/// What a client's task holds of the client.
+pub(super) struct ClientSide<S> {
+    pub(super) stream: S,
+    pub(super) session: Session,
+    /// What the client sent and nobody has taken yet.
+    pub(super) input: Vec<u8>,
+    pub(super) output: Outbox,
+    /// The client said that it leaves; what it asked for before is finished.
+    pub(super) leaving: bool,
+    pub(super) timer: Option<Pin<Box<Sleep>>>,
+    pub(super) armed: bool,
+}
+
+/// Why moving bytes came to an end.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The server has nothing to do with the client any more.
+    Released,
+    /// The server connection is gone.
+    ServerLost(String),
+    /// The fence took the server connection away.
+    Severed,
+    /// A replica refused the unit.
+    Refused,
+    /// The server ended the session, and the client was told why.
+    Ended,
+    /// The client is gone.
+    ClientGone,
+    /// The client sent what no client may send.
+    Fault(ClientFault),
+    /// The client's connection has to end now.
+    Stopped,
+    /// `load_balancer.read_timeout` or `write_timeout` has passed.
+    TimedOut(&'static str),
+}
+
+/// The time-outs in force.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TimeOuts {
+    read: Option<std::time::Duration>,
+    write: Option<std::time::Duration>,
+}
+
+impl TimeOuts {
+    pub(super) fn of(config: &Config) -> Self {
+        Self { read: config.routing.read_timeout, write: config.routing.write_timeout }
+    }
+}
+
+/// One client and one server.
+pub(super) struct Relay<'a, C, S> {
+    pub(super) client: &'a mut ClientSide<C>,
+    pub(super) conn: &'a mut Conn<S>,
+    pub(super) to_server: &'a mut Outbox,
+    pub(super) handle: &'a Handle,
+    pub(super) traffic: &'a NodeTraffic,
+    pub(super) cx: SessionCx<'a>,
+    pub(super) time_outs: TimeOuts,
+    /// Writing to the server failed.
+    pub(super) broken: Option<io::Error>,
+    /// The node refused a write because it is in recovery.
+    pub(super) read_only: bool,
+}
+
+impl<C, S> Relay<'_, C, S>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    /// Moves bytes until there is a reason to stop. Cancelling loses nothing but the place: all state is in the two
+    /// sides.
+    pub(super) fn run(&mut self) -> impl Future<Output = End> + Send + '_
+    where
+        C: Send,
+        S: Send,
+    {
+        std::future::poll_fn(|cx| self.poll(cx))
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.handle.is_ended(cx) {
+            return Poll::Ready(End::Stopped);
+        }
+        if self.conn.registration.control.is_severed(cx) {
+            return Poll::Ready(End::Severed);
+        }
+        loop {
+            let mut moved = false;
+            for step in [Self::write_client, Self::write_server, Self::read_server, Self::read_client] {
+                match step(self, cx) {
+                    Ok(progress) => moved |= progress,
+                    Err(end) => return Poll::Ready(end),
+                }
+            }
+            if !moved {
+                return self.poll_timer(cx);
+            }
+        }
+    }
+
+    fn write_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.client.output.is_empty() || self.client.session.is_holding_back() {
+            return Ok(false);
+        }
+        match self.client.output.poll_flush(&mut self.client.stream, cx) {
+            Poll::Ready(Ok(())) => Ok(true),
+            Poll::Ready(Err(_)) if self.client.leaving => {
+                // It left without waiting for the answer to what it asked for; that is finished all the same.
+                self.client.output.clear();
+                Ok(true)
+            }
+            Poll::Ready(Err(_)) => Err(End::ClientGone),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    fn write_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.to_server.is_empty() {
+            return Ok(false);
+        }
+        match self.to_server.poll_flush(&mut self.conn.stream, cx) {
+            Poll::Ready(Ok(())) => Ok(true),
+            Poll::Ready(Err(error)) => Err(lost(&error)),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let holding = self.client.session.is_holding_back();
+        if !self.client.output.is_empty() && !holding {
+            // The client is slow: so is the server, then.
+            return Ok(false);
+        }
+        with_scratch(|scratch| {
+            let read = match poll_read(&mut self.conn.stream, cx, &mut scratch.input) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Ok(0)) => return Err(End::ServerLost("it closed the connection".to_owned())),
+                Poll::Ready(Ok(read)) => read,
+                Poll::Ready(Err(error)) => return Err(lost(&error)),
+            };
+            self.answer(cx, scratch, read)?;
+            Ok(true)
+        })
+    }
+
+    fn answer(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, read: usize) -> Result<(), End> {
+        let Conn { server, partial, .. } = &mut *self.conn;
+        let Scratch { input, first: made, .. } = scratch;
+        let answered = if partial.is_empty() {
+            let answered = self.client.session.answer(server, &input[..read], made);
+            if let Ok(answered) = &answered {
+                partial.extend_from_slice(&input[answered.consumed..read]);
+            }
+            answered
+        } else {
+            partial.extend_from_slice(&input[..read]);
+            let answered = self.client.session.answer(server, partial, made);
+            if let Ok(answered) = &answered {
+                partial.drain(..answered.consumed);
+                trim(partial);
+            }
+            answered
+        };
+        let answered = answered.map_err(|error: FrameError| {
+            End::ServerLost(format!("it sent what is not PostgreSQL's protocol: {error}"))
+        })?;
+        if self.client.session.is_holding_back() {
+            self.client.output.bytes().extend_from_slice(made);
+            if self.client.output.len() > HOLD_BACK_MAX {
+                self.client.session.give_up_repeat();
+            }
+        } else {
+            let sent = self.client.output.send(&mut self.client.stream, cx, made);
+            if sent.is_err() && !self.client.leaving {
+                return Err(End::ClientGone);
+            }
+        }
+        self.count();
+        self.rearm();
+        match answered.effect {
+            Effect::Continue => self.look_for_release(),
+            Effect::Refused => Err(End::Refused),
+            Effect::Lost => Err(End::ServerLost("it is shutting down".to_owned())),
+            Effect::Ended => Err(End::Ended),
+        }
+    }
+
+    fn look_for_release(&mut self) -> Result<(), End> {
+        let free = self.conn.partial.is_empty()
+            && self.to_server.is_empty()
+            && self.client.session.releasable(&self.conn.server);
+        if free { Err(End::Released) } else { Ok(()) }
+    }
+
+    fn read_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let wanted = self.client.session.wants_input(&self.conn.server);
+        if !self.to_server.is_empty()
+            || self.client.leaving
+            || (!wanted && self.client.input.len() >= UNIT_MAX)
+        {
+            return Ok(false);
+        }
+        with_scratch(|scratch| {
+            let read = match poll_read(&mut self.client.stream, cx, &mut scratch.input) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Ok(0) | Err(_)) => return Err(End::ClientGone),
+                Poll::Ready(Ok(read)) => read,
+            };
+            let Scratch { input, first, second } = scratch;
+            if wanted && self.client.input.is_empty() {
+                let consumed = self.forward(cx, &input[..read], first, second)?;
+                self.client.input.extend_from_slice(&input[consumed..read]);
+                self.look_around()?;
+            } else {
+                self.client.input.extend_from_slice(&input[..read]);
+                if wanted {
+                    self.forward_kept(cx, first, second)?;
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    /// Takes the server for what the client wants, and sends that: the first time, or once more on another server.
+    pub(super) fn start(
+        &mut self,
+        replica: bool,
+        repeat: bool,
+    ) -> impl Future<Output = Result<(), End>> + Send + '_
+    where
+        C: Send,
+        S: Send,
+    {
+        std::future::poll_fn(move |cx| {
+            Poll::Ready(with_scratch(|scratch| {
+                let Scratch { first: to_server, second: to_client, .. } = scratch;
+                if !repeat {
+                    self.client.session.attach(&mut self.conn.server, replica, to_server);
+                    return self.forward_kept(cx, to_server, to_client);
+                }
+                self.client
+                    .session
+                    .repeat(&mut self.conn.server, replica, &self.cx, to_server, to_client)
+                    .map_err(End::Fault)?;
+                self.send(cx, to_server);
+                self.client.output.bytes().extend_from_slice(to_client);
+                self.count();
+                self.rearm();
+                self.look_around()
+            }))
+        })
+    }
+
+    fn forward_kept(
+        &mut self,
+        cx: &mut Context<'_>,
+        to_server: &mut Vec<u8>,
+        to_client: &mut Vec<u8>,
+    ) -> Result<(), End> {
+        let mut input = std::mem::take(&mut self.client.input);
+        let consumed = self.forward(cx, &input, to_server, to_client);
+        if let Ok(consumed) = consumed {
+            input.drain(..consumed);
+            trim(&mut input);
+        }
+        self.client.input = input;
+        consumed?;
+        self.look_around()
+    }
+
+    /// Takes what may go to the server. A failure to send shows in [`Self::look_around`]: what was taken is taken.
+    fn forward(
+        &mut self,
+        cx: &mut Context<'_>,
+        input: &[u8],
+        to_server: &mut Vec<u8>,
+        to_client: &mut Vec<u8>,
+    ) -> Result<usize, End> {
+        let forwarded = self
+            .client
+            .session
+            .forward(&mut self.conn.server, input, &self.cx, to_server, to_client)
+            .map_err(End::Fault)?;
+        self.client.leaving |= forwarded.terminate;
+        self.send(cx, to_server);
+        self.client.output.bytes().extend_from_slice(to_client);
+        self.count();
+        self.rearm();
+        Ok(forwarded.consumed)
+    }
+
+    fn send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
+        if let Err(error) = self.to_server.send(&mut self.conn.stream, cx, bytes) {
+            self.broken = Some(error);
+        }
+    }
+
+    /// After something was sent: is the server gone, free, or left alone?
+    fn look_around(&mut self) -> Result<(), End> {
+        if let Some(error) = self.broken.take() {
+            return Err(lost(&error));
+        }
+        self.look_for_release()?;
+        if self.client.leaving && !self.client.session.is_busy(&self.conn.server) {
+            return Err(End::ClientGone);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self) {
+        let counts = self.client.session.take_counts();
+        for (counter, count) in [
+            (&self.traffic.reads, counts.reads),
+            (&self.traffic.writes, counts.writes),
+            (&self.traffic.failed, counts.failed),
+        ] {
+            if count > 0 {
+                counter.fetch_add(u64::from(count), Ordering::Relaxed);
+            }
+        }
+        self.read_only |= counts.read_only > 0;
+    }
+
+    /// The clock runs from sending to the first byte of the answer, and anew from each run of rows.
+    fn rearm(&mut self) {
+        let span = match self.client.session.awaited(&self.conn.server) {
+            Awaited::Unbounded => None,
+            Awaited::Read => self.time_outs.read,
+            Awaited::Write => self.time_outs.write,
+        };
+        self.client.armed = span.is_some();
+        if let Some(span) = span {
+            let deadline = Instant::now() + span;
+            match &mut self.client.timer {
+                Some(timer) => timer.as_mut().reset(deadline),
+                None => self.client.timer = Some(Box::pin(tokio::time::sleep_until(deadline))),
+            }
+        }
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.client.armed
+            && let Some(timer) = &mut self.client.timer
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            self.client.armed = false;
+            let read = self.client.session.awaited(&self.conn.server) == Awaited::Read;
+            let key = if read { "load_balancer.read_timeout" } else { "load_balancer.write_timeout" };
+            return Poll::Ready(End::TimedOut(key));
+        }
+        Poll::Pending
+    }
+}
+
+fn lost(error: &io::Error) -> End {
+    End::ServerLost(error.to_string())
+}

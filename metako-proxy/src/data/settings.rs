@@ -1,0 +1,117 @@
+//! What the configuration says to the data plane, made ready for use.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use metako_core::config::{Config, Node, Secret};
+use metako_core::plugin::{
+    BuildError, Candidate, Class, Classification, LoadBalancer, Outcome, PickCx, QueryClassifier, Span,
+};
+use metako_core::pool::PoolLimits;
+
+use crate::login::LoginContext;
+use crate::tls_files::TlsFileError;
+
+/// Why the data plane cannot work by a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A strategy's options do not go together.
+    #[error("a strategy cannot be built: {0}")]
+    Strategy(#[from] BuildError),
+    /// A certificate or key cannot be used.
+    #[error("TLS for clients: {}", texts(.0))]
+    Tls(Vec<TlsFileError>),
+}
+
+fn texts(errors: &[TlsFileError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// One configuration, with its strategies built. Replaced whole by a reload.
+pub(super) struct Settings {
+    pub(super) config: Arc<Config>,
+    pub(super) login: LoginContext,
+    pub(super) balancer: ContainedBalancer,
+    pub(super) classifier: ContainedClassifier,
+}
+
+impl Settings {
+    /// Blocks on the file system where TLS is on.
+    pub(super) fn new(config: Arc<Config>, salt_secret: &[u8; 32]) -> Result<Self, DataError> {
+        Ok(Self {
+            login: LoginContext::new(&config, salt_secret).map_err(DataError::Tls)?,
+            balancer: ContainedBalancer {
+                inner: config.strategies.balancer.build()?,
+                panics: AtomicU64::new(0),
+            },
+            classifier: ContainedClassifier {
+                inner: config.strategies.classifier.build()?,
+                panics: AtomicU64::new(0),
+            },
+            config,
+        })
+    }
+
+    pub(super) fn node(&self, name: &str) -> Option<&Node> {
+        self.config.cluster.node(name)
+    }
+
+    /// The password that a user logs in to the servers with.
+    pub(super) fn password(&self, user: &str) -> Option<Secret> {
+        let of_nodes = self.config.cluster.nodes.iter().find(|node| node.username == user);
+        let of_users = || self.config.users.iter().find(|known| known.name == user);
+        of_nodes.map(|node| &node.password).or_else(|| of_users().map(|known| &known.password)).cloned()
+    }
+
+    pub(super) fn pool_limits(&self) -> PoolLimits {
+        let pool = &self.config.pool;
+        PoolLimits {
+            size: pool.size,
+            waiters: self.config.limits.clients,
+            lifetime: pool.lifetime,
+            idle_timeout: pool.idle_timeout,
+        }
+    }
+}
+
+fn count_panic(kind: &str, counter: &AtomicU64) {
+    let count = counter.fetch_add(1, Ordering::Relaxed) + 1;
+    tracing::error!(strategy = kind, count, "a strategy panicked; the safe answer was taken in its place");
+}
+
+/// A balancer whose panics count as "the first one".
+pub(super) struct ContainedBalancer {
+    inner: Box<dyn LoadBalancer>,
+    panics: AtomicU64,
+}
+
+impl LoadBalancer for ContainedBalancer {
+    fn pick(&self, candidates: &[Candidate<'_>], cx: &PickCx<'_>) -> Option<usize> {
+        catch_unwind(AssertUnwindSafe(|| self.inner.pick(candidates, cx))).unwrap_or_else(|_| {
+            count_panic("load_balancer", &self.panics);
+            (!candidates.is_empty()).then_some(0)
+        })
+    }
+
+    fn observe(&self, outcome: &Outcome<'_>) {
+        if catch_unwind(AssertUnwindSafe(|| self.inner.observe(outcome))).is_err() {
+            count_panic("load_balancer", &self.panics);
+        }
+    }
+}
+
+/// A classifier whose panics count as "unknown".
+pub(super) struct ContainedClassifier {
+    inner: Box<dyn QueryClassifier>,
+    panics: AtomicU64,
+}
+
+impl QueryClassifier for ContainedClassifier {
+    fn classify(&self, sql: &[u8]) -> Classification {
+        catch_unwind(AssertUnwindSafe(|| self.inner.classify(sql))).unwrap_or_else(|_| {
+            count_panic("classifier", &self.panics);
+            Classification::new(Class::Unknown, "the classifier panicked", Span::default())
+        })
+    }
+}
