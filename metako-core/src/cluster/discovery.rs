@@ -60,7 +60,7 @@ impl Controller {
                     "all {} configured nodes answer and {primary} alone is not in recovery: it is the primary",
                     self.settings.nodes.len()
                 );
-                self.adopt(&primary, reason);
+                self.adopt(&primary, &reason);
             }
             Err(reason) => self.phase = Phase::Discovering { reason },
         }
@@ -78,8 +78,7 @@ impl Controller {
                 self.record(DecisionKind::Adopted, Some(primary), reason);
                 self.serve();
             }
-            Some(Err(reason)) => self.need_person(None, reason),
-            None => self.suspect(primary, self.moment()),
+            Some(Err(_)) | None => self.suspect(primary, self.moment()),
         }
     }
 
@@ -173,14 +172,14 @@ impl Controller {
         };
         match refusal {
             Some(reason) => {
-                self.record(DecisionKind::Vetoed, Some(node), format!("{node} is not adopted: {reason}"))
+                self.record(DecisionKind::Vetoed, Some(node), format!("{node} is not adopted: {reason}"));
             }
-            None => self.adopt(node, format!("an operator says that {node} is the primary")),
+            None => self.adopt(node, &format!("an operator says that {node} is the primary")),
         }
     }
 
     /// Makes `primary`, which answers as one, the primary of a new epoch.
-    fn adopt(&mut self, primary: &NodeName, reason: String) {
+    fn adopt(&mut self, primary: &NodeName, reason: &str) {
         let Some((system_id, timeline)) =
             self.report(primary).map(|report| (report.system_id, report.timeline))
         else {

@@ -68,7 +68,11 @@ impl Controller {
         let primary = primary.clone();
         let Some(state) = self.nodes.get(&primary) else { return };
         match (state.current().map(|report| self.judge(&primary, report)), state.failure()) {
-            (Some(Err(reason)), _) => return self.need_person(None, reason),
+            (Some(Err(reason)), _) => {
+                // Nothing more goes there, whatever the next look shows.
+                self.stuck = Some(reason);
+                return self.suspect(&primary, self.moment());
+            }
             (None, Some(_)) => {
                 // What was asked after the data plane's alarm counts; an ordinary probe is repeated first.
                 let since = self
@@ -86,7 +90,8 @@ impl Controller {
     /// Looks closely at the primary: only probes after `since` count from now on.
     pub(super) fn suspect(&mut self, primary: &NodeName, since: Moment) {
         let failure = self.nodes.get(primary).and_then(|state| state.failure());
-        let why = failure.map_or_else(|| "it is to be looked at again".to_owned(), ToString::to_string);
+        let why = failure.map(ToString::to_string).or_else(|| self.stuck.clone());
+        let why = why.unwrap_or_else(|| "it is to be looked at again".to_owned());
         let reason = format!("{primary}: {why}; it and its standbys are asked again at once");
         self.record(DecisionKind::Suspected, Some(primary), reason.clone());
         self.looking = None;
@@ -116,14 +121,18 @@ impl Controller {
         if !state.answered_after(since) {
             return;
         }
+        self.unfreeze_standbys();
+        let Some(state) = self.nodes.get(&primary) else { return };
+        let mute = self.mute_standbys(&primary, since);
         if let Some(report) = state.current() {
             return match self.judge(&primary, report) {
+                Err(reason) if mute > 0 => self.stuck = Some(reason),
                 Err(reason) => self.need_person(None, reason),
                 Ok(()) if state.successes >= CLEAN_ROUNDS => self.clear(&primary),
                 Ok(()) => self.say_suspect(format!("{primary} answers again; it is watched a little longer")),
             };
         }
-        let Some((evidence, mute)) = self.evidence(&primary, since) else { return };
+        let Some(evidence) = self.evidence(&primary, since) else { return };
         if evidence.kind == PrimaryEvidence::InRecovery {
             let reason =
                 format!("{primary} says that it is in recovery: somebody made it a standby. Writes are held");
@@ -198,16 +207,18 @@ impl Controller {
         }
     }
 
-    /// The evidence of probes after `since`, and how many standbys have not answered (well or badly) yet; `None` while the
-    /// primary has no failed probe of that time.
-    fn evidence(&self, primary: &NodeName, since: Moment) -> Option<(Evidence, usize)> {
+    /// How many standbys have answered no probe after `since` yet, neither well nor badly.
+    fn mute_standbys(&self, primary: &NodeName, since: Moment) -> usize {
+        self.all_but(primary).iter().filter(|standby| !self.answered_after(standby, since)).count()
+    }
+
+    /// The evidence of probes after `since`; `None` while the primary has no failed probe of that time.
+    fn evidence(&self, primary: &NodeName, since: Moment) -> Option<Evidence> {
         let state = self.nodes.get(primary).filter(|state| state.answered_after(since))?;
         let (kind, standing_since) = state.failing?;
         let mut witnesses = WitnessCount::default();
-        let mut mute = 0;
         for standby in self.all_but(primary) {
             witnesses.configured += 1;
-            mute += usize::from(!self.answered_after(&standby, since));
             match self.witness(&standby, primary, since) {
                 Witness::Fresh => witnesses.fresh += 1,
                 Witness::Lost => witnesses.lost += 1,
@@ -216,7 +227,7 @@ impl Controller {
         }
         let failover = &self.settings.failover;
         let synchronous = failover.synchronous.is_some();
-        let evidence = Evidence {
+        Some(Evidence {
             primary: primary.clone(),
             kind,
             standing: self.now.since(standing_since),
@@ -225,8 +236,7 @@ impl Controller {
             silent_after: failover.silent_after,
             restart_grace: if synchronous { Duration::ZERO } else { failover.async_restart_grace },
             failure_threshold: self.settings.failure_threshold,
-        };
-        Some((evidence, mute))
+        })
     }
 
     /// What a standby's answer to a probe after `since` says of the primary.
@@ -234,7 +244,8 @@ impl Controller {
         let Some(report) = self.nodes.get(standby).and_then(|state| state.current_after(since)) else {
             return Witness::Unseen;
         };
-        if report.is_primary() || self.is_foreign(report) {
+        // One that metako itself froze lost the stream for no fault of the primary.
+        if report.is_primary() || self.is_foreign(report) || settings::has_token(report) {
             return Witness::Unseen;
         }
         match report.streaming_receiver() {

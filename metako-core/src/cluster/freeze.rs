@@ -270,7 +270,15 @@ impl Controller {
         journal.phase = JournalPhase::Promoting { candidate: candidate.clone(), timeline, fork };
         journal.attempts.push(Attempt { node: candidate.clone(), timeline });
         journal.attempts.dedup();
-        journal.sync = self.rule_after(&journal.sync, &candidate, &followers);
+        let rule = self.rule_after(&journal.sync, &candidate, &followers);
+        if rule == SyncRule::Async && journal.sync != SyncRule::Async {
+            let reason = format!(
+                "no standby is left to wait for: commits on {candidate} wait for none (on_no_voter: degrade), and should it \
+                 die, a person has to decide"
+            );
+            self.record(DecisionKind::SyncChanged, Some(&candidate), reason);
+        }
+        journal.sync = rule;
         let all = choice
             .positions
             .iter()

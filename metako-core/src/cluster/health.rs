@@ -54,6 +54,8 @@ impl Controller {
             {
                 ObservedRole::Primary
             }
+            // What a dead node was is no matter; should it come back, it says what it is.
+            (Some(_), _) if self.report(name).is_none() => ObservedRole::Unknown,
             (Some(_), _) => ObservedRole::StalePrimary,
         }
     }

@@ -24,6 +24,8 @@ pub(super) struct NodeState {
     pub(super) outstanding: Option<(ProbeId, Tick)>,
     /// When the last probe was asked for.
     pub(super) asked: Option<Tick>,
+    /// It is to be asked without waiting for the calm interval.
+    pub(super) urgent: bool,
     /// The last answer.
     pub(super) answer: Option<Answer>,
     /// The last good answer.

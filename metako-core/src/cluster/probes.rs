@@ -53,20 +53,15 @@ impl Controller {
         if self.phase_primary() == Some(node) {
             self.looking.get_or_insert(Moment(self.next_probe));
         } else if let Some(state) = self.nodes.get_mut(node) {
-            // At most as often as suspect probes, however many connections break.
-            if state.asked.is_none_or(|asked| self.now >= asked + SUSPECT_INTERVAL) {
-                state.asked = None;
-            }
+            state.urgent = true;
         }
     }
 
     pub(super) fn schedule_probes(&mut self) {
-        let interval = self.probe_interval();
-        let due = |asked: Option<Tick>| asked.is_none_or(|asked| self.now >= asked + interval);
         let due: Vec<NodeName> = self
             .nodes
             .iter()
-            .filter(|(_, state)| state.outstanding.is_none() && due(state.asked))
+            .filter(|(_, state)| state.outstanding.is_none() && self.now >= self.probe_due(state))
             .map(|(name, _)| name.clone())
             .collect();
         for node in due {
@@ -75,25 +70,38 @@ impl Controller {
             if let Some(state) = self.nodes.get_mut(&node) {
                 state.outstanding = Some((id, self.now));
                 state.asked = Some(self.now);
+                state.urgent = false;
             }
             self.emit(Action::Probe { id, node, timeout: self.settings.timeout });
         }
     }
 
+    /// When something is to be done about probes: one is late, or one is to be asked for.
     pub(super) fn next_probe_due(&self) -> Option<Tick> {
-        let interval = self.probe_interval();
-        let due = |state: &NodeState| match (state.outstanding, state.asked) {
-            (Some((_, sent)), _) => sent + self.settings.timeout + SLACK,
-            (None, Some(asked)) => asked + interval,
-            (None, None) => self.now,
+        let due = |state: &NodeState| match state.outstanding {
+            Some((_, sent)) => sent + self.settings.timeout + SLACK,
+            None => self.probe_due(state),
         };
         self.nodes.values().map(due).min()
+    }
+
+    fn probe_due(&self, state: &NodeState) -> Tick {
+        let interval = self.probe_interval();
+        // However many connections break, a node is asked no more often than under suspicion.
+        let interval = if state.urgent { interval.min(SUSPECT_INTERVAL) } else { interval };
+        state.asked.map_or(self.now, |asked| asked + interval)
     }
 
     fn probe_interval(&self) -> Duration {
         let calm = self.settings.interval;
         match &self.phase {
-            Phase::Steady { .. } if self.looking.is_none() && self.sync_step.is_none() => calm,
+            Phase::Steady { .. } if self.looking.is_none() => {
+                if self.sync_step.is_none() {
+                    calm
+                } else {
+                    calm.min(WAITING_INTERVAL)
+                }
+            }
             Phase::Discovering { .. } | Phase::ManualNeeded { .. } | Phase::Paused { .. } => {
                 calm.min(WAITING_INTERVAL)
             }

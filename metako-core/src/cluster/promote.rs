@@ -6,12 +6,13 @@ use super::controller::Then;
 use super::node::Moment;
 use super::work::Task;
 use super::{
-    Action, Controller, DecisionKind, JournalPhase, Phase, Promotion, SavedSettings, SettingsChange, settings,
+    Action, Controller, DecisionKind, JournalPhase, Phase, Promotion, SavedSettings, SettingsChange,
+    SyncRule, settings,
 };
 use crate::{Lsn, NodeName, Tick, TimelineId};
 
 /// How long a promotion is awaited and asked for before a person is called.
-const PROMOTE_MAX: Duration = Duration::from_secs(60);
+const PROMOTE_MAX: Duration = Duration::from_mins(1);
 /// How long other standbys are awaited when they are pointed at the candidate.
 const REPOINT_WAIT: Duration = Duration::from_secs(1);
 
@@ -43,7 +44,7 @@ impl Controller {
             Err(reason) => return self.need_person(None, reason),
         }
         if self.now >= since + PROMOTE_MAX {
-            return self.need_person(None, self.unknown_outcome(&candidate));
+            return self.need_person(None, Self::unknown_outcome(&candidate));
         }
         self.wake_at(since + PROMOTE_MAX);
         let Some(report) = self.report(&candidate) else {
@@ -69,7 +70,7 @@ impl Controller {
         self.send_promotion(&candidate, timeline, fork, prepared);
     }
 
-    fn unknown_outcome(&self, candidate: &NodeName) -> String {
+    fn unknown_outcome(candidate: &NodeName) -> String {
         format!(
             "the promotion of {candidate} did not end within {}s and may still happen: no other standby is promoted. If \
              {candidate} comes up as a primary it is taken; else see to it that it stays down, promote another by hand and \
@@ -224,9 +225,24 @@ impl Controller {
             );
             return self.need_person(None, reason);
         }
-        self.stuck = None;
+        self.stuck = self.awaited_voters(&candidate);
         let (node, epoch) = (candidate.clone(), self.epoch);
         self.start(&candidate, Task::Verify, |id| Action::Verify { id, node, epoch });
+    }
+
+    /// Whom the first commit waits for, if too few of them stream.
+    fn awaited_voters(&self, candidate: &NodeName) -> Option<String> {
+        let Some(SyncRule::Quorum { acks, voters }) = self.journal.as_ref().map(|journal| &journal.sync)
+        else {
+            return None;
+        };
+        if self.streaming_to(candidate) >= *acks {
+            return None;
+        }
+        let names = voters.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
+        Some(format!(
+            "{candidate} is promoted; its first commit waits for {acks} of {names} to stream from it (failover.synchronous)"
+        ))
     }
 
     fn finish_failover(&mut self, candidate: &NodeName, timeline: TimelineId) {

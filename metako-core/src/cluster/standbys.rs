@@ -34,7 +34,7 @@ impl Controller {
             (Phase::Verifying { candidate, timeline, .. }, JournalPhase::Promoting { fork, .. }) => {
                 Some((candidate.clone(), Course { timeline: *timeline, fork: Some(*fork) }))
             }
-            (Phase::Steady { primary }, _) => {
+            (Phase::Steady { primary } | Phase::Suspect { primary, .. }, JournalPhase::Steady) => {
                 Some((primary.clone(), Course { timeline: journal.timeline, fork: journal.fork }))
             }
             _ => None,
@@ -49,11 +49,7 @@ impl Controller {
             }
             match self.remedy(&standby, &primary, course) {
                 Remedy::Nothing => {}
-                Remedy::Unfreeze => {
-                    let change = settings::unfreeze(&self.saved(&standby));
-                    let node = standby.clone();
-                    self.start(&standby, Task::Unfreeze, |id| Action::Unfreeze { id, node, change });
-                }
+                Remedy::Unfreeze => self.unfreeze(&standby),
                 Remedy::Repoint => self.repoint_with_slot(&standby, &primary),
                 Remedy::LeaveAlone(why) => {
                     self.record_once(
@@ -68,6 +64,25 @@ impl Controller {
             self.reset_primary(&primary);
             self.drop_saved(&primary);
         }
+    }
+
+    /// While the primary is under suspicion only what a failover that was called off left behind is undone: as long as a
+    /// standby is frozen it is no witness.
+    pub(super) fn unfreeze_standbys(&mut self) {
+        let Some((primary, course)) = self.course() else { return };
+        for standby in self.all_but(&primary) {
+            let seen =
+                self.touched.get(&standby).is_none_or(|touched| self.answered_after(&standby, *touched));
+            if seen && self.remedy(&standby, &primary, course) == Remedy::Unfreeze {
+                self.unfreeze(&standby);
+            }
+        }
+    }
+
+    fn unfreeze(&mut self, standby: &NodeName) {
+        let change = settings::unfreeze(&self.saved(standby));
+        let node = standby.clone();
+        self.start(standby, Task::Unfreeze, |id| Action::Unfreeze { id, node, change });
     }
 
     fn repoint_with_slot(&mut self, standby: &NodeName, primary: &NodeName) {

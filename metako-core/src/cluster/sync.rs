@@ -9,6 +9,7 @@ use super::controller::Then;
 use super::node::Moment;
 use super::work::Task;
 use super::{Action, Controller, DecisionKind, SyncRule, settings};
+use crate::config::NoVoter;
 use crate::plugin::{ReportedRole, Sender};
 use crate::{Lsn, NodeName};
 
@@ -65,8 +66,19 @@ impl Controller {
                 SyncRule::Quorum { acks: *present, voters }
             }
             _ if voters.is_empty() => SyncRule::Async,
+            // Degraded: commits go on alone until enough standbys are back.
+            SyncRule::Async
+                if synchronous.on_no_voter == NoVoter::Degrade && self.streaming_to(primary) < acks =>
+            {
+                SyncRule::Async
+            }
             _ => SyncRule::Quorum { acks, voters },
         }
+    }
+
+    pub(super) fn streaming_to(&self, primary: &NodeName) -> usize {
+        let report = self.sync_report(primary);
+        report.map_or(0, |report| report.senders.iter().filter(|sender| sender.streaming).count())
     }
 
     fn bring_into_force(&mut self, rule: SyncRule, primary: &NodeName, report: &SyncReport) {

@@ -4,7 +4,7 @@ use super::{
     ClusterView, Controller, DecisionKind, Health, NodeView, ObservedRole, Phase, ReadFitness, Writes,
 };
 use crate::config::Node;
-use crate::plugin::ReportedRole;
+use crate::plugin::{NodeReport, ReportedRole};
 use crate::{Lsn, NodeName};
 
 impl Controller {
@@ -55,7 +55,7 @@ impl Controller {
             role: self.observed_role(&node.name),
             reads: self.read_fitness(node, lag),
             timeline: report.map(|report| report.timeline),
-            position: report.and_then(|report| report.position()),
+            position: report.and_then(NodeReport::position),
             lag,
             lag_bytes: replayed
                 .and_then(|replayed| Some(self.primary_position()?.0.saturating_sub(replayed.0))),

@@ -97,14 +97,14 @@ mod tests {
             "m.yaml: ok: cluster main, listens on 127.0.0.1:6432\n  one  primary  db1:5432\n"
         );
         assert_eq!(shown(err), "m.yaml:2:3: warning: nodes: there is one node: nothing to fail over to\n");
-        assert_eq!(check(&path, false), 0);
+        assert_eq!(check(&path, false), Exit::Done);
     }
 
     #[test]
-    fn a_bad_file_gives_status_2_and_its_problems_as_json() {
+    fn a_bad_file_is_wrong_usage_and_its_problems_as_json() {
         let dir = tempfile::tempdir().unwrap();
         let path = file(&dir, &NODE.replace("db1", "db1, port: 0"));
-        assert_eq!((check(&path, true), check(&path, false)), (2, 2));
+        assert_eq!((check(&path, true), check(&path, false)), (Exit::Usage, Exit::Usage));
         let mut out = Vec::new();
         write_json(Path::new("m.yaml"), &load_file(&path), &mut out).unwrap();
         let expected = serde_json::json!({

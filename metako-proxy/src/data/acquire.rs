@@ -43,11 +43,13 @@ pub(super) struct Found<E: Env> {
 /// The first step towards a server.
 pub(super) enum First<E: Env> {
     Found(Found<E>),
-    /// It takes a wait: [`acquire`].
-    Later,
+    /// It takes a wait: [`acquire`], for the node that was picked. A balancer is asked once for a unit, or a round robin
+    /// would count double.
+    Later(Picked),
 }
 
-enum Picked {
+/// What a pick came to.
+pub(super) enum Picked {
     Node(NodeName, bool),
     Held(String),
 }
@@ -74,9 +76,11 @@ fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>) -> Picked {
 pub(super) async fn acquire<E: Env>(
     core: &Arc<Core<E>>,
     wanted: &mut Wanted<'_>,
+    first: Picked,
 ) -> Result<Found<E>, Report> {
+    let mut picked = first;
     loop {
-        match pick(core, wanted) {
+        match picked {
             Picked::Held(reason) => return hold(core, wanted, reason).await,
             Picked::Node(node, replica) => match checkout(core, wanted.who, &node).await {
                 Ok(lease) => return Ok(Found { lease, replica }),
@@ -87,19 +91,21 @@ pub(super) async fn acquire<E: Env>(
                 Err(error) => return Err(told(&error, &node)),
             },
         }
+        picked = pick(core, wanted);
     }
 }
 
 /// Takes a server that is idle at once, if there is one.
 pub(super) fn try_acquire<E: Env>(core: &Arc<Core<E>>, wanted: &Wanted<'_>) -> First<E> {
+    let picked = pick(core, wanted);
     // Those who are held come first.
-    if let Picked::Node(node, replica) = pick(core, wanted)
-        && (replica || core.traffic.held.load(Ordering::Relaxed) == 0)
-        && let Some(lease) = core.pools.try_idle(core, wanted.who, &node)
+    if let Picked::Node(node, replica) = &picked
+        && (*replica || core.traffic.held.load(Ordering::Relaxed) == 0)
+        && let Some(lease) = core.pools.try_idle(core, wanted.who, node)
     {
-        return First::Found(Found { lease, replica });
+        return First::Found(Found { lease, replica: *replica });
     }
-    First::Later
+    First::Later(picked)
 }
 
 async fn checkout<E: Env>(

@@ -249,9 +249,10 @@ impl<E: Env> ClientTask<E> {
         let bytes = self.side.input.len();
         let session = u64::from(self.handle.process_id.unsigned_abs());
         let mut wanted = Wanted { who: &self.who, read, avoid, session, bytes };
-        if let First::Found(found) = try_acquire(&self.core, &wanted) {
-            return Ok(Ok(found));
-        }
+        let picked = match try_acquire(&self.core, &wanted) {
+            First::Found(found) => return Ok(Ok(found)),
+            First::Later(picked) => picked,
+        };
         self.handle.wait();
         let (side, handle) = (&mut self.side, &self.handle);
         let watch = poll_fn(|cx| {
@@ -266,7 +267,7 @@ impl<E: Env> ClientTask<E> {
         });
         let found = tokio::select! {
             biased;
-            found = Box::pin(acquire(&self.core, &mut wanted)) => Ok(found),
+            found = Box::pin(acquire(&self.core, &mut wanted, picked)) => Ok(found),
             () = handle.interrupted() => Ok(Err(cancelled())),
             gone = watch => Err(gone),
         };

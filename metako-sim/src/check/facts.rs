@@ -42,10 +42,9 @@ impl Facts {
         let mut last: Option<Tick> = None;
         for entry in log.entries() {
             match &entry.event {
-                LogEvent::View { writes: Writes::Open { primary }, .. }
-                    if open_to.as_ref() != Some(primary) =>
-                {
-                    if open_to.replace(primary.clone()).is_some() {
+                LogEvent::View { writes: Writes::Open { primary }, .. } => {
+                    let before = open_to.replace(primary.clone());
+                    if before.is_some_and(|before| before != *primary) {
                         facts.promoted.push(primary.clone());
                     }
                 }

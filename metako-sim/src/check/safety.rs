@@ -80,7 +80,8 @@ impl Watch {
             ClientEvent::Sent { node, epoch, .. } => self.not_severed(at, node, *epoch, "a write was sent"),
             ClientEvent::Acknowledged { node, timeline, epoch, .. } => {
                 self.not_severed(at, node, *epoch, "a write was acknowledged");
-                let owner = self.acknowledged_by.entry(*epoch).or_insert_with(|| (node.clone(), *timeline)).clone();
+                let owner =
+                    self.acknowledged_by.entry(*epoch).or_insert_with(|| (node.clone(), *timeline)).clone();
                 if owner != (node.clone(), *timeline) {
                     let text = format!(
                         "in epoch {epoch} both {} on timeline {} and {node} on timeline {timeline} acknowledged writes",
@@ -90,7 +91,9 @@ impl Watch {
                 }
             }
             ClientEvent::Read { node, primary: true, timeline, .. } => {
-                if let Some((newest, owner)) = self.begun.last_key_value().filter(|(newest, _)| *newest > timeline) {
+                if let Some((newest, owner)) =
+                    self.begun.last_key_value().filter(|(newest, _)| *newest > timeline)
+                {
                     let text = format!(
                         "{node} served a read as a primary of timeline {timeline} after {owner} began timeline {newest}"
                     );
@@ -117,7 +120,8 @@ impl Watch {
         if let Writes::Open { primary } = writes {
             let moved = self.open_to.replace(primary.clone()).filter(|before| before != primary);
             if let Some(before) = moved.filter(|before| self.severed.get(before) != Some(&epoch)) {
-                let text = format!("writes moved from {before} to {primary} in epoch {epoch} without a fence");
+                let text =
+                    format!("writes moved from {before} to {primary} in epoch {epoch} without a fence");
                 self.find("fence_before_opening", at, text);
             }
         }

@@ -67,6 +67,7 @@ fn journal(epoch: u64, phase: JournalPhase) -> LogEvent {
         epoch: Epoch(epoch),
         primary: name("a"),
         timeline: TimelineId(1),
+        fork: None,
         phase,
         sync: SyncRule::Async,
         attempts: Vec::new(),

@@ -287,7 +287,12 @@ impl Log {
 
     /// The whole text, one line per entry.
     pub fn text(&self) -> String {
-        self.entries.iter().map(|entry| format!("{entry}\n")).collect()
+        let mut text = String::new();
+        for entry in &self.entries {
+            // Writing into a string cannot fail.
+            let _ = fmt::write(&mut text, format_args!("{entry}\n"));
+        }
+        text
     }
 }
 

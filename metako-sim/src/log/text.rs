@@ -240,7 +240,7 @@ impl fmt::Display for Report<'_> {
                 write!(f, "standby {} received {received} replayed {replayed}", self.0.timeline)?;
                 match (receiver, receiver_process) {
                     (Some(receiver), _) => {
-                        write!(f, ", streams from {}:{}", receiver.sender_host, receiver.sender_port)?
+                        write!(f, ", streams from {}:{}", receiver.sender_host, receiver.sender_port)?;
                     }
                     (None, true) => f.write_str(", receiver connecting")?,
                     (None, false) => f.write_str(", no receiver")?,

@@ -8,6 +8,7 @@ mod access;
 mod conninfo;
 mod lifecycle;
 mod node;
+mod replay;
 mod replication;
 mod server;
 mod sync_names;
@@ -27,6 +28,7 @@ pub(crate) use sync_names::SyncNames;
 
 /// Something that happens within a node, at a time of its own.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "most events carry an answer")]
 pub(crate) enum NodeEvent {
     /// Start or crash recovery is over.
     Ready,

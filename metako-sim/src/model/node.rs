@@ -92,6 +92,10 @@ pub(crate) enum Who {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about processes and disk, not one state"
+)]
 pub(crate) struct Node {
     pub(crate) name: NodeName,
     pub(crate) host: String,

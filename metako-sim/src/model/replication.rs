@@ -1,4 +1,4 @@
-//! Streaming: walreceivers that connect, receive and are stopped, walsenders that ship, and replay.
+//! Streaming: walreceivers that connect, receive and are stopped, and walsenders that ship.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::scenario::Span;
 use crate::stage::Stage;
 
 /// From a flush until the walsenders run.
-const WAKE_SENDERS: Span = Span::micros(50, 1_200);
+const WAKE_SENDERS: Span = Span::micros(100, 3_000);
 /// From a changed conninfo until the startup process has stopped the receiver.
 const STOP_RECEIVER: Span = Span::millis(2, 30);
 /// From the end of a timeline until a cascading receiver goes on in the next.
@@ -125,41 +125,9 @@ impl Cluster {
         }
     }
 
-    /// Schedules the next step of replay, if there is something to replay and none is scheduled.
-    pub(super) fn schedule_replay(&mut self, stage: &mut Stage, index: usize) {
-        let node = &mut self.nodes[index];
-        let Some(next) = node.wal.next_to_replay().copied() else { return };
-        if node.replaying || node.primary || node.process != Process::Running {
-            return;
-        }
-        node.replaying = true;
-        node.replay_generation += 1;
-        let apply_delay = node.apply_delay();
-        let work = stage.chance.duration(Purpose::Replay, index as u64, node.rates.replay_delay);
-        let wait = (next.written + apply_delay).since(stage.now);
-        // With a delay each record waits for its own time; without, all that is there is replayed at once.
-        let end = if apply_delay.is_zero() { node.wal.flushed() } else { next.end };
-        let event = NodeEvent::Replayed { generation: node.replay_generation, end };
-        self.after(stage, index, work.max(wait), event);
-    }
-
-    pub(super) fn replayed(&mut self, stage: &mut Stage, index: usize, generation: u64, end: Lsn) {
-        let node = &mut self.nodes[index];
-        if node.replay_generation != generation || node.primary {
-            return;
-        }
-        node.replaying = false;
-        node.wal.replay_to(end);
-        if node.wal.has_backlog() {
-            self.schedule_replay(stage, index);
-        } else {
-            self.see_to_receiver(stage, index);
-        }
-    }
-
     /// What the startup process does when it has replayed everything: stops a receiver whose settings changed, starts one
     /// if there is none.
-    fn see_to_receiver(&mut self, stage: &mut Stage, index: usize) {
+    pub(super) fn see_to_receiver(&mut self, stage: &mut Stage, index: usize) {
         let node = &mut self.nodes[index];
         if node.wal.has_backlog() || node.primary {
             return;
@@ -184,7 +152,8 @@ impl Cluster {
         }
     }
 
-    /// Ends the receiver of that connection and tells the other side. Tells whether there was one.
+    /// Ends the receiver of that connection and tells the other side. A receiver that ends in order flushes what it has
+    /// received first, so that nothing is written after it is gone. Tells whether there was one.
     pub(super) fn drop_receiver(
         &mut self,
         stage: &mut Stage,
@@ -195,7 +164,11 @@ impl Cluster {
         let node = &mut self.nodes[index];
         let Some(receiver) = node.receiver.take_if(|receiver| receiver.link == link) else { return false };
         stage.send(Place::Node(index), Place::Node(receiver.upstream), Body::Closed { link });
-        stage.log_node(&self.name(index), NodeChange::ReceiverGone { reason: reason.to_owned() });
+        stage.log_node(&node.name, NodeChange::ReceiverGone { reason: reason.to_owned() });
+        if node.wal.has_unflushed() {
+            let end = node.wal.written();
+            self.flushed(stage, index, end);
+        }
         true
     }
 
@@ -375,28 +348,6 @@ impl Cluster {
             let timeout = node.rates.receiver_timeout;
             stage.send(Place::Node(index), to, Body::Connect { link, application_name, slot });
             self.after(stage, index, timeout, NodeEvent::ConnectTimedOut { link });
-        }
-    }
-
-    /// Settings that were written are read by the server's processes.
-    pub(super) fn reloaded(&mut self, stage: &mut Stage, index: usize, changed: Vec<(String, String)>) {
-        let node = &mut self.nodes[index];
-        let names: Vec<&str> = changed.iter().map(|(name, _)| name.as_str()).collect();
-        let receiver_changed =
-            names.iter().any(|name| matches!(*name, "primary_conninfo" | "primary_slot_name"));
-        let delay_changed = names.contains(&"recovery_min_apply_delay");
-        node.load_settings();
-        stage.log_node(&node.name, NodeChange::Reloaded { changed });
-        if delay_changed {
-            node.replaying = false;
-            node.replay_generation += 1;
-            self.schedule_replay(stage, index);
-        }
-        if self.nodes[index].primary {
-            self.release_waiters(stage, index);
-        } else if receiver_changed {
-            self.nodes[index].restart_receiver = true;
-            self.see_to_receiver(stage, index);
         }
     }
 }

@@ -39,7 +39,7 @@ impl Cluster {
             Request::Apply { slots, change } => self.apply(stage, index, call, slots, change),
             Request::Promote(promotion) => {
                 let outcome = self.promote(stage, index, &promotion);
-                self.answer_later(stage, index, Body::Answer { call, answer: Answer::Action(outcome) });
+                self.answer_later(stage, index, Body::Answer { call, answer: Answer::Action(Ok(outcome)) });
             }
             Request::Verify(epoch) => self.verify(stage, index, call, epoch),
         }
@@ -138,18 +138,13 @@ impl Cluster {
     }
 
     /// `pg_promote(false)`, if the token is there.
-    fn promote(
-        &mut self,
-        stage: &mut Stage,
-        index: usize,
-        promotion: &Promotion,
-    ) -> Result<ActionOutcome, ActionFailure> {
+    fn promote(&mut self, stage: &mut Stage, index: usize, promotion: &Promotion) -> ActionOutcome {
         let node = &mut self.nodes[index];
         if node.primary || node.promoting {
-            return Ok(ActionOutcome::Done);
+            return ActionOutcome::Done;
         }
         if node.setting("primary_slot_name") != promotion.token {
-            return Ok(ActionOutcome::Declined);
+            return ActionOutcome::Declined;
         }
         node.promoting = true;
         let link = node.receiver.as_ref().map(|receiver| receiver.link);
@@ -159,7 +154,7 @@ impl Cluster {
             self.drop_receiver(stage, index, link, "promotion");
         }
         self.after(stage, index, delay, NodeEvent::PromotionEnds);
-        Ok(ActionOutcome::Done)
+        ActionOutcome::Done
     }
 
     pub(super) fn promotion_ends(&mut self, stage: &mut Stage, index: usize) {

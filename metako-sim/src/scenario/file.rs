@@ -144,7 +144,7 @@ impl Checks {
     fn scenario(&mut self, raw: RawScenario) -> Scenario {
         let faults = raw.faults.into_iter().enumerate();
         let faults =
-            faults.filter_map(|(index, fault)| self.fault(&format!("faults[{index}]"), fault)).collect();
+            faults.filter_map(|(index, fault)| self.fault(&format!("faults[{index}]"), &fault)).collect();
         let loads = raw.workload.into_iter().enumerate();
         let workload = loads.map(|(index, load)| self.load(&format!("workload[{index}]"), &load)).collect();
         Scenario {
@@ -204,7 +204,7 @@ impl Checks {
         Load { writers: raw.writers, readers: raw.readers, think }
     }
 
-    fn fault(&mut self, key: &str, raw: RawFault) -> Option<FaultSpec> {
+    fn fault(&mut self, key: &str, raw: &RawFault) -> Option<FaultSpec> {
         let one_way = raw.one_way.unwrap_or(false);
         if raw.one_way.is_some() && raw.cut.is_none() {
             self.problem(&format!("{key}.one_way"), "belongs to `cut`, which is not there");
@@ -287,12 +287,12 @@ faults:
 ";
         assert_eq!(
             problems(text),
-            "s.yaml:2:30: cluster.defaults.fsync: expected a duration or two of them, the shorter first, such as 200ms or 1ms..3ms
+            "s.yaml:2:31: cluster.defaults.fsync: expected a duration or two of them, the shorter first, such as 200ms or 1ms..3ms
 s.yaml:4:5: faults[0]: expected one of `kill`, `start`, `freeze`, `cut`; found 0
 s.yaml:5:5: faults[1]: expected one of `kill`, `start`, `freeze`, `cut`; found 2
-s.yaml:6:31: faults[2].one_way: belongs to `cut`, which is not there
-s.yaml:7:19: faults[3].cut: found 1 ends; expected two, such as [metako, primary]
-s.yaml:8:29: faults[4].for: a start does not last; leave this out"
+s.yaml:6:33: faults[2].one_way: belongs to `cut`, which is not there
+s.yaml:7:20: faults[3].cut: found 1 ends; expected two, such as [metako, primary]
+s.yaml:8:30: faults[4].for: a start does not last; leave this out"
         );
     }
 

@@ -34,7 +34,7 @@ pub(crate) enum ClientTimer {
 
 /// All clients.
 pub(super) struct Clients {
-    clients: Vec<Client>,
+    all: Vec<Client>,
     /// Who waits for a primary, first come first served.
     held: VecDeque<u32>,
     hold_timeout: Duration,
@@ -81,16 +81,16 @@ impl Clients {
             clients.extend((0..load.writers).map(|_| client(true, load.think)));
             clients.extend((0..load.readers).map(|_| client(false, load.think)));
         }
-        Self { clients, held: VecDeque::new(), hold_timeout }
+        Self { all: clients, held: VecDeque::new(), hold_timeout }
     }
 
     fn get(&mut self, client: u32) -> &mut Client {
-        &mut self.clients[client as usize]
+        &mut self.all[client as usize]
     }
 
     /// The number of a client's present write, unique in the run.
     fn write_id(&self, client: u32) -> u64 {
-        u64::from(client + 1) << 32 | self.clients[client as usize].request
+        u64::from(client + 1) << 32 | self.all[client as usize].request
     }
 
     fn in_flight_to(&self, node: usize) -> u32 {
@@ -98,11 +98,11 @@ impl Clients {
             matches!(client.state, State::InFlight { .. })
                 && client.connection.is_some_and(|c| c.node == node)
         };
-        u32::try_from(self.clients.iter().filter(busy).count()).unwrap_or(u32::MAX)
+        u32::try_from(self.all.iter().filter(busy).count()).unwrap_or(u32::MAX)
     }
 
     fn numbers(&self) -> std::ops::Range<u32> {
-        0..u32::try_from(self.clients.len()).unwrap_or(u32::MAX)
+        0..u32::try_from(self.all.len()).unwrap_or(u32::MAX)
     }
 }
 

@@ -35,7 +35,7 @@ impl World {
                 world.cluster.freeze(&mut world.stage, node);
                 Some(Undo::Thaw(node))
             }),
-            Fault::Cut { from, to, one_way } => self.cut(from, to, *one_way),
+            Fault::Cut { from, to, one_way } => Some(self.cut(from, to, *one_way)),
         };
         self.undo[index] = undo;
     }
@@ -80,7 +80,7 @@ impl World {
         act(self, node)
     }
 
-    fn cut(&mut self, from: &End, to: &End, one_way: bool) -> Option<Undo> {
+    fn cut(&mut self, from: &End, to: &End, one_way: bool) -> Undo {
         let mut ways = Vec::new();
         for from in self.places(from) {
             for to in self.places(to) {
@@ -98,7 +98,7 @@ impl World {
         for (from, to) in &ways {
             self.stage.cut(*from, *to);
         }
-        Some(Undo::Mend(ways))
+        Undo::Mend(ways)
     }
 
     fn places(&self, end: &End) -> Vec<Place> {

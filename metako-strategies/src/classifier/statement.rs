@@ -25,7 +25,8 @@ pub(super) fn classify(lexer: &mut Lexer<'_>, catalog: &Catalog) -> Classificati
 /// A token as far as those after it care.
 #[derive(Debug, Clone, Copy)]
 enum Seen {
-    Nothing,
+    /// Before the first token, and after the last.
+    Start,
     Word(Name),
     QuotedName(Name),
     Value,
@@ -40,8 +41,7 @@ impl Seen {
             Kind::QuotedName => {
                 Self::QuotedName(Name::exact(text.get(1..text.len() - 1).unwrap_or_default()))
             }
-            Kind::EscapedName | Kind::Broken(_) => Self::Nothing,
-            Kind::Text | Kind::Number => Self::Value,
+            Kind::EscapedName | Kind::Broken(_) | Kind::Text | Kind::Number => Self::Value,
             Kind::Cast => Self::Cast,
             Kind::Symbol(byte) => Self::Symbol(byte),
         }
@@ -62,7 +62,7 @@ impl Seen {
         match self {
             Self::QuotedName(_) | Self::Value | Self::Symbol(b')' | b']') => true,
             Self::Word(name) => !is_syntax(name.as_str()) && !precedes_expression(name.as_str()),
-            Self::Nothing | Self::Cast | Self::Symbol(_) => false,
+            Self::Start | Self::Cast | Self::Symbol(_) => false,
         }
     }
 }
@@ -80,7 +80,6 @@ struct Body<'c> {
     /// The last three tokens, the newest first, with the place of the newest.
     seen: [Seen; 3],
     span: Span,
-    started: bool,
     depth: usize,
     /// Between WITH and the main query: at depth 0 a name before a parenthesis is that of a common table expression.
     cte_list: bool,
@@ -89,8 +88,9 @@ struct Body<'c> {
     group_by: bool,
     /// Where a call of `set_config` is open, and how deep.
     set_config: Option<(usize, Span)>,
-    with_hold: bool,
-    to_stdout: bool,
+    /// Found in any statement, but of account only in DECLARE, COPY and reads.
+    with_hold: Option<Finding>,
+    to_stdout: Option<Finding>,
     into_temporary: Option<Finding>,
     session: Option<Finding>,
     broken: Option<Finding>,
@@ -102,16 +102,15 @@ impl<'c> Body<'c> {
     fn new(catalog: &'c Catalog) -> Self {
         Self {
             catalog,
-            seen: [Seen::Nothing; 3],
+            seen: [Seen::Start; 3],
             span: Span::default(),
-            started: false,
             depth: 0,
             cte_list: false,
             distinct_on: false,
             group_by: false,
             set_config: None,
-            with_hold: false,
-            to_stdout: false,
+            with_hold: None,
+            to_stdout: None,
             into_temporary: None,
             session: None,
             broken: None,
@@ -143,11 +142,10 @@ impl<'c> Body<'c> {
         }
         self.seen = [seen, self.seen[0], self.seen[1]];
         self.span = token.span;
-        self.started = true;
     }
 
     fn end(&mut self) {
-        self.name_without_call(Seen::Nothing);
+        self.name_without_call(Seen::Start);
         if let Some((_, span)) = self.set_config.take() {
             note(&mut self.session, SET_CONFIG, span);
         }
@@ -156,7 +154,7 @@ impl<'c> Body<'c> {
     /// A word, before it joins those seen.
     fn keyword(&mut self, word: &str, span: Span) {
         match (self.seen[0].word(), word) {
-            ("", "with") if !self.started => self.cte_list = true,
+            (_, "with") if matches!(self.seen[0], Seen::Start) => self.cte_list = true,
             (_, "select" | "values" | "table") if self.depth == 0 => self.cte_list = false,
             ("for", "update" | "share" | "no" | "key") => note(&mut self.write, "locks rows", span),
             (_, "insert" | "update" | "delete" | "merge") => {
@@ -168,8 +166,12 @@ impl<'c> Body<'c> {
             }
             ("distinct", "on") => self.distinct_on = true,
             (before, "by") => self.group_by = before == "group",
-            ("with", "hold") => self.with_hold = true,
-            ("to", "stdout") if self.depth == 0 => self.to_stdout = true,
+            ("with", "hold") => {
+                note(&mut self.with_hold, "a cursor WITH HOLD outlives the transaction", span);
+            }
+            ("to", "stdout") if self.depth == 0 => {
+                note(&mut self.to_stdout, "COPY to the client is not looked into", span);
+            }
             _ => {}
         }
     }
@@ -221,9 +223,9 @@ impl<'c> Body<'c> {
         named
             || is_syntax(last.word())
             || match (before.word(), last.word()) {
-                ("order" | "group" | "partition", "by") => true,
                 ("by", "rollup" | "cube") => self.group_by,
-                ("grouping", "sets")
+                ("order" | "group" | "partition", "by")
+                | ("grouping", "sets")
                 | ("character" | "char" | "nchar" | "bit", "varying")
                 | ("tablesample", "system" | "bernoulli") => true,
                 (_, "over" | "filter" | "repeatable") => {
@@ -243,23 +245,17 @@ impl<'c> Body<'c> {
     }
 
     fn verdict(self, head: Head) -> Classification {
-        let held = match head.form {
-            Form::Declare if self.with_hold => Some(Finding {
-                reason: "a cursor WITH HOLD outlives the transaction",
-                span: head.verdict.span,
-            }),
-            _ => None,
-        };
         let reads = head.verdict.class == Class::Read;
+        let held = self.with_hold.filter(|_| head.form == Form::Declare);
+        let copied = self.to_stdout.filter(|_| head.form == Form::Copy);
+        let temporary = self.into_temporary.filter(|_| reads);
         let found = |finding: Finding, class| Classification::new(class, finding.reason, finding.span);
-        if let Some(finding) = self.session.or(held).or(self.into_temporary.filter(|_| reads)) {
+        if let Some(finding) = self.session.or(held).or(temporary) {
             found(finding, Class::SessionChanging)
         } else if head.verdict.class > Class::Unknown {
             head.verdict
-        } else if let Some(finding) = self.broken {
+        } else if let Some(finding) = self.broken.or(copied) {
             found(finding, Class::Unknown)
-        } else if head.form == Form::Copy && self.to_stdout {
-            Classification::new(Class::Unknown, "COPY to the client is not looked into", head.verdict.span)
         } else if !reads {
             head.verdict
         } else if let Some(finding) = self.write {

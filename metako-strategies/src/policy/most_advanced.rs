@@ -151,11 +151,8 @@ fn doubt(evidence: &Evidence) -> Option<String> {
 /// What the standbys say when there is no [`doubt`].
 fn testimony(witnesses: WitnessCount) -> String {
     let WitnessCount { configured, lost, unseen, .. } = witnesses;
-    let mut text = format!("of {configured} standbys {lost} have lost its stream");
-    if unseen > 0 {
-        text.push_str(&format!(" and {unseen} do not answer"));
-    }
-    text
+    let lost = format!("of {configured} standbys {lost} have lost its stream");
+    if unseen == 0 { lost } else { format!("{lost} and {unseen} do not answer") }
 }
 
 /// How much of `bound` is left after `standing`; `None` when it is over.

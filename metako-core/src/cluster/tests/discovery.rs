@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use super::lab::{Eager, Lab, Line, Treat, settings};
+use super::fake::{Eager, Line, settings};
+use super::lab::{Lab, Treat};
 use crate::cluster::{Controller, DecisionKind, Journal, ObservedRole};
 use crate::config::RoleHint;
 use crate::{Epoch, SystemId, TimelineId};

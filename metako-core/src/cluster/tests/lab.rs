@@ -9,154 +9,11 @@ use crate::cluster::{
     Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Controller, Decision, DecisionKind, Event,
     Journal, JournalPhase, OperatorCommand, SettingsChange, Writes,
 };
-use crate::config::{
-    Acks, ClusterSettings, FailoverMode, FailoverSettings, NoVoter, Node, Priority, ReplicationAddress,
-    Secret, SslMode, Synchronous, UnknownOutcome,
-};
-use crate::plugin::{
-    Assessment, Electable, Evidence, FailoverPolicy, NodeReport, PrimaryEvidence, ProbeFailure, Receiver,
-    ReportedRole, Sender, SettingValue,
-};
-use crate::{Epoch, Lsn, NodeName, SystemId, Tick, TimelineId};
+use crate::config::ClusterSettings;
+use crate::plugin::{NodeReport, ProbeFailure, Receiver, ReportedRole, Sender, SettingValue};
+use crate::{Epoch, Lsn, NodeName, Tick};
 
-/// A node on localhost.
-pub(in crate::cluster) fn node(name: &str, port: u16) -> Node {
-    Node {
-        name: name.into(),
-        host: "localhost".to_owned(),
-        port,
-        role: None,
-        username: "postgres".to_owned(),
-        password: Secret::new("password"),
-        database: "postgres".to_owned(),
-        weight: 1,
-        zone: None,
-        priority: Priority::Rank(100),
-        sslmode: SslMode::Prefer,
-        application_name: name.to_owned(),
-        replication: ReplicationAddress {
-            host: "localhost".to_owned(),
-            port,
-            user: None,
-            password: None,
-            passfile: None,
-        },
-    }
-}
-
-/// Nodes a, b and c on ports 5001 to 5003, asynchronous.
-pub(super) fn settings() -> ClusterSettings {
-    ClusterSettings {
-        name: "main".to_owned(),
-        nodes: vec![node("a", 5001), node("b", 5002), node("c", 5003)],
-        interval: Duration::from_secs(1),
-        timeout: Duration::from_millis(500),
-        failure_threshold: 3,
-        max_lag: Some(Duration::from_secs(10)),
-        failover: FailoverSettings {
-            mode: FailoverMode::Automatic,
-            synchronous: None,
-            silent_after: Duration::from_millis(2500),
-            async_restart_grace: Duration::ZERO,
-            hold_timeout: Duration::from_secs(30),
-            hold_clients: 1000,
-            hold_bytes: 1 << 20,
-            budget: (2, Duration::from_secs(600)),
-            unknown_outcome: UnknownOutcome::TransactionResolutionUnknown,
-        },
-    }
-}
-
-pub(super) fn synchronous(acks: u32, on_no_voter: NoVoter) -> ClusterSettings {
-    let mut settings = settings();
-    settings.failover.synchronous = Some(Synchronous { acks: Acks(acks), on_no_voter, commit_guard: true });
-    settings
-}
-
-/// Fails over on everything that is not healthy, and prefers names late in the alphabet: the core has to do the rest.
-pub(super) struct Eager;
-
-impl FailoverPolicy for Eager {
-    fn assess(&self, evidence: &Evidence) -> Assessment {
-        if evidence.kind == PrimaryEvidence::Silent && evidence.standing < evidence.silent_after {
-            let reason = format!("{} is silent", evidence.primary);
-            return Assessment::Wait {
-                reason,
-                ask_again_in: Some(evidence.silent_after - evidence.standing),
-            };
-        }
-        Assessment::FailOver { reason: format!("{} is {:?}", evidence.primary, evidence.kind) }
-    }
-
-    fn rank(&self, electable: &mut [Electable]) {
-        electable.sort_by(|a, b| b.node.cmp(&a.node));
-    }
-}
-
-/// How a node answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Line {
-    Up,
-    Refused,
-    Silent,
-    Starting,
-    Full,
-    NoLogin,
-}
-
-/// A scripted PostgreSQL.
-#[derive(Debug, Clone)]
-pub(super) struct Fake {
-    pub(super) line: Line,
-    /// Whether other nodes reach it.
-    pub(super) reachable_by_others: bool,
-    pub(super) primary: bool,
-    pub(super) system_id: SystemId,
-    pub(super) timeline: TimelineId,
-    pub(super) received: Option<Lsn>,
-    pub(super) replayed: Lsn,
-    pub(super) connecting: bool,
-    pub(super) startup_wait: Option<String>,
-    pub(super) settings: BTreeMap<String, String>,
-    pub(super) port: u16,
-}
-
-impl Fake {
-    fn new(port: u16, primary: bool) -> Self {
-        let mut settings = BTreeMap::new();
-        if !primary {
-            settings.insert("primary_conninfo".to_owned(), "host=localhost port=5001 user=repl".to_owned());
-            settings.insert("primary_slot_name".to_owned(), format!("slot_{port}"));
-            settings.insert("max_standby_streaming_delay".to_owned(), "30000".to_owned());
-        }
-        Self {
-            line: Line::Up,
-            reachable_by_others: true,
-            primary,
-            system_id: SystemId(77),
-            timeline: TimelineId(1),
-            received: (!primary).then_some(Lsn(1000)),
-            replayed: Lsn(1000),
-            connecting: false,
-            startup_wait: Some("RecoveryWalStream".to_owned()),
-            settings,
-            port,
-        }
-    }
-
-    pub(super) fn position(&self) -> Lsn {
-        self.received.unwrap_or_default().max(self.replayed)
-    }
-
-    pub(super) fn setting(&self, name: &str) -> &str {
-        self.settings.get(name).map_or("", String::as_str)
-    }
-
-    fn upstream_port(&self) -> Option<u16> {
-        let conninfo = self.setting("primary_conninfo");
-        [5001, 5002, 5003].into_iter().find(|port| conninfo.contains(&port.to_string()))
-    }
-}
+use super::fake::{Eager, Fake, Line};
 
 /// What the lab does with an action of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -182,6 +39,12 @@ pub(super) struct Lab {
     pub(super) actions: Vec<Action>,
     pub(super) treat: BTreeMap<&'static str, Treat>,
     pub(super) kept: Vec<Action>,
+    /// How long a probe takes to be answered.
+    pub(super) latency: Duration,
+    /// How far commits were acknowledged under the synchronous rule of the journal.
+    pub(super) acknowledged: Lsn,
+    /// The phases that followed each other in views.
+    pub(super) transitions: BTreeSet<(&'static str, &'static str)>,
     later: BTreeMap<(Tick, u64), Event>,
     count: u64,
     promoted: BTreeMap<Epoch, NodeName>,
@@ -205,6 +68,9 @@ impl Lab {
             actions: Vec::new(),
             treat: BTreeMap::new(),
             kept: Vec::new(),
+            latency: Duration::ZERO,
+            acknowledged: Lsn(0),
+            transitions: BTreeSet::new(),
             later: BTreeMap::new(),
             count: 0,
             promoted: BTreeMap::new(),
@@ -287,7 +153,9 @@ impl Lab {
         self.fake(name).reachable_by_others = true;
     }
 
+    /// The operator's word counts more than what is missing then.
     pub(super) fn adopt(&mut self, name: &str) {
+        self.acknowledged = Lsn(0);
         self.event(Event::Operator(OperatorCommand::Adopt(name.into())));
     }
 
@@ -303,7 +171,7 @@ impl Lab {
             };
             self.now = self.now.max(next);
             let due = self.later.first_entry().filter(|entry| entry.key().0 <= self.now);
-            let event = due.map_or(Event::Timer, |entry| entry.remove());
+            let event = due.map_or(Event::Timer, std::collections::btree_map::OccupiedEntry::remove);
             self.event(event);
             turns += 1;
             assert!(turns < 20_000, "the controller spins: {:?}", self.controller);
@@ -349,6 +217,7 @@ impl Lab {
             self.running.insert(id, lane);
         }
         match action {
+            Action::Persist { journal, .. } => self.watch_choice(journal),
             Action::Promote { promotion, .. } => {
                 let journal = self.disk.as_ref().unwrap();
                 assert!(
@@ -371,6 +240,18 @@ impl Lab {
                         "open without a journal"
                     );
                     assert_eq!(journal.phase, JournalPhase::Steady);
+                    if self.view.primary() != Some(primary) {
+                        let position = self.nodes[primary].position();
+                        assert!(
+                            position >= self.acknowledged,
+                            "{primary} at {position} lacks {}",
+                            self.acknowledged
+                        );
+                    }
+                }
+                let (from, to) = (self.view.phase.name(), view.phase.name());
+                if from != to {
+                    self.transitions.insert((from, to));
                 }
                 self.view = Arc::clone(view);
             }
@@ -381,6 +262,53 @@ impl Lab {
             _ => {}
         }
         self.actions.push(action.clone());
+    }
+
+    /// When a choice goes to disk: nobody streams from the old primary, enough voters stand still, and none of those that
+    /// stand still is ahead of the chosen one.
+    fn watch_choice(&self, journal: &Journal) {
+        let JournalPhase::Promoting { candidate, fork, .. } = &journal.phase else { return };
+        let Some(former) = self.disk.as_ref().filter(|former| former.phase == JournalPhase::Fencing) else {
+            return;
+        };
+        let old = self.settings.node(journal.primary.as_str()).map(|node| node.port);
+        let streams = |state: &&crate::cluster::node::NodeState| {
+            let receiver = state.current().and_then(NodeReport::streaming_receiver);
+            receiver.map(|receiver| receiver.sender_port) == old
+        };
+        let fresh = self.controller.nodes.values().find(streams).map(|state| state.report.clone());
+        assert_eq!(fresh, None, "a promotion although a standby streams from the primary");
+        let token = format!("metako_epoch_{}", journal.epoch);
+        let frozen: Vec<(&NodeName, &Fake)> = self
+            .nodes
+            .iter()
+            .filter(|(_, fake)| {
+                fake.setting("primary_slot_name") == token && fake.setting("primary_conninfo").is_empty()
+            })
+            .collect();
+        assert!(
+            frozen.iter().any(|(name, fake)| *name == candidate && fake.position() == *fork),
+            "{frozen:?}"
+        );
+        if let crate::cluster::SyncRule::Quorum { acks, voters } = &former.sync {
+            let standing = frozen.iter().filter(|(name, _)| voters.contains(name)).count();
+            assert!(standing > voters.len() - acks, "{standing} of {voters:?} stand still");
+        }
+    }
+
+    /// A client's commit through the proxy: acknowledged when the primary and its synchronous standbys have it.
+    pub(super) fn commit(&mut self, bytes: u64) {
+        let Some(primary) = self.view.primary().cloned() else { return };
+        let names = crate::cluster::settings::sync_names(&self.settings, &self.disk.as_ref().unwrap().sync);
+        if self.nodes[&primary].line != Line::Up || !self.nodes[&primary].primary {
+            return;
+        }
+        self.write(primary.clone().as_str(), bytes);
+        let in_force =
+            !names.is_empty() && self.nodes[&primary].setting("synchronous_standby_names") == names;
+        if in_force && self.commits(&primary) {
+            self.acknowledged = self.nodes[&primary].position();
+        }
     }
 
     fn carry_out(&mut self, action: Action) -> Option<Event> {
@@ -410,16 +338,21 @@ impl Lab {
         match action {
             Action::Probe { id, node, timeout } => {
                 let result = self.probe(node, *timeout);
-                let slow = matches!(result, Err(ProbeFailure::TimedOut(_)));
+                let pause =
+                    if matches!(result, Err(ProbeFailure::TimedOut(_))) { *timeout } else { self.latency };
                 let event = Event::Probed { id: *id, node: node.clone(), sent: self.now, result };
-                if slow {
+                if !pause.is_zero() {
                     self.count += 1;
-                    self.later.insert((self.now + *timeout, self.count), event);
+                    self.later.insert((self.now + pause, self.count), event);
                     return None;
                 }
                 Some(event)
             }
             Action::Persist { id, journal } => {
+                if journal.sync == crate::cluster::SyncRule::Async {
+                    // Without the rule nothing is promised of what was acknowledged under it.
+                    self.acknowledged = Lsn(0);
+                }
                 self.disk = Some(journal.clone());
                 done(*id)
             }

@@ -2,9 +2,10 @@
 
 mod discovery;
 mod failover;
+mod fake;
 mod lab;
 mod laws;
 mod standbys;
 mod suspicion;
 
-pub(super) use lab::node;
+pub(super) use fake::node;

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::lab::{Eager, Lab, Line, node, settings, synchronous};
+use super::fake::{Eager, Line, node, settings, synchronous};
+use super::lab::Lab;
 use crate::cluster::{Action, DecisionKind, Event, ReadFitness};
 use crate::config::NoVoter;
 use crate::{Lsn, TimelineId};

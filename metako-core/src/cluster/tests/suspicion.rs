@@ -1,6 +1,7 @@
 use std::time::Duration;
 
-use super::lab::{Eager, Lab, Line, settings};
+use super::fake::{Eager, Line, settings};
+use super::lab::Lab;
 use crate::cluster::{DecisionKind, Event, Health, ProbeId, ServerLoss};
 use crate::config::{FailoverMode, Priority};
 use crate::plugin::ProbeFailure;
@@ -199,7 +200,7 @@ fn a_primary_that_became_a_standby_or_went_back_needs_a_person() {
 fn the_budget_of_failovers_ends_in_a_persons_hands() {
     let mut lab = Lab::steady(settings());
     let mut rare = settings();
-    rare.failover.budget = (1, Duration::from_secs(600));
+    rare.failover.budget = (1, Duration::from_mins(10));
     lab.event(Event::Reconfigured {
         settings: std::sync::Arc::new(rare),
         policy: std::sync::Arc::new(Eager),
@@ -218,6 +219,7 @@ fn a_replica_leaves_the_read_pool_at_once_when_it_refuses_and_by_threshold_when_
     let mut lab = Lab::steady(settings());
     lab.fake("b").line = Line::Refused;
     lab.event(Event::ServerLost { node: "b".into(), loss: ServerLoss::Refused });
+    lab.pass(60);
     assert_eq!(lab.readers(), ["c"]);
     assert!(matches!(lab.view.node("b").unwrap().health, Health::Down { .. }));
     lab.fake("c").line = Line::Silent;

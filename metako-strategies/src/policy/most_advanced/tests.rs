@@ -169,9 +169,9 @@ proptest! {
     #[test]
     fn a_wait_with_an_end_ends_in_a_failover_then_and_not_before(evidence in any_evidence()) {
         if let (false, Some(wait), _) = judged(&evidence) {
-            let at = |standing| judged(&Evidence { standing, ..evidence.clone() }).0;
-            prop_assert!(at(evidence.standing + wait));
-            prop_assert!(!at(evidence.standing + wait - Duration::from_millis(1)));
+            let after = |wait| judged(&Evidence { standing: evidence.standing + wait, ..evidence.clone() }).0;
+            prop_assert!(after(wait));
+            prop_assert!(!after(wait.saturating_sub(Duration::from_millis(1))));
         }
     }
 

@@ -1,0 +1,150 @@
+//! A scripted cluster's parts: its configuration, an eager policy and nodes that answer what they are told to.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::config::{
+    Acks, ClusterSettings, FailoverMode, FailoverSettings, NoVoter, Node, Priority, ReplicationAddress,
+    Secret, SslMode, Synchronous, UnknownOutcome,
+};
+use crate::plugin::{Assessment, Electable, Evidence, FailoverPolicy, PrimaryEvidence};
+use crate::{Lsn, SystemId, TimelineId};
+
+/// A node on localhost.
+pub(in crate::cluster) fn node(name: &str, port: u16) -> Node {
+    Node {
+        name: name.into(),
+        host: "localhost".to_owned(),
+        port,
+        role: None,
+        username: "postgres".to_owned(),
+        password: Secret::new("password"),
+        database: "postgres".to_owned(),
+        weight: 1,
+        zone: None,
+        priority: Priority::Rank(100),
+        sslmode: SslMode::Prefer,
+        application_name: name.to_owned(),
+        replication: ReplicationAddress {
+            host: "localhost".to_owned(),
+            port,
+            user: None,
+            password: None,
+            passfile: None,
+        },
+    }
+}
+
+/// Nodes a, b and c on ports 5001 to 5003, asynchronous.
+pub(super) fn settings() -> ClusterSettings {
+    ClusterSettings {
+        name: "main".to_owned(),
+        nodes: vec![node("a", 5001), node("b", 5002), node("c", 5003)],
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_millis(500),
+        failure_threshold: 3,
+        max_lag: Some(Duration::from_secs(10)),
+        failover: FailoverSettings {
+            mode: FailoverMode::Automatic,
+            synchronous: None,
+            silent_after: Duration::from_millis(2500),
+            async_restart_grace: Duration::ZERO,
+            hold_timeout: Duration::from_secs(30),
+            hold_clients: 1000,
+            hold_bytes: 1 << 20,
+            budget: (2, Duration::from_mins(10)),
+            unknown_outcome: UnknownOutcome::TransactionResolutionUnknown,
+        },
+    }
+}
+
+pub(super) fn synchronous(acks: u32, on_no_voter: NoVoter) -> ClusterSettings {
+    let mut settings = settings();
+    settings.failover.synchronous = Some(Synchronous { acks: Acks(acks), on_no_voter, commit_guard: true });
+    settings
+}
+
+/// Fails over on everything that is not healthy, and prefers names late in the alphabet: the core has to do the rest.
+pub(super) struct Eager;
+
+impl FailoverPolicy for Eager {
+    fn assess(&self, evidence: &Evidence) -> Assessment {
+        if evidence.kind == PrimaryEvidence::Silent && evidence.standing < evidence.silent_after {
+            let reason = format!("{} is silent", evidence.primary);
+            return Assessment::Wait {
+                reason,
+                ask_again_in: Some(evidence.silent_after.saturating_sub(evidence.standing)),
+            };
+        }
+        Assessment::FailOver { reason: format!("{} is {:?}", evidence.primary, evidence.kind) }
+    }
+
+    fn rank(&self, electable: &mut [Electable]) {
+        electable.sort_by(|a, b| b.node.cmp(&a.node));
+    }
+}
+
+/// How a node answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    Up,
+    Refused,
+    Silent,
+    Starting,
+    Full,
+    NoLogin,
+}
+
+/// A scripted PostgreSQL.
+#[derive(Debug, Clone)]
+pub(super) struct Fake {
+    pub(super) line: Line,
+    /// Whether other nodes reach it.
+    pub(super) reachable_by_others: bool,
+    pub(super) primary: bool,
+    pub(super) system_id: SystemId,
+    pub(super) timeline: TimelineId,
+    pub(super) received: Option<Lsn>,
+    pub(super) replayed: Lsn,
+    pub(super) connecting: bool,
+    pub(super) startup_wait: Option<String>,
+    pub(super) settings: BTreeMap<String, String>,
+    pub(super) port: u16,
+}
+
+impl Fake {
+    pub(super) fn new(port: u16, primary: bool) -> Self {
+        let mut settings = BTreeMap::new();
+        if !primary {
+            settings.insert("primary_conninfo".to_owned(), "host=localhost port=5001 user=repl".to_owned());
+            settings.insert("primary_slot_name".to_owned(), format!("slot_{port}"));
+            settings.insert("max_standby_streaming_delay".to_owned(), "30000".to_owned());
+        }
+        Self {
+            line: Line::Up,
+            reachable_by_others: true,
+            primary,
+            system_id: SystemId(77),
+            timeline: TimelineId(1),
+            received: (!primary).then_some(Lsn(1000)),
+            replayed: Lsn(1000),
+            connecting: false,
+            startup_wait: Some("RecoveryWalStream".to_owned()),
+            settings,
+            port,
+        }
+    }
+
+    pub(super) fn position(&self) -> Lsn {
+        self.received.unwrap_or_default().max(self.replayed)
+    }
+
+    pub(super) fn setting(&self, name: &str) -> &str {
+        self.settings.get(name).map_or("", String::as_str)
+    }
+
+    pub(super) fn upstream_port(&self) -> Option<u16> {
+        let conninfo = self.setting("primary_conninfo");
+        [5001, 5002, 5003].into_iter().find(|port| conninfo.contains(&port.to_string()))
+    }
+}

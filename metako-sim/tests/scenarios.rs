@@ -1,0 +1,119 @@
+//! The scenarios that ship: each meets its expectations, for its own seed and for others.
+
+mod support;
+
+use std::process::Command;
+
+use metako_sim::{Outcome, run};
+use support::{ASYNCHRONOUS, SYNCHRONOUS, config, scenario};
+
+const PRIMARY_DIES: &str = include_str!("../scenarios/primary-dies.yaml");
+const PRIMARY_DIES_ASYNCHRONOUS: &str = include_str!("../scenarios/primary-dies-asynchronous.yaml");
+const PROXY_CUT_OFF: &str = include_str!("../scenarios/proxy-cut-off.yaml");
+const PRIMARY_FREEZES: &str = include_str!("../scenarios/primary-freezes.yaml");
+const OLD_PRIMARY_RETURNS: &str = include_str!("../scenarios/old-primary-returns.yaml");
+
+fn outcome(configuration: &str, text: &str, seed: u64) -> Outcome {
+    run(&config(configuration), &scenario(text), seed).expect("scenario and configuration fit")
+}
+
+fn met(configuration: &str, text: &str) -> Vec<Outcome> {
+    let outcomes: Vec<Outcome> = (1..=5).map(|seed| outcome(configuration, text, seed)).collect();
+    for outcome in &outcomes {
+        assert!(outcome.met(), "seed {}: {:?}", outcome.seed, outcome.findings);
+    }
+    outcomes
+}
+
+#[test]
+fn the_primary_dies_and_no_acknowledged_write_is_lost() {
+    for outcome in met(SYNCHRONOUS, PRIMARY_DIES) {
+        assert!(outcome.facts.acknowledged > 1_000, "{:?}", outcome.facts);
+        assert!(outcome.facts.lost.is_empty());
+        assert!(
+            outcome.facts.unknown <= 8,
+            "at most one write of each client was under way: {:?}",
+            outcome.facts
+        );
+    }
+}
+
+#[test]
+fn two_runs_of_a_seed_are_equal_and_another_seed_is_another_run() {
+    let (one, two) = (outcome(SYNCHRONOUS, PRIMARY_DIES, 7), outcome(SYNCHRONOUS, PRIMARY_DIES, 7));
+    assert_eq!(one.log.text(), two.log.text());
+    assert_eq!(one.log.hash(), two.log.hash());
+    let other = outcome(SYNCHRONOUS, PRIMARY_DIES, 8);
+    assert_ne!(one.log.hash(), other.log.hash());
+}
+
+#[test]
+fn another_process_gives_the_same_trace() {
+    let hash = |seed: &str| {
+        let output = command(&["scenarios/primary-dies.yaml", "--seed", seed, "--json"]);
+        assert!(output.status.success(), "{output:?}");
+        let object: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        object["trace_hash"].as_str().expect("text").to_owned()
+    };
+    assert_eq!(hash("7"), format!("{:016x}", outcome(SYNCHRONOUS, PRIMARY_DIES, 7).log.hash()));
+    assert_ne!(hash("7"), hash("8"));
+}
+
+#[test]
+fn asynchronous_replication_loses_acknowledged_writes_and_says_so() {
+    let outcomes = met(ASYNCHRONOUS, PRIMARY_DIES_ASYNCHRONOUS);
+    let lossy = outcomes.iter().filter(|outcome| !outcome.facts.lost.is_empty()).count();
+    assert!(lossy > 0, "an acknowledgement that races the kill is lost in some of the runs");
+}
+
+#[test]
+fn a_proxy_that_is_cut_off_promotes_nobody() {
+    met(SYNCHRONOUS, PROXY_CUT_OFF);
+    met(ASYNCHRONOUS, PROXY_CUT_OFF);
+}
+
+#[test]
+fn a_primary_that_freezes_is_replaced() {
+    met(SYNCHRONOUS, PRIMARY_FREEZES);
+}
+
+#[test]
+fn an_old_primary_that_returns_gets_no_traffic() {
+    met(SYNCHRONOUS, OLD_PRIMARY_RETURNS);
+}
+
+fn command(arguments: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_metako-sim"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["run", "--config", "scenarios/synchronous.yaml"])
+        .args(arguments)
+        .output()
+        .expect("the binary runs")
+}
+
+#[test]
+fn the_exit_status_tells_met_broken_and_wrong() {
+    let good = command(&["scenarios/primary-dies.yaml"]);
+    assert_eq!(good.status.code(), Some(0));
+    let text = String::from_utf8(good.stdout).expect("UTF-8");
+    for part in ["decision chosen", "fault    kill pg1", "all expectations are met"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+
+    let directory = env!("CARGO_TARGET_TMPDIR");
+    let broken = format!("{directory}/broken.yaml");
+    std::fs::write(&broken, PRIMARY_DIES.replace("failovers: 1", "failovers: 0")).expect("written");
+    let output = command(&[&broken]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 failovers, expected 0"), "{output:?}");
+
+    let wrong = format!("{directory}/wrong.yaml");
+    std::fs::write(&wrong, PRIMARY_DIES.replace("kill: primary", "kill: pg9")).expect("written");
+    let output = command(&[&wrong]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("there is no node `pg9`"), "{output:?}");
+
+    let output = command(&["scenarios/no-such-file.yaml"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{output:?}");
+}
