@@ -64,7 +64,7 @@ fn check(command: &str) {
             check_files(arguments);
             check_metako(arguments);
         }
-        // Run against a real demo by `the_psql_line_is_the_one_that_the_demo_prints`.
+        // Run against a real demo in `demo.rs`.
         ["psql", ..] => assert_eq!(command, r#"psql "postgresql://app:PASSWORD@127.0.0.1:6432/app""#),
         _ => panic!("`{command}`: no test knows how to check this command"),
     }
