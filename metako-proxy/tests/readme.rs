@@ -120,7 +120,9 @@ fn every_command_of_the_handbook_exists() {
         let text = page(name);
         let found = commands(&text);
         assert!(name == "CONTRIBUTING.md" || !found.is_empty(), "{name} has no commands");
-        found.iter().for_each(|command| check(command));
+        for command in &found {
+            check(command);
+        }
     }
 }
 
