@@ -123,7 +123,9 @@ async fn tokio_postgres_works_with_prepared_statements_transactions_copy_and_can
     }
 
     let cancel = client.cancel_token();
-    let sleeping = client.execute("select pg_sleep(60) from item where id = 1 for update", &[]);
+    // Prepared first: while a server parses, it shows the text as active too.
+    let sleep = client.prepare("select pg_sleep(60) from item where id = 1 for update").await.unwrap();
+    let sleeping = client.execute(&sleep, &[]);
     let killer = async {
         // The cancel must find the statement running: ask the other connection until it does.
         loop {
