@@ -134,7 +134,7 @@ struct Inner<E: Env> {
 impl<E: Env> App<E> {
     /// Starts everything. `path` is the file that the configuration came from, to be read again by a reload.
     pub async fn start(env: E, config: Config, path: &Path) -> Result<Self, StartError> {
-        let state_dir = state_dir::locate(&config, |name| std::env::var(name).ok());
+        let state_dir = state_dir::locate(config.state_dir.as_deref(), |name| std::env::var(name).ok());
         state_dir::prepare(&state_dir)?;
         let journal = FileJournal::open(&state_dir).map_err(control::StartError::from)?;
         let (history, writer) = History::open(&state_dir)
@@ -162,7 +162,7 @@ impl<E: Env> App<E> {
         let (driver, control) = Driver::start(env.clone(), parts).await?;
 
         let (listeners, addresses) = listen(&env, &config).await?;
-        let socket_path = state_dir::admin_socket(&config, &state_dir);
+        let socket_path = state_dir::admin_socket(config.admin.socket.as_deref(), &state_dir);
         let socket = env.bind_local(&socket_path).await.map_err(|source| StartError::Bind {
             address: socket_path.display().to_string(),
             key: "admin.socket",

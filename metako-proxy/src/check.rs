@@ -34,12 +34,18 @@ impl SecretSource for SystemSecrets {
 /// # Errors
 /// All problems; a file that cannot be read is one of them.
 pub fn load_file(path: &Path) -> Result<Loaded, Problems> {
-    let name = path.display().to_string();
-    let text = read(path).map_err(|error| {
+    load_text(&path.display().to_string(), &read_text(path)?, &SystemSecrets)
+}
+
+/// The text of a configuration file. Blocks on the file system.
+pub(crate) fn read_text(path: &Path) -> Result<String, Problems> {
+    read(path).map_err(|error| {
         let message = format!("the configuration cannot be read: {error}");
-        Problems::new(&name, vec![Problem { line: 1, column: 1, key: String::new(), message }])
-    })?;
-    load_text(&name, &text, &SystemSecrets)
+        Problems::new(
+            path.display().to_string(),
+            vec![Problem { line: 1, column: 1, key: String::new(), message }],
+        )
+    })
 }
 
 /// As [`load_file`], of text that was read already. `name` is only shown.

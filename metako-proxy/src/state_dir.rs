@@ -4,13 +4,11 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use metako_core::config::Config;
-
-/// The state directory: `state_dir`, else `$STATE_DIRECTORY` (systemd), else `$XDG_STATE_HOME/metako`, else
-/// `./metako-state`.
-pub fn locate(config: &Config, variable: impl Fn(&str) -> Option<String>) -> PathBuf {
-    if let Some(path) = &config.state_dir {
-        return path.clone();
+/// The state directory: `configured` by `state_dir`, else `$STATE_DIRECTORY` (systemd), else `$XDG_STATE_HOME/metako`,
+/// else `./metako-state`.
+pub fn locate(configured: Option<&Path>, variable: impl Fn(&str) -> Option<String>) -> PathBuf {
+    if let Some(path) = configured {
+        return path.to_owned();
     }
     let set = |name: &str| variable(name).filter(|value| !value.is_empty());
     if let Some(paths) = set("STATE_DIRECTORY") {
@@ -23,9 +21,9 @@ pub fn locate(config: &Config, variable: impl Fn(&str) -> Option<String>) -> Pat
     }
 }
 
-/// The admin socket: `admin.socket`, else `admin.sock` in the state directory.
-pub fn admin_socket(config: &Config, state_dir: &Path) -> PathBuf {
-    config.admin.socket.clone().unwrap_or_else(|| state_dir.join("admin.sock"))
+/// The admin socket: `configured` by `admin.socket`, else `admin.sock` in the state directory.
+pub fn admin_socket(configured: Option<&Path>, state_dir: &Path) -> PathBuf {
+    configured.map_or_else(|| state_dir.join("admin.sock"), Path::to_owned)
 }
 
 /// Makes the directory if it is missing (mode 0700) and proves that it can be written.
@@ -51,6 +49,17 @@ pub struct StateDirError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_file_comes_before_systemd_and_systemd_before_the_home_of_states() {
+        let all = |name: &str| Some(format!("/{name}:/other"));
+        let home = |name: &str| (name == "XDG_STATE_HOME").then(|| "/home/state".to_owned());
+        let empty = |_: &str| Some(String::new());
+        assert_eq!(locate(Some(Path::new("/mine")), all), Path::new("/mine"));
+        assert_eq!(locate(None, all), Path::new("/STATE_DIRECTORY"));
+        assert_eq!(locate(None, home), Path::new("/home/state/metako"));
+        assert_eq!(locate(None, empty), Path::new("metako-state"));
+    }
 
     #[test]
     fn a_directory_is_made_once_and_a_file_in_its_place_is_refused() {

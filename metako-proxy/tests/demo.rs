@@ -179,3 +179,166 @@ async fn rows_that_a_bad_choice_lost_are_counted() {
     assert_eq!(outcome.promoted.as_deref(), Some("node-2"));
     assert!(outcome.acknowledged_rows_lost.unwrap() > 0, "{outcome:?}");
 }
+
+/// The binary, with metako itself, and what it leaves behind: nothing.
+mod binary {
+    use std::io::{BufRead, BufReader, Read};
+    use std::net::TcpListener;
+    use std::path::{Path, PathBuf};
+    use std::process::{Child, Command, Stdio};
+    use std::time::Duration;
+
+    use metako_proxy::playground::until;
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use serde_json::Value;
+
+    const LIMIT: Duration = Duration::from_mins(2);
+
+    fn demo(options: &[&str], clusters: &Path) -> Command {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_metako"));
+        command.args(["demo", "--listen", &free]).args(options).env("METAKO_PLAYGROUND_DIR", clusters);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// A folder that the servers' user may enter.
+    fn clusters() -> tempfile::TempDir {
+        use std::os::unix::fs::PermissionsExt;
+        let parent = std::env::var_os("METAKO_PLAYGROUND_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let folder = tempfile::Builder::new().prefix("demo-").tempdir_in(parent).unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        folder
+    }
+
+    /// What the processes of the clusters in this folder show of themselves.
+    fn marks(clusters: &Path) -> Vec<String> {
+        let folders = std::fs::read_dir(clusters).unwrap().map(|entry| entry.unwrap().file_name());
+        let parent = clusters.file_name().unwrap().to_owned();
+        folders.chain([parent]).map(|name| name.into_string().unwrap()).collect()
+    }
+
+    /// The folder is empty, and nothing that shows such a mark runs.
+    fn nothing_is_left(clusters: &Path, marks: &[String]) {
+        until("the end of everything", LIMIT, || {
+            let files = std::fs::read_dir(clusters).unwrap().count();
+            let entries = std::fs::read_dir("/proc").unwrap().flatten();
+            let cmdlines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+            let ours = |text: &Vec<u8>| {
+                let text = String::from_utf8_lossy(text);
+                marks.iter().any(|mark| text.contains(mark))
+            };
+            let processes = cmdlines.filter(ours).count();
+            if (files, processes) == (0, 0) {
+                Ok(())
+            } else {
+                Err(format!("{files} files, {processes} processes"))
+            }
+        })
+        .unwrap();
+    }
+
+    fn signal(child: &Child, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+    }
+
+    #[test]
+    fn a_killed_primary_is_replaced_and_synchronous_replication_loses_nothing() {
+        let clusters = clusters();
+        let options = ["--scenario", "kill-primary", "--synchronous", "--json"];
+        let output = demo(&options, clusters.path()).output().unwrap();
+        let story = String::from_utf8_lossy(&output.stderr);
+        let facts = String::from_utf8(output.stdout).unwrap();
+        let facts: Value = serde_json::from_str(facts.lines().last().unwrap_or_default()).expect(&story);
+        assert_eq!(facts["schema"], 1);
+        assert_eq!(facts["scenario"], "kill-primary");
+        assert!(
+            ["node-2", "node-3"].contains(&facts["promoted"].as_str().unwrap_or("nobody")),
+            "{facts}\n{story}"
+        );
+        assert_eq!(facts["acknowledged_rows_lost"], 0, "{facts}\n{story}");
+        assert_eq!(facts["refused_rows_there"], 0, "{facts}\n{story}");
+        assert_eq!(facts["nodes_streaming"], 1, "{facts}\n{story}");
+        assert!(facts["acknowledged_rows"].as_u64() > Some(0), "{facts}\n{story}");
+        assert!(facts["write_gap_ms"].is_u64() && facts["read_gap_ms"].is_u64(), "{facts}\n{story}");
+        assert_eq!(facts["idle_sessions_kept"], facts["idle_sessions_total"], "{facts}\n{story}");
+        assert_eq!(output.status.code(), Some(0), "{facts}\n{story}");
+        nothing_is_left(clusters.path(), &marks(clusters.path()));
+    }
+
+    #[test]
+    fn a_signal_ends_the_demo_and_clears_up() {
+        for (ending, early) in [(Signal::SIGINT, false), (Signal::SIGTERM, true)] {
+            let clusters = clusters();
+            let mut child =
+                demo(&[], clusters.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            // Early: while the cluster is being started. Else: when the first line of a node is shown.
+            let awaited = if early { "starting PostgreSQL" } else { "node-1  " };
+            let seen = lines.by_ref().any(|line| line.unwrap().contains(awaited));
+            let marks = marks(clusters.path());
+            signal(&child, ending);
+            // Read to the end, so that nobody waits for a full pipe.
+            lines.for_each(drop);
+            let mut said = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            let status = child.wait().unwrap();
+            assert!(seen, "{said}");
+            assert_eq!(status.code(), Some(i32::from(early)), "{said}");
+            nothing_is_left(clusters.path(), &marks);
+        }
+    }
+
+    #[test]
+    fn the_psql_line_that_is_printed_works_and_is_the_one_of_the_readme() {
+        let clusters = clusters();
+        let mut child = demo(&[], clusters.path()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let line = lines.by_ref().find(|line| line.trim_start().starts_with("psql ")).unwrap();
+        // Nobody reads what comes later: the demo must not wait for that.
+        let reader = std::thread::spawn(move || lines.for_each(drop));
+        let run = format!("{} -XAtc 'SELECT current_user, current_database()'", line.trim());
+        let output = Command::new("sh").args(["-c", &run]).output().unwrap();
+        signal(&child, Signal::SIGTERM);
+        assert!(child.wait().unwrap().success());
+        reader.join().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "app|app\n", "{output:?}");
+
+        let (_, address) = line.split_once("//app:").unwrap();
+        let (password, address) = address.split_once('@').unwrap();
+        let (listen, _) = address.split_once('/').unwrap();
+        let shown = line.trim().replace(password, "PASSWORD").replace(listen, "127.0.0.1:6432");
+        let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+        assert!(std::fs::read_to_string(readme).unwrap().lines().any(|line| line == shown), "{shown}");
+    }
+
+    #[test]
+    fn a_killed_demo_leaves_nothing() {
+        let clusters = clusters();
+        let mut child = demo(&[], clusters.path()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("node-1  ")));
+        let marks = marks(clusters.path());
+        assert_eq!(marks.len(), 2, "one cluster in one folder: {marks:?}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        nothing_is_left(clusters.path(), &marks);
+    }
+
+    #[test]
+    fn wrong_usage_is_refused_before_anything_starts() {
+        let metako = |options: &[&str]| {
+            Command::new(env!("CARGO_BIN_EXE_metako")).arg("demo").args(options).output().unwrap()
+        };
+        for options in [&["--scenario", "no-such-thing"][..], &["--json"], &["--listen", "nowhere"]] {
+            assert_eq!(metako(options).status.code(), Some(2), "{options:?}");
+        }
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let output = metako(&["--listen", &address]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&address) && said.contains("--listen"), "{said}");
+    }
+}

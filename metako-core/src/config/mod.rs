@@ -92,6 +92,31 @@ pub fn load(file_name: &str, text: &str, secrets: &dyn SecretSource) -> Result<L
     }
 }
 
+/// Text of single keys (paths such as `admin.socket`), whatever else is wrong with the file, in the order asked for;
+/// `None` where a key is not there or is no scalar. A command on a running proxy finds its socket so, also while the
+/// file is being edited.
+///
+/// # Errors
+/// Text that is no YAML at all.
+pub fn peek<const N: usize>(
+    file_name: &str,
+    text: &str,
+    keys: [&str; N],
+) -> Result<[Option<String>; N], Problems> {
+    // Faults that leave a tree are the business of `load`.
+    let tree =
+        tree::parse(text, &mut Vec::new()).map_err(|problem| Problems::new(file_name, vec![problem]))?;
+    Ok(keys.map(|key| {
+        let found = key.split('.').try_fold(&tree, |inside, part| {
+            inside.entries().iter().find(|entry| entry.key == part).map(|entry| &entry.value)
+        })?;
+        match &found.value {
+            tree::Value::Scalar { text, .. } if !found.is_null() => Some(text.clone()),
+            _ => None,
+        }
+    }))
+}
+
 /// Reads another kind of file (a scenario of the simulator) with the same parser, and with errors of the same quality as
 /// those of the configuration: its keys, types and spelling are checked against the JSON schema of `T`. The places are for
 /// checks that a schema cannot express.

@@ -409,3 +409,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn single_keys_can_be_read_from_a_file_that_does_not_pass() {
+    let text = "state_dir: /var/lib/x\nadmin: { socket: ~ }\nnodez: [1]\n";
+    let found = peek("x.yaml", text, ["state_dir", "admin.socket", "nodez", "none"]).unwrap();
+    assert_eq!(found, [Some("/var/lib/x".to_owned()), None, None, None]);
+    assert!(peek("x.yaml", "a: [", ["a"]).is_err());
+}

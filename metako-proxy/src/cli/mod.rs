@@ -78,6 +78,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Start a throw-away cluster with metako in front of it; needs PostgreSQL's server programs.
+    Demo(crate::demo::DemoOptions),
 }
 
 /// The stock binary and every user's own: parses the command line, runs the command, and says how it ended. Strategies
@@ -109,6 +111,7 @@ async fn dispatch(cli: Cli) -> Exit {
         Command::Status { json } => remote::status(&cli.config, json).await,
         Command::Reload { json } => remote::reload(&cli.config, json).await,
         Command::Adopt { primary, json } => remote::adopt(&cli.config, &primary, json).await,
+        Command::Demo(options) => crate::demo::run(options).await,
     }
 }
 

@@ -1,13 +1,14 @@
 //! Commands on the running proxy that `--config` names.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hyper::Method;
+use metako_core::config::{Problems, peek};
 use serde_json::{Value, json};
 
 use super::Exit;
 use crate::admin::{Answer, call};
-use crate::check::load_file;
+use crate::check::read_text;
 use crate::control::Status;
 use crate::env::TokioEnv;
 use crate::state_dir;
@@ -56,16 +57,13 @@ async fn ask(
     body: Option<&Value>,
     show: impl Fn(&Value) -> Result<String, String>,
 ) -> Exit {
-    let loaded = match load_file(config) {
-        Ok(loaded) => loaded,
-        Err(problems) => {
-            eprintln!("{problems}");
+    let socket = match admin_socket(config) {
+        Ok(socket) => socket,
+        Err(problem) => {
+            eprintln!("{problem}");
             return Exit::Usage;
         }
     };
-    let variable = |name: &str| std::env::var(name).ok();
-    let state_dir = state_dir::locate(&loaded.config, variable);
-    let socket = state_dir::admin_socket(&loaded.config, &state_dir);
     match call(&TokioEnv::new(), &socket, method, command, body).await {
         Ok(Answer::Done(facts)) => match show(&facts) {
             Ok(text) => {
@@ -86,4 +84,12 @@ async fn ask(
             Exit::Unreachable
         }
     }
+}
+
+/// Where the proxy with this configuration listens; the rest of the file may be wrong.
+fn admin_socket(config: &Path) -> Result<PathBuf, Problems> {
+    let text = read_text(config)?;
+    let [state_dir, socket] = peek(&config.display().to_string(), &text, ["state_dir", "admin.socket"])?;
+    let state_dir = state_dir::locate(state_dir.as_deref().map(Path::new), |name| std::env::var(name).ok());
+    Ok(state_dir::admin_socket(socket.as_deref().map(Path::new), &state_dir))
 }

@@ -7,11 +7,12 @@ use async_trait::async_trait;
 use metako_core::config::Node;
 use metako_core::plugin::{NodeAccess, NodeReport, ProbeFailure};
 use metako_core::{Tick, TimelineId};
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::timeout;
 
 use super::connection::{Connection, Row};
 use super::node_report;
+use super::session::{Kind, Session};
 use crate::env::Env;
 
 /// Writes WAL and flushes it, and waits for no standby. The message belongs to nobody: logical decoding passes it to
@@ -32,11 +33,11 @@ const COMMIT_GIVEN_UP: Duration = Duration::from_secs(10);
 pub struct PgNode<E: Env> {
     env: E,
     node: Arc<Node>,
-    sql: Option<Connection>,
-    /// Kept only while the node is a standby without a receiver, whose timeline only a replication command tells.
-    replication: Option<Connection>,
+    sql: Session<E>,
+    /// Open only while the node is a standby without a receiver, whose timeline only a replication command tells.
+    replication: Session<E>,
     /// For probes' own statements, which may leave the session in any state.
-    custom: Option<Connection>,
+    custom: Session<E>,
     committing: Option<Connection>,
     commit: Option<CommitAttempt>,
 }
@@ -50,7 +51,9 @@ struct CommitAttempt {
 impl<E: Env> PgNode<E> {
     /// Access to `node`; nothing is opened yet.
     pub fn new(env: E, node: Arc<Node>) -> Self {
-        Self { env, node, sql: None, replication: None, custom: None, committing: None, commit: None }
+        let session = |kind| Session::new(env.clone(), Arc::clone(&node), kind);
+        let (sql, replication, custom) = (session(Kind::Sql), session(Kind::Replication), session(Kind::Sql));
+        Self { env, node, sql, replication, custom, committing: None, commit: None }
     }
 
     fn begin_commit(&mut self) -> CommitAttempt {
@@ -79,13 +82,10 @@ impl<E: Env> PgNode<E> {
     }
 
     async fn replayed_timeline(&mut self) -> Result<TimelineId, ProbeFailure> {
-        let connection = match self.replication.take() {
-            Some(connection) => connection,
-            None => Connection::open_replication(&self.env, &self.node).await.map_err(without_replication)?,
-        };
+        let connection = self.replication.take().await.map_err(without_replication)?;
         let rows = connection.rows("IDENTIFY_SYSTEM").await?;
         let timeline = node_report::parse_identify_system(&rows)?;
-        self.replication = Some(connection);
+        self.replication.give_back(connection);
         Ok(timeline)
     }
 }
@@ -115,18 +115,15 @@ fn committed(rows: &[Row], took: Duration) -> Result<Duration, ProbeFailure> {
 #[async_trait]
 impl<E: Env> NodeAccess for PgNode<E> {
     async fn report(&mut self) -> Result<NodeReport, ProbeFailure> {
-        let connection = match self.sql.take() {
-            Some(connection) => connection,
-            None => Connection::open(&self.env, &self.node).await?,
-        };
+        let connection = self.sql.take().await?;
         let sent = self.env.now();
         let rows = connection.rows(node_report::QUESTION).await?;
         let latency = self.env.now().since(sent);
         let answer = node_report::parse(&rows)?;
-        self.sql = Some(connection);
+        self.sql.give_back(connection);
         let timeline = match answer.timeline {
             Some(timeline) => {
-                self.replication = None;
+                self.replication.close();
                 timeline
             }
             None => self.replayed_timeline().await?,
@@ -135,10 +132,17 @@ impl<E: Env> NodeAccess for PgNode<E> {
     }
 
     async fn commit(&mut self) -> Result<Duration, ProbeFailure> {
-        let now = self.env.now();
         let attempt = match self.commit.take() {
-            Some(attempt) if now.since(attempt.begun) < COMMIT_GIVEN_UP => attempt,
-            _ => self.begin_commit(),
+            Some(mut attempt) => match attempt.answer.try_recv() {
+                // It ended when nobody looked, and says nothing of now.
+                Ok((_, connection)) => {
+                    self.committing = connection;
+                    self.begin_commit()
+                }
+                Err(TryRecvError::Empty) if self.env.now().since(attempt.begun) < COMMIT_GIVEN_UP => attempt,
+                Err(_) => self.begin_commit(),
+            },
+            None => self.begin_commit(),
         };
         let attempt = self.commit.insert(attempt);
         let (result, connection) = (&mut attempt.answer)
@@ -150,12 +154,9 @@ impl<E: Env> NodeAccess for PgNode<E> {
     }
 
     async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, ProbeFailure> {
-        let connection = match self.custom.take() {
-            Some(connection) => connection,
-            None => Connection::open(&self.env, &self.node).await?,
-        };
+        let connection = self.custom.take().await?;
         let rows = connection.rows(sql).await?;
-        self.custom = Some(connection);
+        self.custom.give_back(connection);
         Ok(rows)
     }
 }

@@ -14,6 +14,7 @@ mod probes;
 mod record;
 mod replication;
 mod report;
+mod session;
 mod sql;
 mod status;
 

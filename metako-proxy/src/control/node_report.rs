@@ -216,12 +216,12 @@ mod tests {
 
     use super::*;
 
-    fn row(columns: [Option<&str>; 17]) -> Row {
-        columns.into_iter().map(|column| column.map(str::to_owned)).collect()
+    fn row(columns: &[Option<&str>; 17]) -> Row {
+        columns.iter().map(|column| column.map(str::to_owned)).collect()
     }
 
     fn standby() -> Row {
-        row([
+        row(&[
             Some("t"),
             Some("t"),
             Some("150018"),

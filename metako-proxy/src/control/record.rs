@@ -114,9 +114,9 @@ fn log(decision: &Decision) {
     let kind_name = kind_name(*kind);
     let node = node.as_ref().map(tracing::field::display);
     if is_warning(*kind) {
-        tracing::warn!(target: "metako::decision", kind = %kind_name, node, epoch = epoch.0, reason = %reason, "{reason}");
+        tracing::warn!(target: "metako::decision", kind = %kind_name, node, epoch = epoch.0, "{reason}");
     } else {
-        tracing::info!(target: "metako::decision", kind = %kind_name, node, epoch = epoch.0, reason = %reason, "{reason}");
+        tracing::info!(target: "metako::decision", kind = %kind_name, node, epoch = epoch.0, "{reason}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod interrupt;
 mod kill_primary;
+mod launch;
 mod ledger;
 mod outcome;
 mod screen;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use self::interrupt::Interrupt;
+pub(crate) use self::launch::run;
 pub use self::outcome::Outcome;
 use self::screen::Screen;
 use crate::control::Status;

@@ -3,27 +3,24 @@
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use metako_core::cluster::{
-    ClusterView, DecisionKind, JournalPhase, NodeView, ObservedRole, ReadFitness, Writes,
-};
-use metako_core::plugin::{
-    Assessment, Electable, Evidence, FailoverPolicy, HealthProbe, NodeAccess, NodeReport, PrimaryEvidence,
-    ProbeFailure,
+    ClusterView, DecisionKind, Journal, JournalPhase, NodeView, ObservedRole, ReadFitness, SyncRule, Writes,
 };
 use metako_core::{Epoch, NodeName, TimelineId};
 use metako_proxy::control::{
-    ControlConfig, Driver, DriverHandle, FileJournal, Found, History, JournalStore, Parts, PgServers,
+    ControlConfig, Driver, DriverHandle, FileJournal, Found, History, JournalError, JournalStore, Parts,
+    PgServers,
 };
 use metako_proxy::env::TokioEnv;
 use metako_proxy::playground::{Builder, Cluster};
 use metako_proxy::shared::{EvidenceSender, Fence, ViewCell};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{LIMIT, eventually, settings};
+use super::{LIMIT, config, eventually};
 
 /// There are no clients here: nothing is to be cut.
 #[derive(Default)]
@@ -36,35 +33,28 @@ impl Fence for NoClients {
     }
 }
 
-struct Report;
-
-#[async_trait]
-impl HealthProbe for Report {
-    async fn probe(&self, node: &mut dyn NodeAccess) -> Result<NodeReport, ProbeFailure> {
-        node.report().await
-    }
+/// The journal on disk, which also shows what was written last.
+struct Kept {
+    file: FileJournal,
+    last: watch::Sender<Option<Journal>>,
 }
 
-/// A refusing primary that its standbys have lost is dead.
-struct Refused;
-
-impl FailoverPolicy for Refused {
-    fn assess(&self, evidence: &Evidence) -> Assessment {
-        let lost = evidence.witnesses.lost > 0 && evidence.witnesses.fresh == 0;
-        if evidence.kind == PrimaryEvidence::Refused && lost {
-            Assessment::FailOver { reason: "it refuses, and its standbys lost it".to_owned() }
-        } else {
-            Assessment::Wait { reason: "not dead".to_owned(), ask_again_in: Some(Duration::from_millis(50)) }
-        }
+#[async_trait]
+impl JournalStore for Kept {
+    async fn load(&self) -> Result<Found, JournalError> {
+        self.file.load().await
     }
 
-    fn rank(&self, electable: &mut [Electable]) {
-        electable.sort_by_key(|one| (std::cmp::Reverse(one.position), one.node.clone()));
+    async fn save(&self, journal: &Journal) -> Result<(), JournalError> {
+        self.file.save(journal).await?;
+        self.last.send_replace(Some(journal.clone()));
+        Ok(())
     }
 }
 
 struct Running {
     view: Arc<ViewCell>,
+    journal: watch::Receiver<Option<Journal>>,
     handle: DriverHandle,
     fence: Arc<NoClients>,
     evidence: EvidenceSender,
@@ -79,22 +69,18 @@ impl Running {
         let (history, writer) = History::open(state).unwrap();
         tokio::spawn(writer.run());
         let env = TokioEnv::new();
+        let (last, journal) = watch::channel(None);
         let parts = Parts {
-            config: ControlConfig {
-                settings: settings(cluster),
-                policy: Arc::new(Refused),
-                probe: Arc::new(Report),
-                probe_name: "report".to_owned(),
-            },
+            config: ControlConfig::build(&config(cluster)).unwrap(),
             servers: Arc::new(PgServers::new(env.clone())),
-            journal: Arc::new(FileJournal::open(state).unwrap()),
+            journal: Arc::new(Kept { file: FileJournal::open(state).unwrap(), last }),
             history,
             view: Arc::clone(&view),
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             evidence: losses,
         };
         let (driver, handle) = Driver::start(env, parts).await.unwrap();
-        Self { view, handle, fence, evidence, task: tokio::spawn(driver.run()) }
+        Self { view, journal, handle, fence, evidence, task: tokio::spawn(driver.run()) }
     }
 
     /// Waits for a view, as the data plane would see it.
@@ -115,6 +101,14 @@ impl Running {
         })
     }
 
+    /// Waits until the rule on disk says the same as the configuration: before that, a failover is a person's.
+    async fn sync_rule(&self, fits: impl Fn(&SyncRule) -> bool) {
+        let mut journal = self.journal.clone();
+        let waiting = journal.wait_for(|journal| journal.as_ref().is_some_and(|journal| fits(&journal.sync)));
+        let found = tokio::time::timeout(LIMIT, waiting).await;
+        assert!(found.is_ok(), "never: the synchronous rule: {:#?}", self.handle.recent_decisions(50));
+    }
+
     async fn stop(self) {
         self.handle.stop().await;
         self.task.await.unwrap();
@@ -131,7 +125,19 @@ fn open_to(view: &ClusterView, primary: &NodeName) -> bool {
 
 #[tokio::test]
 async fn a_killed_primary_is_replaced_and_the_other_standby_follows() {
-    let cluster = Cluster::start(Builder::new().replicas(2)).await.unwrap();
+    let is_async = |rule: &SyncRule| *rule == SyncRule::Async;
+    replace_killed_primary(Builder::new().replicas(2), is_async).await;
+}
+
+#[tokio::test]
+async fn a_killed_primary_is_replaced_where_commits_wait_for_a_standby() {
+    let waits = |rule: &SyncRule| matches!(rule, SyncRule::Quorum { acks: 1, voters } if !voters.is_empty());
+    replace_killed_primary(Builder::new().replicas(2).synchronous(1), waits).await;
+}
+
+/// Kills the primary of a running cluster and checks what comes of it. `rule` is what holds before and after.
+async fn replace_killed_primary(builder: Builder, rule: impl Fn(&SyncRule) -> bool) {
+    let cluster = Cluster::start(builder).await.unwrap();
     let state = tempfile::tempdir().unwrap();
     let running = Running::start(&cluster, state.path()).await;
     let old = NodeName::from("node-1");
@@ -140,6 +146,7 @@ async fn a_killed_primary_is_replaced_and_the_other_standby_follows() {
             open_to(view, &old) && view.nodes.iter().filter(|node| follows(node, &old)).count() == 2
         })
         .await;
+    running.sync_rule(&rule).await;
     cluster.node("node-1").sql("CREATE TABLE t AS SELECT 1 AS a").unwrap();
 
     cluster.node("node-1").kill_9_all().unwrap();
@@ -189,4 +196,5 @@ async fn a_killed_primary_is_replaced_and_the_other_standby_follows() {
     let again = Running::start(&cluster, state.path()).await;
     again.view("the same primary after a restart", |view| open_to(view, &new)).await;
     again.stop().await;
+    assert!(rule(&journal.sync), "{:?}", journal.sync);
 }

@@ -11,7 +11,7 @@ use metako_proxy::control::{Order, PgServers, Servers};
 use metako_proxy::env::TokioEnv;
 use metako_proxy::playground::{Builder, Cluster};
 
-use super::{configured, eventually};
+use super::{config, eventually};
 
 const DONE: Result<ActionOutcome, ActionFailure> = Ok(ActionOutcome::Done);
 
@@ -24,7 +24,7 @@ struct Bench {
 impl Bench {
     async fn start(builder: Builder) -> Self {
         let cluster = Cluster::start(builder).await.unwrap();
-        let nodes = cluster.nodes().iter().map(|node| Arc::new(configured(&cluster, node))).collect();
+        let nodes = config(&cluster).cluster.nodes.iter().cloned().map(Arc::new).collect();
         Self { servers: PgServers::new(TokioEnv::new()), cluster, nodes }
     }
 
