@@ -27,26 +27,26 @@ command -v ipcrm >/dev/null || packages="$packages util-linux"
 
 command -v "${CARGO:-cargo}" >/dev/null || fail "no cargo: install a Rust toolchain (https://rustup.rs), version 1.93 or newer"
 
-packages=$(echo "$packages" | tr ' ' '\n' | sort -u | tr '\n' ' ')
-[ -n "${packages# }" ] || exit 0
+packages=$(echo "$packages" | xargs -n 1 | sort -u | xargs)
+[ -n "$packages" ] || exit 0
 
 command -v apt-get >/dev/null ||
-    fail "missing:$packages- and there is no apt-get here: install PostgreSQL's server programs (13 or newer) and a C compiler yourself, or set METAKO_PG_BIN"
+    fail "missing: $packages, and there is no apt-get here: install PostgreSQL's server programs (13 or newer) and a C compiler yourself, or set METAKO_PG_BIN"
 as_root=
 if [ "$(id -u)" != 0 ]; then
-    command -v sudo >/dev/null || fail "missing:$packages- run as root: apt-get install $packages"
+    command -v sudo >/dev/null || fail "missing: $packages. Run as root: apt-get install $packages"
     as_root=sudo
 fi
 
-say "installing:$packages"
+say "installing: $packages"
 export DEBIAN_FRONTEND=noninteractive
 # Debian would make and start a server of its own on port 5432: nobody asked for that.
 settings=/etc/postgresql-common/createcluster.d
 $as_root mkdir -p "$settings"
 echo "create_main_cluster = false" | $as_root tee "$settings/metako-install.conf" >/dev/null
-trap '$as_root rm -f "$settings/metako-install.conf"' EXIT
+trap '$as_root rm -f "$settings/metako-install.conf"; $as_root rmdir --ignore-fail-on-non-empty "$settings"' EXIT
 
 install() { $as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends $packages >&2; }
 install || { say "trying again after apt-get update" && $as_root apt-get update --quiet >&2 && install; } ||
-    fail "apt-get could not install:$packages"
+    fail "apt-get could not install $packages"
 server_programs || fail "PostgreSQL's server programs are still not found after the installation"

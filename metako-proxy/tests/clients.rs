@@ -41,8 +41,8 @@ fn psql_and_pgbench_work_and_reads_spread_over_the_replicas() {
     assert!(text(&notice.stderr).contains("NOTICE:  hello 1"), "{}", text(&notice.stderr));
 
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), (10..2010).map(|id| format!("{id}\trow {id}\n")).collect::<String>())
-        .unwrap();
+    let rows: Vec<String> = (10..2010).map(|id| format!("{id}\trow {id}\n")).collect();
+    std::fs::write(file.path(), rows.concat()).unwrap();
     let copied = psql(&format!("\\copy note from '{}'", file.path().display()));
     assert_eq!(copied, "COPY 2000\n");
     let out = psql("copy (select id from note order by id) to stdout");
@@ -123,7 +123,9 @@ async fn tokio_postgres_works_with_prepared_statements_transactions_copy_and_can
     }
 
     let cancel = client.cancel_token();
-    let sleeping = client.execute("select pg_sleep(60) from item where id = 1 for update", &[]);
+    // Prepared first: while a server parses, it shows the text as active too.
+    let sleep = client.prepare("select pg_sleep(60) from item where id = 1 for update").await.unwrap();
+    let sleeping = client.execute(&sleep, &[]);
     let killer = async {
         // The cancel must find the statement running: ask the other connection until it does.
         loop {

@@ -291,6 +291,29 @@ mod binary {
     }
 
     #[test]
+    fn the_psql_line_that_is_printed_works_and_is_the_one_of_the_readme() {
+        let clusters = clusters();
+        let mut child = demo(&[], clusters.path()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let line = lines.by_ref().find(|line| line.trim_start().starts_with("psql ")).unwrap();
+        // Nobody reads what comes later: the demo must not wait for that.
+        let reader = std::thread::spawn(move || lines.for_each(drop));
+        let run = format!("{} -XAtc 'SELECT current_user, current_database()'", line.trim());
+        let output = Command::new("sh").args(["-c", &run]).output().unwrap();
+        signal(&child, Signal::SIGTERM);
+        assert!(child.wait().unwrap().success());
+        reader.join().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "app|app\n", "{output:?}");
+
+        let (_, address) = line.split_once("//app:").unwrap();
+        let (password, address) = address.split_once('@').unwrap();
+        let (listen, _) = address.split_once('/').unwrap();
+        let shown = line.trim().replace(password, "PASSWORD").replace(listen, "127.0.0.1:6432");
+        let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+        assert!(std::fs::read_to_string(readme).unwrap().lines().any(|line| line == shown), "{shown}");
+    }
+
+    #[test]
     fn a_killed_demo_leaves_nothing() {
         let clusters = clusters();
         let mut child = demo(&[], clusters.path()).stdout(Stdio::piped()).spawn().unwrap();

@@ -152,3 +152,15 @@ fn a_setting_that_postgresql_refuses_is_reported_with_the_log() {
     assert!(text.contains("node-1 ended while it was starting"), "{text}");
     assert!(text.contains("no_such_setting"), "{text}");
 }
+
+#[test]
+fn a_cluster_that_cannot_be_is_refused() {
+    for wrong in [
+        Builder::new().replicas(10),
+        Builder::new().replicas(1).synchronous(2),
+        Builder::new().synchronous(0),
+    ] {
+        let error = wrong.start_blocking().unwrap_err().to_string();
+        assert!(error.starts_with("the cluster: "), "{error}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use super::replies::Owed;
 use super::statements::{NO_SUCH_NAME, PREFIX};
-use super::{Attachment, Server, Session, State, ends_connection};
+use super::{Attachment, Awaited, Server, Session, State, ends_connection};
 use crate::wire::read::{self, ErrorFields};
 use crate::wire::write::{self, TransactionStatus};
 use crate::wire::{FrameError, Header, Piece};
@@ -63,7 +63,7 @@ impl Session {
                 Piece::Rest { taken, .. } if server.swallow_rest => (taken, Pass::Swallow),
                 Piece::Rest { taken, .. } => (taken, Pass::AsIs),
                 Piece::Start { header: Header { tag: b'D' | b'd', .. }, taken, .. } => {
-                    server.swallow_rest = self.is_own(server);
+                    server.swallow_rest = server.answers_metako();
                     self.stop_holding_back();
                     (taken, if server.swallow_rest { Pass::Swallow } else { Pass::AsIs })
                 }
@@ -98,10 +98,10 @@ impl Session {
                 }
                 _ => {}
             }
-            if self.has_own_answer(server) && !server.framer.inside_frame() {
+            if server.has_own_answer() {
                 to_client.extend_from_slice(&input[from..at]);
                 from = at;
-                self.give_own_answers(server, to_client);
+                server.give_own_answers(to_client);
             }
         }
         to_client.extend_from_slice(&input[from..at]);
@@ -109,10 +109,6 @@ impl Session {
             self.stop_holding_back();
         }
         Ok(Answered { consumed: at, effect })
-    }
-
-    fn is_own(&self, server: &Server) -> bool {
-        matches!(server.replies.front(), Some(Owed::Query { own: true }))
     }
 
     fn answer_frame(
@@ -125,7 +121,7 @@ impl Session {
         if self.refused && !matches!(header.tag, b'Z' | b'S' | b'E') {
             return Pass::Swallow;
         }
-        let own_query = self.is_own(server);
+        let own_query = server.answers_metako();
         let pass = if own_query { Pass::Swallow } else { Pass::AsIs };
         match header.tag {
             b'E' => return self.answer_error(server, header, body, to_client),
@@ -134,7 +130,7 @@ impl Session {
             b'Z' => return self.answer_ready(server, body),
             _ if own_query => {}
             b'1' => {
-                let Some(Owed::Parse { own, statement, .. }) = self.expect(server, b'1') else {
+                let Some(Owed::Parse { own, statement, .. }) = server.expect(b'1') else {
                     return Pass::AsIs;
                 };
                 if let Some((statement, unit)) = statement {
@@ -145,10 +141,10 @@ impl Session {
                 }
             }
             b'2' => {
-                self.expect(server, b'2');
+                server.expect(b'2');
             }
             b'3' => {
-                if let Some(Owed::Close { own: true }) = self.expect(server, b'3') {
+                if let Some(Owed::Close { own: true }) = server.expect(b'3') {
                     return Pass::Swallow;
                 }
             }
@@ -166,29 +162,18 @@ impl Session {
             }
             b'G' => {
                 self.open_up();
+                self.awaited = Awaited::Unbounded;
                 if let Some(skipped) = server.replies.copy_in() {
                     self.undo(server, skipped);
                 }
             }
-            b'H' | b'W' => self.open_up(),
+            b'H' | b'W' => {
+                self.open_up();
+                self.awaited = Awaited::Unbounded;
+            }
             _ => {}
         }
         pass
-    }
-
-    /// Takes what is owed next, which has to fit the tag.
-    fn expect(&mut self, server: &mut Server, tag: u8) -> Option<Owed> {
-        let fits = matches!(
-            (tag, server.replies.front()),
-            (b'1', Some(Owed::Parse { .. } | Owed::Duplicate))
-                | (b'2', Some(Owed::Bind))
-                | (b'3', Some(Owed::Close { .. }))
-        );
-        if fits {
-            return server.replies.pop();
-        }
-        server.out_of_step = true;
-        None
     }
 
     fn answer_ready(&mut self, server: &mut Server, body: &[u8]) -> Pass {
@@ -224,7 +209,7 @@ impl Session {
         if fields.is_fatal() {
             return if ends_connection(fields.code) { Pass::Stop(Effect::Lost) } else { Pass::Last };
         }
-        if self.is_own(server) {
+        if server.answers_metako() {
             return Pass::Swallow;
         }
         let refused = self.is_holding_back() && is_refusal(&fields);
@@ -234,7 +219,10 @@ impl Session {
         if matches!(fields.code.get(..2), Some(b"08" | b"53" | b"57" | b"58")) {
             self.counts.failed += 1;
         }
+        let mut taken = None;
         for skipped in server.replies.failed() {
+            // The last one is what the error answers.
+            taken = if let Owed::Duplicate { name } = &skipped { Some(name.clone()) } else { None };
             self.undo(server, skipped);
         }
         if refused || self.refused {
@@ -243,7 +231,7 @@ impl Session {
         }
         self.stop_holding_back();
         let whole = body.len() == header.length as usize;
-        match self.amended(&fields, body) {
+        match self.amended(&fields, body, taken.as_deref()) {
             Some(amended) if whole => {
                 write::frame(to_client, b'E', |out| out.extend_from_slice(&amended));
                 Pass::Replaced
@@ -253,7 +241,7 @@ impl Session {
     }
 
     /// An error in the client's own words: its names of statements, and why metako cancelled.
-    fn amended(&mut self, fields: &ErrorFields<'_>, body: &[u8]) -> Option<Vec<u8>> {
+    fn amended(&mut self, fields: &ErrorFields<'_>, body: &[u8], taken: Option<&[u8]>) -> Option<Vec<u8>> {
         if fields.code == b"57014"
             && let Some(key) = self.timed_out.take()
         {
@@ -265,11 +253,14 @@ impl Session {
         let end = start + 1 + fields.message[start + 1..].iter().position(|&byte| byte == b'"')?;
         let on_server = &fields.message[start + 1..end];
         let (before, after) = (&fields.message[..start], &fields.message[end + 1..]);
-        let message = if on_server == NO_SUCH_NAME {
-            b"unnamed prepared statement does not exist".to_vec()
-        } else {
-            [before, b"\"", self.names.name_of(on_server)?, b"\"", after].concat()
+        let name = match on_server.strip_prefix(NO_SUCH_NAME) {
+            Some(b"") => {
+                return Some(with_field(body, b'M', b"unnamed prepared statement does not exist"));
+            }
+            Some(name) => name,
+            None => taken.or_else(|| self.names.name_of(on_server))?,
         };
+        let message = [before, b"\"", name, b"\"", after].concat();
         Some(with_field(body, b'M', &message))
     }
 
@@ -287,24 +278,6 @@ impl Session {
         self.stop_holding_back();
         if self.is_attached() {
             self.state = State::Attached(Attachment::Open);
-        }
-    }
-
-    fn has_own_answer(&self, server: &Server) -> bool {
-        matches!(server.replies.front(), Some(Owed::ParsedBefore { .. } | Owed::ClosedHere { .. }))
-    }
-
-    /// Gives the answers that metako makes itself, where it is their turn.
-    pub(super) fn give_own_answers(&mut self, server: &mut Server, to_client: &mut Vec<u8>) {
-        while let Some(owed) = server.replies.front()
-            && !server.framer.inside_frame()
-        {
-            match owed {
-                Owed::ParsedBefore { .. } => write::parse_complete(to_client),
-                Owed::ClosedHere { .. } => write::close_complete(to_client),
-                _ => break,
-            }
-            server.replies.pop();
         }
     }
 }

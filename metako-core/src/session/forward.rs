@@ -53,16 +53,20 @@ enum OnServer {
     Same,
     /// By another name.
     Named(Arc<Statement>),
-    /// It does not exist, and what the client calls it would be something else there.
-    Missing,
+    /// It does not exist, and what the client calls it might be something else there: a name that is nothing.
+    Missing(Vec<u8>),
 }
 
 impl OnServer {
+    fn missing(name: &[u8]) -> Self {
+        Self::Missing([NO_SUCH_NAME, name].concat())
+    }
+
     fn name(&self) -> Option<&[u8]> {
         match self {
             Self::Same => None,
             Self::Named(statement) => Some(statement.name()),
-            Self::Missing => Some(NO_SUCH_NAME),
+            Self::Missing(name) => Some(name),
         }
     }
 }
@@ -105,7 +109,7 @@ impl Session {
         pipe.flush();
         let consumed = pipe.at;
         self.keep_for_repeat(&input[..consumed]);
-        self.give_own_answers(server, to_client);
+        server.give_own_answers(to_client);
         Ok(Forwarded { consumed, terminate })
     }
 
@@ -155,7 +159,7 @@ impl Session {
                 // It keeps the client's name on this server, which nobody else will use.
                 self.pin(TOO_LONG);
                 self.unnamed = Unnamed { tail: None, verdict: None, here: true };
-                self.sent(server, Owed::Duplicate);
+                self.sent(server, Owed::ParseHere);
             }
             b'B' => {
                 let bind = read::bind(body).ok_or(malformed)?;
@@ -223,7 +227,7 @@ impl Session {
             self.ensure(server, &taken, pipe);
             let out = pipe.replace(HEADER + header.length as usize);
             write::parse(out, taken.name(), parse.tail);
-            self.sent(server, Owed::Duplicate);
+            self.sent(server, Owed::Duplicate { name: parse.name.into() });
             return;
         }
         let statement = cx.statements.intern(parse.tail, &verdict);
@@ -274,7 +278,7 @@ impl Session {
             if self.unnamed.here {
                 return OnServer::Same;
             }
-            let Some(tail) = &self.unnamed.tail else { return OnServer::Missing };
+            let Some(tail) = &self.unnamed.tail else { return OnServer::missing(name) };
             write::parse(pipe.flush(), b"", tail);
             self.unnamed.here = true;
             self.sent(server, Owed::Parse { own: true, statement: None, undo: None });
@@ -282,7 +286,7 @@ impl Session {
         }
         let Some(statement) = self.statement(name) else {
             // Perhaps made by PREPARE, which pins: then this is its server.
-            return if name.starts_with(PREFIX) { OnServer::Missing } else { OnServer::Same };
+            return if name.starts_with(PREFIX) { OnServer::missing(name) } else { OnServer::Same };
         };
         self.ensure(server, &statement, pipe);
         OnServer::Named(statement)

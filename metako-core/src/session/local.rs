@@ -146,16 +146,19 @@ impl Session {
                     Some(body) => self.lost_block_parse(read::parse(body).ok_or(malformed)?, cx),
                     None => None,
                 };
-                match verdict {
-                    Some(_) => write::parse_complete(to_client),
-                    None => {
-                        let report = block.next_error();
-                        block.fail(&report, to_client);
-                    }
+                if verdict.is_some() {
+                    write::parse_complete(to_client);
+                } else {
+                    let report = block.next_error();
+                    block.fail(&report, to_client);
                 }
             }
             b'B' => {
-                self.lost_block_bind(block, read::bind(body.unwrap_or_default()).ok_or(malformed)?, to_client)
+                self.lost_block_bind(
+                    block,
+                    read::bind(body.unwrap_or_default()).ok_or(malformed)?,
+                    to_client,
+                );
             }
             b'D' => match read::target(body.unwrap_or_default()).ok_or(malformed)? {
                 Target::Statement(_) => {

@@ -29,6 +29,8 @@ mod statements;
 mod verdict;
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

@@ -92,13 +92,12 @@ impl Session {
         let Some(first) = header(input, Direction::Client, u32::MAX)? else { return Ok(Plan::More) };
         match (&self.state, first.tag) {
             (_, b'X') => Ok(Plan::Close),
-            (_, b'd' | b'c' | b'f') => self.drop_piece(input),
             (State::Skipping, b'S') => {
                 write::ready_for_query(to_client, TransactionStatus::Idle);
                 self.state = State::Detached;
                 self.drop_piece(input)
             }
-            (State::Skipping, _) => self.drop_piece(input),
+            (State::Skipping, _) | (_, b'd' | b'c' | b'f') => self.drop_piece(input),
             (State::LostBlock(_), _) => self.answer_lost_block(input, cx, to_client),
             (_, b'S') => {
                 write::ready_for_query(to_client, TransactionStatus::Idle);

@@ -14,8 +14,10 @@ pub(super) const OWED_MAX: usize = 1 << 16;
 pub(super) enum Owed {
     /// ParseComplete; metako's own if `own`. `statement` is what the server then has, sent in which [`Replies::unit`].
     Parse { own: bool, statement: Option<(Arc<Statement>, u64)>, undo: Option<Undo> },
-    /// The error that the name is taken, to a Parse that cannot succeed.
-    Duplicate,
+    /// The error that this name is taken, to a Parse that cannot succeed.
+    Duplicate { name: Box<[u8]> },
+    /// ParseComplete for a statement that is known to this one server alone.
+    ParseHere,
     /// A ParseComplete that metako makes, because the server has the statement already.
     ParsedBefore { undo: Undo },
     /// BindComplete.

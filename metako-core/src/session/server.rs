@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::replies::Replies;
+use super::replies::{Owed, Replies};
 use super::statements::Prepared;
-use crate::wire::write::TransactionStatus;
+use crate::wire::write::{self, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, Piece};
 
 /// The protocol state of a server connection: it stays with the connection from client to client.
@@ -82,6 +82,42 @@ impl Server {
     /// The name of a reported parameter that is not what it was after log-in.
     pub(super) fn changed_parameter(&self) -> bool {
         !self.changed.is_empty()
+    }
+
+    /// Whether what comes next answers a query of metako's own.
+    pub(super) fn answers_metako(&self) -> bool {
+        matches!(self.replies.front(), Some(Owed::Query { own: true }))
+    }
+
+    /// Takes what is owed next, which has to fit the tag.
+    pub(super) fn expect(&mut self, tag: u8) -> Option<Owed> {
+        let fits = matches!(
+            (tag, self.replies.front()),
+            (b'1', Some(Owed::Parse { .. } | Owed::ParseHere))
+                | (b'2', Some(Owed::Bind))
+                | (b'3', Some(Owed::Close { .. }))
+        );
+        if fits {
+            return self.replies.pop();
+        }
+        self.out_of_step = true;
+        None
+    }
+
+    /// Whether it is the turn of an answer that metako makes itself.
+    pub(super) fn has_own_answer(&self) -> bool {
+        !self.framer.inside_frame()
+            && matches!(self.replies.front(), Some(Owed::ParsedBefore { .. } | Owed::ClosedHere { .. }))
+    }
+
+    /// Gives the answers that metako makes itself, as long as it is their turn.
+    pub(super) fn give_own_answers(&mut self, to_client: &mut Vec<u8>) {
+        while self.has_own_answer() {
+            match self.replies.pop() {
+                Some(Owed::ParsedBefore { .. }) => write::parse_complete(to_client),
+                _ => write::close_complete(to_client),
+            }
+        }
     }
 
     pub(super) fn parameter_status(&mut self, body: &[u8]) {

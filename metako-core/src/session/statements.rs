@@ -12,7 +12,7 @@ use super::Verdict;
 /// Names of statements on servers begin with this.
 pub(super) const PREFIX: &[u8] = b"metako_";
 
-/// A name that no server ever has a statement under.
+/// No server ever has a statement under a name that begins with this; what the client called it follows.
 pub(super) const NO_SUCH_NAME: &[u8] = b"metako_none";
 
 /// How many statements are kept on one server connection; the one that was not used for longest is closed.

@@ -6,7 +6,7 @@ use crate::plugin::{Classification, Span};
 use crate::wire::read;
 
 /// Judges by the first word, as far as these tests need it.
-struct FirstWord;
+pub(super) struct FirstWord;
 
 impl QueryClassifier for FirstWord {
     fn classify(&self, sql: &[u8]) -> Classification {
@@ -82,7 +82,7 @@ impl Bench {
     }
 }
 
-fn frames(bytes: &[u8]) -> Vec<(u8, &[u8])> {
+pub(super) fn frames(bytes: &[u8]) -> Vec<(u8, &[u8])> {
     let (mut found, mut rest) = (Vec::new(), bytes);
     while let [tag, a, b, c, d, ..] = rest {
         let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
@@ -93,7 +93,7 @@ fn frames(bytes: &[u8]) -> Vec<(u8, &[u8])> {
     found
 }
 
-fn brief(bytes: &[u8]) -> String {
+pub(super) fn brief(bytes: &[u8]) -> String {
     let one = |(tag, body): (u8, &[u8])| match tag {
         b'Z' => format!("Z{}", char::from(body[0])),
         b'E' => format!("E{}", String::from_utf8_lossy(read::error(body).code)),
@@ -116,19 +116,19 @@ fn brief_from_client(bytes: &[u8]) -> String {
     frames(bytes).into_iter().map(one).collect::<Vec<_>>().join(" ")
 }
 
-fn query(sql: &str) -> Vec<u8> {
+pub(super) fn query(sql: &str) -> Vec<u8> {
     let mut out = Vec::new();
     write::query(&mut out, sql.as_bytes());
     out
 }
 
-fn parse(name: &str, sql: &str) -> Vec<u8> {
+pub(super) fn parse(name: &str, sql: &str) -> Vec<u8> {
     let mut out = Vec::new();
     write::parse(&mut out, name.as_bytes(), &[sql.as_bytes(), b"\0\0\0"].concat());
     out
 }
 
-fn bind(name: &str) -> Vec<u8> {
+pub(super) fn bind(name: &str) -> Vec<u8> {
     let mut out = Vec::new();
     write::frame(&mut out, b'B', |out| {
         out.push(0);
@@ -138,14 +138,26 @@ fn bind(name: &str) -> Vec<u8> {
     out
 }
 
-fn close(name: &str) -> Vec<u8> {
+pub(super) fn close(name: &str) -> Vec<u8> {
     let mut out = Vec::new();
     write::statement_target(&mut out, b'C', name.as_bytes());
     out
 }
 
-const EXECUTE: &[u8] = b"E\0\0\0\x09\0\0\0\0\0";
-const SYNC: &[u8] = b"S\0\0\0\x04";
+pub(super) const EXECUTE: &[u8] = b"E\0\0\0\x09\0\0\0\0\0";
+pub(super) const SYNC: &[u8] = b"S\0\0\0\x04";
+/// Random bytes as well-framed messages of random tags that a server may send.
+pub(super) fn split_frames(bytes: &[u8]) -> Vec<u8> {
+    const TAGS: &[u8] = b"123nstTDCIENSZAGHWdcV";
+    let mut out = Vec::new();
+    for chunk in bytes.chunks(7) {
+        write::frame(&mut out, TAGS[usize::from(chunk[0]) % TAGS.len()], |out| {
+            out.extend_from_slice(&chunk[1..]);
+        });
+    }
+    out
+}
+
 const ONE: &[u8] = b"1\0\0\0\x04";
 const TWO: &[u8] = b"2\0\0\0\x04";
 const ROW: &[u8] = b"D\0\0\0\x06\0\0";

@@ -100,7 +100,6 @@ fn who<E: Env>(
     let mut parameters = Vec::with_capacity(given.len());
     for (name, value) in given {
         match name.to_ascii_lowercase().as_str() {
-            "user" | "database" => {}
             "application_name" => application_name.clone_from(value),
             "replication" if !matches!(value.as_str(), "false" | "off" | "no" | "0") => {
                 return Err(Report::fatal(
@@ -109,7 +108,7 @@ fn who<E: Env>(
                 )
                 .with_hint("Connect to the node itself."));
             }
-            "replication" => {}
+            "user" | "database" | "replication" => {}
             lower => parameters.push((lower.to_owned(), value.clone())),
         }
     }
@@ -139,13 +138,17 @@ impl<E: Env> ClientTask<E> {
     /// Says what ends a log-in. Parameters come from a server connection of the client's own kind; if none was opened
     /// yet, one is opened now, so that what PostgreSQL refuses is refused here.
     async fn welcome(&mut self) -> Result<(), Gone> {
-        if self.core.pools.reported(&self.who).is_none() {
-            match self.find(true, Vec::new()).await? {
-                Ok(found) => found.lease.give_back(),
+        let reported = match self.core.pools.reported(&self.who) {
+            Some(reported) => reported,
+            None => match self.find(true, Vec::new()).await? {
+                Ok(Found { mut lease, .. }) => {
+                    let reported = Arc::clone(&lease.conn().reported);
+                    lease.give_back();
+                    reported
+                }
                 Err(report) => return self.close_with(&report.as_fatal()).await,
-            }
-        }
-        let reported = self.core.pools.reported(&self.who).unwrap_or_default();
+            },
+        };
         let mut parameters: Vec<(String, String)> = reported.to_vec();
         for (name, value) in &mut parameters {
             match name.as_str() {
@@ -436,12 +439,12 @@ impl<E: Env> ClientTask<E> {
         }
     }
 
-    async fn repeat_elsewhere(&mut self, read: bool, avoid: &mut Vec<NodeName>) -> Result<Next<E>, Gone> {
+    async fn repeat_elsewhere(&mut self, read: bool, avoid: &[NodeName]) -> Result<Next<E>, Gone> {
         let report = if avoid.len() > REPEATS_MAX {
             Report::error(sqlstate::CONNECTION_FAILURE, "each server that was tried was lost")
                 .with_hint("The statement only reads: it can be run again.")
         } else {
-            match self.find(read, avoid.clone()).await? {
+            match self.find(read, avoid.to_vec()).await? {
                 Ok(found) => return Ok(Next::Repeat(found)),
                 Err(report) => report,
             }

@@ -105,19 +105,14 @@ impl Handle {
     pub(super) async fn cancel<E: Env>(&self, env: &E) {
         let target = {
             let mut state = self.state.lock();
-            match &state.serving {
-                Some(target) => {
-                    let target = Arc::clone(target);
-                    state.running += 1;
-                    target
-                }
-                None => {
-                    state.cancelled = state.waiting;
-                    drop(state);
-                    self.task.wake();
-                    return;
-                }
-            }
+            let Some(target) = state.serving.clone() else {
+                state.cancelled = state.waiting;
+                drop(state);
+                self.task.wake();
+                return;
+            };
+            state.running += 1;
+            target
         };
         let mut delivery = Delivery { handle: self, delivered: false };
         delivery.delivered = deliver(env, &target).await;

@@ -16,6 +16,9 @@ use tokio::sync::Notify;
 use super::buffers::{poll_read, with_scratch};
 use crate::backend::Target;
 
+/// Names and values of parameters that a server reports, in its order.
+pub(super) type Reported = Arc<Vec<(String, String)>>;
+
 /// How a running statement can be cancelled.
 #[derive(Debug)]
 pub(super) struct CancelTarget {
@@ -53,6 +56,8 @@ pub(super) struct Conn<S> {
     pub(super) id: ServerId,
     pub(super) epoch: Epoch,
     pub(super) cancel: Arc<CancelTarget>,
+    /// What the server reported after log-in.
+    pub(super) reported: Reported,
     /// The beginning of a message that has not come whole.
     pub(super) partial: Vec<u8>,
     /// Comes last: the register forgets the connection when its socket is closed.

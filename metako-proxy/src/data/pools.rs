@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::Core;
-use super::conn::{CancelTarget, Conn};
+use super::conn::{CancelTarget, Conn, Reported};
 use crate::backend::{self, ConnectError, ConnectErrorKind, MaybeTls, Target};
 use crate::env::Env;
 use crate::shared::NodeTraffic;
@@ -33,7 +33,7 @@ pub(super) struct Who {
     pub(super) user: String,
     pub(super) application_name: String,
     /// Start-up parameters but for those above.
-    pub(super) parameters: Arc<Vec<(String, String)>>,
+    pub(super) parameters: Parameters,
     /// The number of those.
     pub(super) variant: Variant,
 }
@@ -76,7 +76,6 @@ pub(super) struct Cell<E: Env> {
 impl<E: Env> Cell<E> {
     /// Hands on what a grant names, to the next in line if its client has gone.
     fn deliver(
-        &self,
         core: &Core<E>,
         state: &mut State<E>,
         mut conn: Option<Box<ServerConn<E>>>,
@@ -119,7 +118,7 @@ impl<E: Env> Cell<E> {
         let checkin = state.pool.checkin(core.env.now(), conn.id, reusable);
         let closed = match checkin {
             Checkin { close: true, grant } => {
-                self.deliver(core, &mut state, None, grant);
+                Self::deliver(core, &mut state, None, grant);
                 Some(conn)
             }
             Checkin { close: false, grant: None } => {
@@ -127,7 +126,7 @@ impl<E: Env> Cell<E> {
                 None
             }
             Checkin { close: false, grant } => {
-                self.deliver(core, &mut state, Some(conn), grant);
+                Self::deliver(core, &mut state, Some(conn), grant);
                 None
             }
         };
@@ -138,7 +137,7 @@ impl<E: Env> Cell<E> {
     fn lost(&self, core: &Core<E>, server: ServerId) {
         let mut state = self.state.lock();
         let grant = state.pool.lost(core.env.now(), server);
-        self.deliver(core, &mut state, None, grant);
+        Self::deliver(core, &mut state, None, grant);
     }
 
     fn take_idle(state: &mut State<E>, servers: Vec<ServerId>) -> Vec<Box<ServerConn<E>>> {
@@ -240,10 +239,16 @@ impl<E: Env> Drop for Waiting<'_, E> {
 /// All pools.
 pub(super) struct Pools<E: Env> {
     cells: Mutex<Vec<(PoolKey, Arc<Cell<E>>)>>,
-    variants: Mutex<BTreeMap<Arc<Vec<(String, String)>>, Variant>>,
+    variants: Mutex<BTreeMap<Parameters, Variant>>,
     /// What servers reported after log-in, by database, user and variant.
-    reported: Mutex<BTreeMap<(String, String, Variant), Arc<Vec<(String, String)>>>>,
+    reported: Mutex<BTreeMap<ReportKey, Reported>>,
 }
+
+/// Names and values of start-up parameters, in the client's order.
+pub(super) type Parameters = Arc<Vec<(String, String)>>;
+
+/// Database, user and variant.
+type ReportKey = (String, String, Variant);
 
 #[derive(Debug, PartialEq, Eq)]
 struct PoolKey {
@@ -278,7 +283,7 @@ impl<E: Env> Default for Pools<E> {
 
 impl<E: Env> Pools<E> {
     /// The number of a set of start-up parameters; `None` if there are too many.
-    pub(super) fn variant(&self, parameters: &Arc<Vec<(String, String)>>) -> Option<Variant> {
+    pub(super) fn variant(&self, parameters: &Parameters) -> Option<Variant> {
         let mut variants = self.variants.lock();
         if let Some(variant) = variants.get(parameters) {
             return Some(*variant);
@@ -292,18 +297,18 @@ impl<E: Env> Pools<E> {
     }
 
     /// What a server reported to the first connection of this kind, if there was one.
-    pub(super) fn reported(&self, who: &Who) -> Option<Arc<Vec<(String, String)>>> {
+    pub(super) fn reported(&self, who: &Who) -> Option<Reported> {
         let key = (who.database.clone(), who.user.clone(), who.variant);
         self.reported.lock().get(&key).cloned()
     }
 
-    fn report(&self, who: &Who, parameters: &[(String, String)]) {
+    fn report(&self, who: &Who, parameters: &Reported) {
         let key = (who.database.clone(), who.user.clone(), who.variant);
         let mut reported = self.reported.lock();
         if reported.len() >= VARIANTS_MAX {
             reported.clear();
         }
-        reported.insert(key, Arc::new(parameters.to_vec()));
+        reported.insert(key, Arc::clone(parameters));
     }
 
     fn cell(&self, core: &Core<E>, who: &Who, node: &NodeName) -> Option<Arc<Cell<E>>> {
@@ -352,7 +357,7 @@ impl<E: Env> Pools<E> {
                 state.pool.set_limits(settings.pool_limits());
                 let grants = state.pool.serve_waiters(core.env.now());
                 for grant in grants {
-                    cell.deliver(core, &mut state, None, Some(grant));
+                    Cell::deliver(core, &mut state, None, Some(grant));
                 }
             } else {
                 state.retired = true;
@@ -363,7 +368,6 @@ impl<E: Env> Pools<E> {
             }
             stays
         });
-        self.reported.lock().clear();
     }
 
     /// Closes the idle connections to `node` of an epoch before `floor`.
@@ -376,7 +380,7 @@ impl<E: Env> Pools<E> {
             let stale = state.pool.raise_floor(floor);
             let closed = Cell::take_idle(&mut state, stale);
             for grant in state.pool.serve_waiters(core.env.now()) {
-                cell.deliver(core, &mut state, None, Some(grant));
+                Cell::deliver(core, &mut state, None, Some(grant));
             }
             drop(state);
             drop(closed);
@@ -400,13 +404,13 @@ impl<E: Env> Pools<E> {
             for server in dead {
                 closed.extend(state.idle.remove(&server));
                 let grant = state.pool.lost(now, server);
-                cell.deliver(core, &mut state, None, grant);
+                Cell::deliver(core, &mut state, None, grant);
             }
             for waiter in state.pool.overdue(now) {
                 state.waiting.remove(&waiter);
             }
             for grant in state.pool.serve_waiters(now) {
-                cell.deliver(core, &mut state, None, Some(grant));
+                Cell::deliver(core, &mut state, None, Some(grant));
             }
             *idle_by_node.entry(cell.node.clone()).or_default() += state.idle.len() as u64;
             drop(state);
@@ -508,7 +512,8 @@ async fn open<E: Env>(mut opening: Opening<'_, E>, who: &Who) -> Result<Lease<E>
             }
             CheckoutError::Open(error)
         })?;
-    core.pools.report(who, &backend.parameters);
+    let reported = Arc::new(backend.parameters);
+    core.pools.report(who, &reported);
     let Some(server) = opening.server.take() else { return Err(CheckoutError::NoNode) };
     {
         let mut state = cell.state.lock();
@@ -516,7 +521,7 @@ async fn open<E: Env>(mut opening: Opening<'_, E>, who: &Who) -> Result<Lease<E>
         state.pool.set_epoch(server, epoch);
     }
     let conn = Conn {
-        server: Server::new(&backend.parameters, &who.application_name),
+        server: Server::new(&reported, &who.application_name),
         stream: backend.stream,
         id: server,
         epoch,
@@ -525,6 +530,7 @@ async fn open<E: Env>(mut opening: Opening<'_, E>, who: &Who) -> Result<Lease<E>
             process_id: backend.process_id,
             secret_key: backend.secret_key,
         }),
+        reported,
         partial: Vec::new(),
         registration: core.register.enter(&cell.node, epoch),
     };

@@ -125,10 +125,14 @@ where
             return Ok(false);
         }
         match self.client.output.poll_flush(&mut self.client.stream, cx) {
-            Poll::Ready(Ok(())) => Ok(true),
+            Poll::Ready(Ok(())) => {
+                self.look_around()?;
+                Ok(true)
+            }
             Poll::Ready(Err(_)) if self.client.leaving => {
                 // It left without waiting for the answer to what it asked for; that is finished all the same.
                 self.client.output.clear();
+                self.look_around()?;
                 Ok(true)
             }
             Poll::Ready(Err(_)) => Err(End::ClientGone),
@@ -208,8 +212,10 @@ where
     }
 
     fn look_for_release(&mut self) -> Result<(), End> {
+        // A server stays until its last byte is with the client: what the fence cuts off must not arrive later.
         let free = self.conn.partial.is_empty()
             && self.to_server.is_empty()
+            && self.client.output.is_empty()
             && self.client.session.releasable(&self.conn.server);
         if free { Err(End::Released) } else { Ok(()) }
     }

@@ -33,6 +33,9 @@ log_line_prefix = '%m [%p] %q%a '
 log_timezone = 'UTC'
 ";
 
+/// What `max_wal_senders` allows, with one to spare for a base backup.
+const REPLICAS_MAX: usize = 9;
+
 /// Describes a cluster to be started.
 #[derive(Debug, Clone)]
 pub struct Builder {
@@ -80,6 +83,7 @@ impl Builder {
 
     /// Starts it and returns when every replica streams. Blocks for some seconds; inside tokio use [`Cluster::start`].
     pub fn start_blocking(self) -> Result<Cluster, PlaygroundError> {
+        self.check()?;
         let programs = Programs::find(self.major)?;
         let account = Account::choose()?;
         let folder = Folder::new(account)?;
@@ -98,6 +102,19 @@ impl Builder {
         self.make_primary(&common, &cluster)?;
         self.make_replicas(&common, &cluster)?;
         Ok(cluster)
+    }
+
+    fn check(&self) -> Result<(), PlaygroundError> {
+        let wrong = |what: String| Err(PlaygroundError::WrongState { node: "the cluster".to_owned(), what });
+        if self.replicas > REPLICAS_MAX {
+            return wrong(format!("{} replicas are more than {REPLICAS_MAX}", self.replicas));
+        }
+        match self.acks {
+            Some(acks) if !(1..=self.replicas).contains(&(acks as usize)) => {
+                wrong(format!("no commit can wait for {acks} of {} replicas", self.replicas))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn make_primary(&self, common: &Common, cluster: &Cluster) -> Result<(), PlaygroundError> {
