@@ -64,7 +64,7 @@ impl Facts {
                 last = if acknowledges { Some(entry.at) } else { last };
             }
         }
-        facts.at_the_end(log, acknowledged, last_promoted);
+        facts.at_the_end(log, acknowledged, last_promoted.as_ref());
         facts
     }
 
@@ -82,14 +82,14 @@ impl Facts {
         }
     }
 
-    fn at_the_end(&mut self, log: &Log, acknowledged: BTreeSet<u64>, last_promoted: Option<NodeName>) {
+    fn at_the_end(&mut self, log: &Log, acknowledged: BTreeSet<u64>, last_promoted: Option<&NodeName>) {
         let Some(end) = log.end() else { return };
         self.primary.clone_from(&end.primary);
         let streams = |node: &&crate::log::EndNode| node.on_history && node.streams_from == end.primary;
         self.replicas_streaming =
             end.primary.as_ref().map_or(0, |_| end.nodes.iter().filter(streams).count() as u64);
         let has = |id: &u64| {
-            let line = end.primary.as_ref().or(last_promoted.as_ref());
+            let line = end.primary.as_ref().or(last_promoted);
             let mut keepers = end.nodes.iter().filter(|node| line.is_none_or(|name| *name == node.node));
             keepers.any(|node| node.holds.contains(id))
         };
