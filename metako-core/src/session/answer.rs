@@ -144,7 +144,7 @@ impl Session {
                 server.expect(b'2');
             }
             b'3' => {
-                if let Some(Owed::Close { own: true }) = server.expect(b'3') {
+                if let Some(Owed::Close { own: Some(_) }) = server.expect(b'3') {
                     return Pass::Swallow;
                 }
             }

@@ -266,9 +266,9 @@ impl Session {
             }
             (None, Target::Statement(name)) if name.starts_with(PREFIX) => {
                 write::statement_target(pipe.replace(HEADER + header.length as usize), b'C', NO_SUCH_NAME);
-                self.sent(server, Owed::Close { own: false });
+                self.sent(server, Owed::Close { own: None });
             }
-            (None, _) => self.sent(server, Owed::Close { own: false }),
+            (None, _) => self.sent(server, Owed::Close { own: None }),
         }
     }
 
@@ -320,7 +320,7 @@ impl Session {
         let in_doubt = (presence == Presence::Doubtful).then(|| Arc::clone(statement));
         for closed in evicted.into_iter().chain(in_doubt) {
             write::statement_target(out, b'C', closed.name());
-            self.sent(server, Owed::Close { own: true });
+            self.sent(server, Owed::Close { own: Some(closed) });
         }
     }
 

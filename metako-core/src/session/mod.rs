@@ -29,6 +29,8 @@ mod statements;
 mod verdict;
 
 #[cfg(test)]
+mod edge_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod tests;
@@ -359,6 +361,7 @@ impl Session {
                 }
             }
             Owed::ParsedBefore { undo } | Owed::ClosedHere { undo } => self.names.undo(undo),
+            Owed::Close { own: Some(statement) } => server.prepared.doubt(&statement),
             _ => {}
         }
     }

@@ -22,8 +22,8 @@ pub(super) enum Owed {
     ParsedBefore { undo: Undo },
     /// BindComplete.
     Bind,
-    /// CloseComplete; metako's own if `own`.
-    Close { own: bool },
+    /// CloseComplete; metako's own, and swallowed, if it names the statement that it closes.
+    Close { own: Option<Arc<Statement>> },
     /// A CloseComplete that metako makes: the statement stays on the server for others.
     ClosedHere { undo: Undo },
     /// ParameterDescription and RowDescription or NoData.

@@ -150,6 +150,9 @@ impl Names {
     }
 }
 
+/// The unit of a Parse that will never be confirmed: the statement is closed before it is parsed again.
+const NEVER: u64 = u64::MAX;
+
 /// The statements that one server connection has, or will have once what was sent is run.
 #[derive(Debug, Default)]
 pub(super) struct Prepared {
@@ -170,7 +173,7 @@ struct Entry {
 pub(super) enum Presence {
     /// It has, whenever the message that is about to be sent in this unit is run.
     Present,
-    /// It was sent in an earlier unit that may yet fail.
+    /// It was sent in an earlier unit that may yet fail, or a message that would have told was skipped.
     Doubtful,
     /// It has not.
     Absent,
@@ -185,13 +188,14 @@ impl Prepared {
         if entry.sent_in.is_none_or(|sent| sent == unit) { Presence::Present } else { Presence::Doubtful }
     }
 
-    /// Notes that its Parse is sent in `unit`; gives the statement that has to go for it, if one has.
-    pub(super) fn add(&mut self, statement: &Arc<Statement>, unit: u64) -> Option<Arc<Statement>> {
+    /// Notes that its Parse is sent in `unit`; gives the statements that have to go for it.
+    pub(super) fn add(&mut self, statement: &Arc<Statement>, unit: u64) -> Vec<Arc<Statement>> {
         self.clock += 1;
-        let mut evicted = None;
-        if self.entries.len() >= PREPARED_PER_SERVER_MAX && !self.entries.contains_key(&statement.id) {
+        let mut evicted = Vec::new();
+        let known = self.entries.contains_key(&statement.id);
+        while !known && self.entries.len() >= PREPARED_PER_SERVER_MAX {
             let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(id, _)| *id);
-            evicted = oldest.and_then(|id| self.entries.remove(&id)).map(|entry| entry.statement);
+            evicted.extend(oldest.and_then(|id| self.entries.remove(&id)).map(|entry| entry.statement));
         }
         let entry = Entry { statement: Arc::clone(statement), used: self.clock, sent_in: Some(unit) };
         self.entries.insert(statement.id, entry);
@@ -207,11 +211,22 @@ impl Prepared {
         }
     }
 
-    /// The Parse sent in `unit` failed or was skipped.
+    /// The Parse sent in `unit` failed or was skipped: what an earlier one made may be there all the same.
     pub(super) fn refute(&mut self, statement: &Statement, unit: u64) {
-        if self.entries.get(&statement.id).is_some_and(|entry| entry.sent_in == Some(unit)) {
-            self.entries.remove(&statement.id);
+        if let Some(entry) = self.entries.get_mut(&statement.id)
+            && entry.sent_in == Some(unit)
+        {
+            entry.sent_in = Some(NEVER);
         }
+    }
+
+    /// A Close of metako's own was skipped: the statement may still be there.
+    pub(super) fn doubt(&mut self, statement: &Arc<Statement>) {
+        self.entries.entry(statement.id).or_insert_with(|| Entry {
+            statement: Arc::clone(statement),
+            used: 0,
+            sent_in: Some(NEVER),
+        });
     }
 
     pub(super) fn clear(&mut self) {
@@ -254,11 +269,11 @@ mod tests {
         let all: Vec<_> =
             (0..PREPARED_PER_SERVER_MAX).map(|n| interned(&mut interner, &n.to_string())).collect();
         for statement in &all {
-            assert_eq!(prepared.add(statement, 0), None);
+            assert_eq!(prepared.add(statement, 0), []);
         }
         assert_eq!(prepared.presence(&all[0], 0), Presence::Present);
         let new = interned(&mut interner, "new");
-        assert_eq!(prepared.add(&new, 0), Some(Arc::clone(&all[1])));
+        assert_eq!(prepared.add(&new, 0), [Arc::clone(&all[1])]);
         assert_eq!(prepared.presence(&all[0], 0), Presence::Present);
         assert_eq!(prepared.presence(&all[1], 0), Presence::Absent);
     }
