@@ -35,3 +35,31 @@ fn a_statement_whose_eviction_was_skipped_is_closed_before_it_is_parsed_again() 
     bench.forward(&[&bind(&name(0))[..], SYNC].concat());
     assert_eq!(bench.server_got(), "Cmetako_1 Pmetako_1 Bmetako_1 S");
 }
+
+#[test]
+fn a_unit_that_is_repeated_may_give_its_names_again() {
+    let mut bench = Bench::new();
+    bench.attach(true);
+    bench.forward(&[&parse("s", "select f()")[..], &bind("s"), EXECUTE, SYNC].concat());
+    bench.answer(&[ONE, TWO].concat());
+    let refused = [error("25006", "cannot execute"), ready(TransactionStatus::Idle)].concat();
+    assert_eq!(bench.answer(&refused), Effect::Refused);
+    bench.to_client.clear();
+    bench.server_got();
+    bench.server = Server::new(&[], "");
+    bench.repeat(false);
+    assert_eq!(bench.server_got(), "Pmetako_1 Bmetako_1 E S");
+    bench.answer(&[ONE, TWO, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "1 2 C:SELECT 1 ZI");
+    bench.session.release();
+    // Nor does a name stay that the client was never told of.
+    bench.attach(true);
+    bench.forward(&[&parse("t", "select 2")[..], SYNC].concat());
+    bench.answer(ONE);
+    assert_eq!(bench.lose(), Loss::Repeat);
+    bench.session.refuse_repeat(&Report::error("08006", "none left"), &mut bench.to_client);
+    bench.server_got();
+    bench.attach(false);
+    bench.forward(&[&bind("t")[..], SYNC].concat());
+    assert!(bench.server_got().ends_with("Bt S"));
+}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::replies::Owed;
-use super::statements::{NO_SUCH_NAME, PREFIX, Presence, Statement};
+use super::statements::{NO_SUCH_NAME, PREFIX, Presence, Statement, Undo};
 use super::{Attachment, ClientFault, Server, Session, SessionCx, State, UNIT_MAX, Unnamed, Verdict};
 use crate::wire::read::{self, Target};
 use crate::wire::{Header, Piece, write};
@@ -123,6 +123,7 @@ impl Session {
         to_server: &mut Vec<u8>,
         to_client: &mut Vec<u8>,
     ) -> Result<(), ClientFault> {
+        self.undo_unit();
         let unit = std::mem::take(&mut self.unit);
         self.attach(server, replica, to_server);
         self.forward(server, &unit, cx, to_server, to_client).map(|_| ())
@@ -232,6 +233,7 @@ impl Session {
         }
         let statement = cx.statements.intern(parse.tail, &verdict);
         let undo = self.names.insert(parse.name, Arc::clone(&statement));
+        self.note_name(&undo);
         let unit = server.replies.unit();
         let presence = server.prepared.presence(&statement, unit);
         let out = pipe.replace(HEADER + header.length as usize);
@@ -261,6 +263,7 @@ impl Session {
         };
         match (dropped, target) {
             (Some(undo), _) => {
+                self.note_name(&undo);
                 pipe.replace(HEADER + header.length as usize);
                 self.sent(server, Owed::ClosedHere { undo });
             }
@@ -339,6 +342,12 @@ impl Session {
     fn sent(&mut self, server: &mut Server, message: Owed) {
         if let Some(skipped) = server.replies.sent(message) {
             self.undo(server, skipped);
+        }
+    }
+
+    fn note_name(&mut self, undo: &Undo) {
+        if self.is_holding_back() {
+            self.unit_names.push(undo.clone());
         }
     }
 

@@ -49,7 +49,7 @@ use crate::plugin::{Class, QueryClassifier, TransactionVerb};
 use crate::wire::write::{Report, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, sqlstate, write};
 use local::LostBlock;
-use statements::Names;
+use statements::{Names, Undo};
 
 /// The most that is kept of a unit (one Query, or a batch up to its Sync) to be routed to a replica, and repeated on
 /// another if that one is lost. Longer units go to the primary.
@@ -164,6 +164,8 @@ pub struct Session {
     refused: bool,
     /// The client's bytes of the unit at hand, while it may be repeated.
     unit: Vec<u8>,
+    /// What that unit changed of the client's names, first to last.
+    unit_names: Vec<Undo>,
 }
 
 impl Session {
@@ -185,6 +187,7 @@ impl Session {
             counts: Counts::default(),
             refused: false,
             unit: Vec::new(),
+            unit_names: Vec::new(),
         }
     }
 
@@ -250,7 +253,7 @@ impl Session {
         self.may_commit = false;
         self.timed_out = None;
         self.refused = false;
-        self.unit.clear();
+        self.forget_unit();
         if server.application_name != self.application_name {
             server.application_name.clone_from(&self.application_name);
             write::query(to_server, set_application_name(&self.application_name).as_bytes());
@@ -305,9 +308,17 @@ impl Session {
 
     /// No server could be found to repeat the unit on. Appends the error and the ReadyForQuery that the unit awaits.
     pub fn refuse_repeat(&mut self, error: &Report, to_client: &mut Vec<u8>) {
+        self.undo_unit();
         self.release();
         write::error_response(to_client, error);
         write::ready_for_query(to_client, TransactionStatus::Idle);
+    }
+
+    /// The client was told nothing of the unit at hand: what it did to names, answered or not, was not done.
+    fn undo_unit(&mut self) {
+        while let Some(undo) = self.unit_names.pop() {
+            self.names.undo(undo);
+        }
     }
 
     /// The unit at hand will not be repeated elsewhere: what the server answers need not be kept back any more.
@@ -317,6 +328,7 @@ impl Session {
 
     /// An idle session holds no buffer worth speaking of.
     fn forget_unit(&mut self) {
+        self.unit_names.clear();
         self.unit.clear();
         if self.unit.capacity() > 512 {
             self.unit = Vec::new();
