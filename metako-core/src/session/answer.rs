@@ -190,6 +190,7 @@ impl Session {
         self.stop_holding_back();
         if server.replies.settled() {
             self.may_commit = false;
+            self.rolling_back = false;
         }
         if server.status != TransactionStatus::Idle {
             // A block on a replica, which the classifier did not foresee: the whole of it stays there.

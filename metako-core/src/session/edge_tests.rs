@@ -63,3 +63,19 @@ fn a_unit_that_is_repeated_may_give_its_names_again() {
     bench.forward(&[&bind("t")[..], SYNC].concat());
     assert!(bench.server_got().ends_with("Bt S"));
 }
+
+#[test]
+fn what_follows_a_rollback_in_flight_may_have_been_committed() {
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    bench.forward(&[query("rollback"), query("insert")].concat());
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "E08007 ZI E08007 ZI");
+    // The rollback alone lost nothing that was to be kept, and the block is over.
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    bench.forward(&[query("insert"), query("rollback")].concat());
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "E40001 ZE E25P02 ZI");
+    assert!(matches!(bench.plan(&query("insert")), Plan::Route(_)));
+}

@@ -155,6 +155,8 @@ pub struct Session {
     pinned: Option<&'static str>,
     /// Something that may commit was sent and not answered.
     may_commit: bool,
+    /// A ROLLBACK was sent and not answered: what follows it is outside the block.
+    rolling_back: bool,
     /// The statement that the last Bind bound.
     bound: Verdict,
     awaited: Awaited,
@@ -181,6 +183,7 @@ impl Session {
             application_name: application_name.to_owned(),
             pinned: None,
             may_commit: false,
+            rolling_back: false,
             bound: Verdict::UNREAD,
             awaited: Awaited::Unbounded,
             timed_out: None,
@@ -251,6 +254,7 @@ impl Session {
         self.state = State::Attached(attachment);
         self.unnamed.here = false;
         self.may_commit = false;
+        self.rolling_back = false;
         self.timed_out = None;
         self.refused = false;
         self.forget_unit();
@@ -281,6 +285,7 @@ impl Session {
         self.state = State::Detached;
         self.unnamed.here = false;
         self.may_commit = false;
+        self.rolling_back = false;
         self.awaited = Awaited::Unbounded;
         self.timed_out = None;
         self.forget_unit();
@@ -337,7 +342,8 @@ impl Session {
 
     /// Notes that a statement is sent.
     fn note(&mut self, verdict: Verdict) {
-        self.may_commit |= verdict.may_commit;
+        self.may_commit |= verdict.may_commit || self.rolling_back;
+        self.rolling_back |= verdict.verb == Some(TransactionVerb::Rollback);
         if verdict.class == Class::SessionChanging {
             self.pin(verdict.reason);
         }
