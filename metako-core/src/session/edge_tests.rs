@@ -79,3 +79,13 @@ fn what_follows_a_rollback_in_flight_may_have_been_committed() {
     assert_eq!(bench.client_got(), "E40001 ZE E25P02 ZI");
     assert!(matches!(bench.plan(&query("insert")), Plan::Route(_)));
 }
+
+#[test]
+fn closing_behind_a_flush_is_answered_at_once() {
+    let mut bench = Bench::new();
+    let input = [&close("x")[..], b"H\0\0\0\x04"].concat();
+    assert_eq!(bench.plan(&input), Plan::Consumed(input.len()));
+    assert_eq!(bench.client_got(), "3");
+    assert_eq!(bench.plan(SYNC), Plan::Consumed(5));
+    assert_eq!(bench.client_got(), "ZI");
+}
