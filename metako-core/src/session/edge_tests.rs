@@ -89,3 +89,18 @@ fn closing_behind_a_flush_is_answered_at_once() {
     assert_eq!(bench.plan(SYNC), Plan::Consumed(5));
     assert_eq!(bench.client_got(), "ZI");
 }
+
+#[test]
+fn a_replica_whose_settings_a_read_changed_is_let_go_and_not_given_to_others() {
+    let mut bench = Bench::new();
+    bench.server = Server::new(&[("TimeZone".into(), "UTC".into())], "");
+    bench.attach(true);
+    bench.forward(&query("select view"));
+    let mut answer = [ROW, &complete("SELECT 1")].concat();
+    write::parameter_status(&mut answer, "TimeZone", "Asia/Seoul");
+    answer.extend(ready(TransactionStatus::Idle));
+    bench.answer(&answer);
+    assert!(bench.session.releasable(&bench.server));
+    assert!(!bench.server.is_clean());
+    assert_eq!(bench.session.pinned(), None);
+}

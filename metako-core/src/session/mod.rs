@@ -274,7 +274,8 @@ impl Session {
             && server.replies.settled()
             && server.status == TransactionStatus::Idle
             && !server.framer.inside_frame();
-        if idle && server.changed_parameter() {
+        // A replica is let go with what a read changed on it, and closed: the session could not write on it.
+        if idle && server.changed_parameter() && matches!(self.state, State::Attached(Attachment::Open)) {
             self.pin("a setting that the server reports was changed");
         }
         idle && self.pinned.is_none()
