@@ -104,3 +104,19 @@ fn a_replica_whose_settings_a_read_changed_is_let_go_and_not_given_to_others() {
     assert!(!bench.server.is_clean());
     assert_eq!(bench.session.pinned(), None);
 }
+
+#[test]
+fn a_long_bind_in_a_lost_block_fails_like_a_short_one() {
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    bench.lose();
+    let mut long = Vec::new();
+    write::frame(&mut long, b'B', |out| out.extend_from_slice(&[0; 10_000]));
+    let input = [&long[..], EXECUTE, SYNC].concat();
+    let mut rest = &input[..];
+    while let Plan::Consumed(taken) = bench.plan(&rest[..rest.len().min(9_000)]) {
+        rest = &rest[taken..];
+    }
+    assert!(rest.is_empty());
+    assert_eq!(bench.client_got(), "E40001 ZE");
+}
