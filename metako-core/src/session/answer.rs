@@ -211,6 +211,8 @@ impl Session {
             return if ends_connection(fields.code) { Pass::Stop(Effect::Lost) } else { Pass::Last };
         }
         if server.answers_metako() {
+            // It is not what the session takes it for.
+            server.out_of_step = true;
             return Pass::Swallow;
         }
         let refused = self.is_holding_back() && is_refusal(&fields);

@@ -120,3 +120,41 @@ fn a_long_bind_in_a_lost_block_fails_like_a_short_one() {
     assert!(rest.is_empty());
     assert_eq!(bench.client_got(), "E40001 ZE");
 }
+
+#[test]
+fn an_application_name_set_by_stealth_does_not_stay() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("select f()"));
+    let mut answer = complete("SELECT 1");
+    write::parameter_status(&mut answer, "application_name", "stealth");
+    answer.extend(ready(TransactionStatus::Idle));
+    bench.answer(&answer);
+    assert!(bench.session.releasable(&bench.server));
+    bench.session.release();
+    bench.server_got();
+    bench.attach(false);
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("SET application_name TO ''"));
+}
+
+#[test]
+fn only_printable_characters_of_an_application_name_reach_the_server() {
+    let mut bench = Bench::new();
+    bench.session = Session::new("a\u{1}\u{e9}\\'", 1 << 30);
+    bench.attach(false);
+    let sent = String::from_utf8_lossy(&bench.to_server).into_owned();
+    assert!(sent.contains(r"E'a???\\'''"), "{sent}");
+}
+
+#[test]
+fn a_server_that_could_not_be_given_the_clients_name_is_not_used_again() {
+    let mut bench = Bench::new();
+    bench.session = Session::new("named", 1 << 30);
+    bench.attach(false);
+    bench.forward(&query("select 1"));
+    // A cancel that was meant for the statement hits what metako says first.
+    bench.answer(&[error("57014", "canceling"), ready(TransactionStatus::Idle)].concat());
+    bench.answer(&[ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "D C:SELECT 1 ZI");
+    assert!(bench.session.releasable(&bench.server) && !bench.server.is_clean());
+}

@@ -395,8 +395,11 @@ fn ends_connection(code: &[u8]) -> bool {
     matches!(code, b"57P01" | b"57P02" | b"57P03")
 }
 
+/// Bytes that are not printable ASCII become question marks, as PostgreSQL makes them: so no encoding in which the
+/// server reads this can see a quote elsewhere.
 fn set_application_name(name: &str) -> String {
-    let quoted = name.replace('\'', "''");
+    let printable = |byte: u8| if matches!(byte, b' '..=b'~') { char::from(byte) } else { '?' };
+    let quoted = name.bytes().map(printable).collect::<String>().replace('\'', "''");
     if quoted.contains('\\') {
         format!("SET application_name TO E'{}'", quoted.replace('\\', "\\\\"))
     } else {
