@@ -191,6 +191,7 @@ impl Session {
         if server.replies.settled() {
             self.may_commit = false;
             self.rolling_back = false;
+            self.committing = false;
         }
         if server.status != TransactionStatus::Idle {
             // A block on a replica, which the classifier did not foresee: the whole of it stays there.

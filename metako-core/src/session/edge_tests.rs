@@ -158,3 +158,18 @@ fn a_server_that_could_not_be_given_the_clients_name_is_not_used_again() {
     assert_eq!(bench.client_got(), "D C:SELECT 1 ZI");
     assert!(bench.session.releasable(&bench.server) && !bench.server.is_clean());
 }
+
+#[test]
+fn a_commit_under_way_is_not_timed_whatever_was_sent_behind_it() {
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    bench.forward(&[query("commit"), query("select 1")].concat());
+    assert_eq!(bench.session.awaited(&bench.server), Awaited::Unbounded);
+    bench.answer(&[complete("COMMIT"), ready(TransactionStatus::Idle)].concat());
+    bench.answer(&[ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    bench.forward(&query("select 1"));
+    assert_eq!(bench.session.awaited(&bench.server), Awaited::Read);
+    bench.answer(&[ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    bench.forward(&query("insert; commit"));
+    assert_eq!(bench.session.awaited(&bench.server), Awaited::Unbounded);
+}

@@ -160,6 +160,8 @@ pub struct Session {
     /// The statement that the last Bind bound.
     bound: Verdict,
     awaited: Awaited,
+    /// A COMMIT was sent and not answered: nothing is timed meanwhile.
+    committing: bool,
     timed_out: Option<&'static str>,
     counts: Counts,
     /// A replica refused the unit at hand.
@@ -186,6 +188,7 @@ impl Session {
             rolling_back: false,
             bound: Verdict::UNREAD,
             awaited: Awaited::Unbounded,
+            committing: false,
             timed_out: None,
             counts: Counts::default(),
             refused: false,
@@ -223,7 +226,7 @@ impl Session {
 
     /// By what the answer that is awaited is bounded in time.
     pub fn awaited(&self, server: &Server) -> Awaited {
-        if server.replies.outstanding() == 0 || server.replies.copying_in() {
+        if self.committing || server.replies.outstanding() == 0 || server.replies.copying_in() {
             Awaited::Unbounded
         } else {
             self.awaited
@@ -255,6 +258,7 @@ impl Session {
         self.unnamed.here = false;
         self.may_commit = false;
         self.rolling_back = false;
+        self.committing = false;
         self.timed_out = None;
         self.refused = false;
         self.forget_unit();
@@ -287,6 +291,7 @@ impl Session {
         self.unnamed.here = false;
         self.may_commit = false;
         self.rolling_back = false;
+        self.committing = false;
         self.awaited = Awaited::Unbounded;
         self.timed_out = None;
         self.forget_unit();
@@ -348,9 +353,8 @@ impl Session {
         if verdict.class == Class::SessionChanging {
             self.pin(verdict.reason);
         }
-        self.awaited = if verdict.verb == Some(TransactionVerb::Commit) {
-            Awaited::Unbounded
-        } else if verdict.class.is_read() {
+        self.committing |= verdict.commits;
+        self.awaited = if verdict.class.is_read() {
             Awaited::Read
         } else {
             Awaited::Write
