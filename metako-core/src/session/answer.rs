@@ -148,7 +148,7 @@ impl Session {
                     return Pass::Swallow;
                 }
             }
-            b'T' | b'n' if server.replies.front() == Some(&Owed::Describe) => {
+            b'T' | b'n' if matches!(server.replies.front(), Some(Owed::Describe { .. })) => {
                 server.replies.pop();
             }
             b'C' | b'I' | b's' => {
@@ -224,6 +224,13 @@ impl Session {
             self.counts.failed += 1;
         }
         let mut taken = None;
+        if fields.code == b"0A000"
+            && fields.routine == b"RevalidateCachedQuery"
+            && let Some(Owed::Bind { statement: Some(stale) } | Owed::Describe { statement: Some(stale) }) =
+                server.replies.front()
+        {
+            stale.expire();
+        }
         for skipped in server.replies.failed() {
             // The last one is what the error answers.
             taken = if let Owed::Duplicate { name } = &skipped { Some(name.clone()) } else { None };

@@ -173,3 +173,22 @@ fn a_commit_under_way_is_not_timed_whatever_was_sent_behind_it() {
     bench.forward(&query("insert; commit"));
     assert_eq!(bench.session.awaited(&bench.server), Awaited::Unbounded);
 }
+
+#[test]
+fn a_statement_whose_result_type_changed_is_made_anew_when_it_is_prepared_again() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[&parse("s", "select 1")[..], SYNC].concat());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.forward(&[&bind("s")[..], EXECUTE, SYNC].concat());
+    let mut stale = Vec::new();
+    write::frame(&mut stale, b'E', |out| {
+        out.extend_from_slice(b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0");
+        out.extend_from_slice(b"RRevalidateCachedQuery\0\0");
+    });
+    bench.answer(&[stale, ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
+    bench.server_got();
+    bench.forward(&[&close("s")[..], &parse("s", "select 1"), &bind("s"), EXECUTE, SYNC].concat());
+    assert_eq!(bench.server_got(), "Pmetako_2 Bmetako_2 E S");
+}

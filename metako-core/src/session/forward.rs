@@ -69,6 +69,10 @@ impl OnServer {
             Self::Missing(name) => Some(name),
         }
     }
+
+    fn into_statement(self) -> Option<Arc<Statement>> {
+        if let Self::Named(statement) = self { Some(statement) } else { None }
+    }
 }
 
 impl Session {
@@ -86,14 +90,8 @@ impl Session {
         while !terminate && self.wants_input(server) {
             let Some(piece) = self.framer.next(&input[pipe.at..])? else { break };
             let taken = match piece {
-                Piece::Rest { taken, .. } => {
-                    if self.skip_rest {
-                        pipe.replace(taken);
-                    }
-                    taken
-                }
+                Piece::Rest { taken, .. } => taken,
                 Piece::Start { header, taken, whole } => {
-                    self.skip_rest = false;
                     let body = &input[pipe.at + HEADER..pipe.at + taken];
                     terminate = header.tag == b'X';
                     if terminate {
@@ -179,15 +177,17 @@ impl Session {
                         out.extend_from_slice(part);
                     }
                 }
-                self.sent(server, Owed::Bind);
+                self.sent(server, Owed::Bind { statement: on_server.into_statement() });
             }
             b'D' => {
-                if let Target::Statement(name) = read::target(body).ok_or(malformed)?
-                    && let Some(name) = self.provide(server, name, pipe).name()
-                {
+                let on_server = match read::target(body).ok_or(malformed)? {
+                    Target::Statement(name) => self.provide(server, name, pipe),
+                    Target::Portal(_) => OnServer::Same,
+                };
+                if let Some(name) = on_server.name() {
                     write::statement_target(pipe.replace(HEADER + body.len()), b'D', name);
                 }
-                self.sent(server, Owed::Describe);
+                self.sent(server, Owed::Describe { statement: on_server.into_statement() });
             }
             b'C' => self.forward_close(server, read::target(body).ok_or(malformed)?, header, pipe),
             b'E' => {

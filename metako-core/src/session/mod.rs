@@ -147,8 +147,6 @@ struct Unnamed {
 pub struct Session {
     state: State,
     framer: Framer,
-    /// What remains of the client's frame at hand is not passed on.
-    skip_rest: bool,
     names: Names,
     unnamed: Unnamed,
     application_name: String,
@@ -179,7 +177,6 @@ impl Session {
         Self {
             state: State::Detached,
             framer: Framer::new(Direction::Client, message_max),
-            skip_rest: false,
             names: Names::default(),
             unnamed: Unnamed::default(),
             application_name: application_name.to_owned(),

@@ -94,7 +94,7 @@ impl Server {
         let fits = matches!(
             (tag, self.replies.front()),
             (b'1', Some(Owed::Parse { .. } | Owed::ParseHere))
-                | (b'2', Some(Owed::Bind))
+                | (b'2', Some(Owed::Bind { .. }))
                 | (b'3', Some(Owed::Close { .. }))
         );
         if fits {

@@ -5,6 +5,7 @@
 //! parsed there before it is used.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Verdict;
@@ -22,13 +23,22 @@ pub const PREPARED_PER_SERVER_MAX: usize = 200;
 const INTERNED_SWEEP: usize = 4096;
 
 /// Text and parameter types of a named statement, the same for all clients that prepared it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Statement {
     id: u64,
     name: Box<[u8]>,
     tail: Box<[u8]>,
     verdict: Verdict,
+    stale: AtomicBool,
 }
+
+impl PartialEq for Statement {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Statement {}
 
 impl Statement {
     /// Its name on servers.
@@ -45,6 +55,12 @@ impl Statement {
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }
+
+    /// The types of its result have changed, and servers that have it refuse it for ever: whoever prepares the text
+    /// again gets a new statement, as on a connection of its own.
+    pub(super) fn expire(&self) {
+        self.stale.store(true, Ordering::Relaxed);
+    }
 }
 
 /// All named statements that clients hold. Numbers are never given twice, so a name means one text for ever.
@@ -58,7 +74,9 @@ pub struct Interner {
 impl Interner {
     /// The statement of that text and those types; `verdict` is asked for only if it is new.
     pub fn intern(&mut self, tail: &[u8], verdict: impl FnOnce() -> Verdict) -> Arc<Statement> {
-        if let Some(known) = self.by_tail.get(tail) {
+        if let Some(known) = self.by_tail.get(tail)
+            && !known.stale.load(Ordering::Relaxed)
+        {
             return Arc::clone(known);
         }
         if self.by_tail.len() >= self.sweep_at.max(INTERNED_SWEEP) {
@@ -71,6 +89,7 @@ impl Interner {
             name: [PREFIX, self.last.to_string().as_bytes()].concat().into(),
             tail: tail.into(),
             verdict: verdict(),
+            stale: AtomicBool::new(false),
         });
         self.by_tail.insert(tail.into(), Arc::clone(&statement));
         statement
