@@ -209,7 +209,8 @@ impl Session {
     ) -> Pass {
         let fields = read::error(body);
         if fields.is_fatal() {
-            return if ends_connection(fields.code) { Pass::Stop(Effect::Lost) } else { Pass::Last };
+            let lost = ends_connection(fields.code) || self.is_holding_back();
+            return if lost { Pass::Stop(Effect::Lost) } else { Pass::Last };
         }
         if server.answers_metako() {
             // It is not what the session takes it for.

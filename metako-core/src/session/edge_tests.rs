@@ -192,3 +192,30 @@ fn a_statement_whose_result_type_changed_is_made_anew_when_it_is_prepared_again(
     bench.forward(&[&close("s")[..], &parse("s", "select 1"), &bind("s"), EXECUTE, SYNC].concat());
     assert_eq!(bench.server_got(), "Pmetako_2 Bmetako_2 E S");
 }
+
+#[test]
+fn a_read_that_a_replica_ends_the_session_over_is_repeated() {
+    let mut bench = Bench::new();
+    bench.attach(true);
+    bench.forward(&query("select 1"));
+    let mut fatal = Vec::new();
+    write::error_response(&mut fatal, &Report::fatal("40001", "conflict with recovery"));
+    assert_eq!(bench.answer(&fatal), Effect::Lost);
+    assert_eq!(bench.lose(), Loss::Repeat);
+}
+
+#[test]
+fn a_client_that_leaves_is_finished_only_while_its_units_are_whole() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("insert"));
+    assert!(bench.session.will_finish(&bench.server));
+    // Nobody will send the rows.
+    bench.answer(b"G\0\0\0\x07\0\0\0");
+    assert!(!bench.session.will_finish(&bench.server));
+    // Nobody will send the Sync.
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[parse("", "insert"), bind(""), EXECUTE.to_vec()].concat());
+    assert!(!bench.session.will_finish(&bench.server));
+}

@@ -235,6 +235,12 @@ impl Session {
         server.replies.front().is_some()
     }
 
+    /// Whether all that the client asked for ends by itself, though nothing more is read of it: units are whole, and no
+    /// COPY waits for rows.
+    pub fn will_finish(&self, server: &Server) -> bool {
+        server.replies.outstanding() > 0 && !server.replies.copying_in()
+    }
+
     /// Notes that metako itself cancels what runs; `key` is the setting that asked for it. The error that follows
     /// names it.
     pub fn timed_out(&mut self, key: &'static str) {
