@@ -49,6 +49,8 @@ pub(super) enum CheckoutError {
     Full,
     /// The configuration has no such node any more.
     NoNode,
+    /// The epoch is over in which the node was picked.
+    Stale,
 }
 
 /// What a client that waited gets.
@@ -264,6 +266,13 @@ pub(super) enum Attempt<E: Env> {
     Failed(CheckoutError),
 }
 
+impl<E: Env> Attempt<E> {
+    /// Whether it waits for a connection that others use.
+    pub(super) fn is_in_line(&self) -> bool {
+        matches!(self, Self::Later(Later { step: Step::Wait(..), .. }))
+    }
+}
+
 /// A checkout that has its place and has to wait: for its turn, or for the server to let it in.
 pub(super) struct Later<E: Env> {
     cell: Arc<Cell<E>>,
@@ -422,10 +431,15 @@ impl<E: Env> Pools<E> {
     }
 
     /// Takes an idle connection, if there is one and nobody waits.
-    pub(super) fn try_idle(&self, core: &Arc<Core<E>>, who: &Who, node: &NodeName) -> Option<Lease<E>> {
+    pub(super) fn try_idle(
+        &self,
+        core: &Arc<Core<E>>,
+        who: &Who,
+        node: &NodeName,
+        epoch: Epoch,
+    ) -> Option<Lease<E>> {
         let cell = self.cell(core, who, node)?;
         loop {
-            let epoch = core.view.load().epoch;
             let mut state = cell.state.lock();
             let server = state.pool.take_idle(who.variant, epoch)?;
             let mut conn = state.idle.remove(&server)?;
@@ -440,10 +454,15 @@ impl<E: Env> Pools<E> {
     }
 
     /// Begins a checkout: takes an idle connection, or a place to open one, or a place in line. Does not wait.
-    pub(super) fn attempt(&self, core: &Arc<Core<E>>, who: &Who, node: &NodeName) -> Attempt<E> {
+    pub(super) fn attempt(
+        &self,
+        core: &Arc<Core<E>>,
+        who: &Who,
+        node: &NodeName,
+        epoch: Epoch,
+    ) -> Attempt<E> {
         let Some(cell) = self.cell(core, who, node) else { return Attempt::Failed(CheckoutError::NoNode) };
         loop {
-            let epoch = core.view.load().epoch;
             let patience = core.settings.load().config.pool.wait_timeout;
             let mut state = cell.state.lock();
             match state.pool.checkout(core.env.now(), who.variant, epoch, patience) {
@@ -480,7 +499,12 @@ impl<E: Env> Pools<E> {
 
 impl<E: Env> Later<E> {
     /// Waits for the connection. Cancelling gives place or connection to the next in line.
-    pub(super) async fn finish(self, core: &Arc<Core<E>>, who: &Who) -> Result<Lease<E>, CheckoutError> {
+    pub(super) async fn finish(
+        self,
+        core: &Arc<Core<E>>,
+        who: &Who,
+        epoch: Epoch,
+    ) -> Result<Lease<E>, CheckoutError> {
         let Self { cell, step } = self;
         let server = match step {
             Step::Open(server) => server,
@@ -496,13 +520,16 @@ impl<E: Env> Later<E> {
             }
         };
         let opening = Opening { core, cell: &cell, server: Some(server) };
-        open(opening, who).await
+        open(opening, who, epoch).await
     }
 }
 
-async fn open<E: Env>(mut opening: Opening<'_, E>, who: &Who) -> Result<Lease<E>, CheckoutError> {
+async fn open<E: Env>(
+    mut opening: Opening<'_, E>,
+    who: &Who,
+    epoch: Epoch,
+) -> Result<Lease<E>, CheckoutError> {
     let (core, cell) = (opening.core, opening.cell);
-    let epoch = core.view.load().epoch;
     let target = target(core, &cell.node, who).ok_or(CheckoutError::NoNode)?;
     let opened = tokio::time::timeout(OPEN_MAX, backend::connect(&core.env, &target)).await;
     let backend =
@@ -534,10 +561,11 @@ async fn open<E: Env>(mut opening: Opening<'_, E>, who: &Who) -> Result<Lease<E>
         partial: Vec::new(),
         registration: core.register.enter(&cell.node, epoch),
     };
+    let severed = conn.registration.control.is_severed_now();
     let lease = Lease::new(core, cell, Box::new(conn));
-    if epoch != core.view.load().epoch {
-        // The primary may have changed while it was being opened: whoever asked asks again.
-        let kind = ConnectErrorKind::Closed("the primary changed meanwhile".to_owned());
+    if severed {
+        // The fence fell while it was being opened: whoever asked waits for another primary.
+        let kind = ConnectErrorKind::Closed("the primary is being replaced".to_owned());
         return Err(CheckoutError::Open(ConnectError { node: cell.node.clone(), kind }));
     }
     Ok(lease)
