@@ -326,6 +326,16 @@ impl<E: Env> ClientTask<E> {
                 }
                 self.lost(lease, "fenced off, because the primary changes", read, avoid).await
             }
+            End::Stale => {
+                let node = lease.node().clone();
+                drop(lease);
+                self.handle.leave().await;
+                if !repeat {
+                    return Ok(Next::Done);
+                }
+                avoid.push(node);
+                self.repeat_elsewhere(read, avoid).await
+            }
             End::Ended => {
                 drop(lease);
                 self.flush().await?;

@@ -42,6 +42,8 @@ pub(super) enum End {
     ServerLost(String),
     /// The fence took the server connection away.
     Severed,
+    /// The fence took the server connection away before anything was sent.
+    Stale,
     /// A replica refused the unit.
     Refused,
     /// The server ended the session, and the client was told why.
@@ -260,6 +262,9 @@ where
         S: Send,
     {
         std::future::poll_fn(move |cx| {
+            if self.conn.registration.control.is_severed(cx) {
+                return Poll::Ready(Err(End::Stale));
+            }
             Poll::Ready(with_scratch(|scratch| {
                 let Scratch { first: to_server, second: to_client, .. } = scratch;
                 if !repeat {
