@@ -67,6 +67,7 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, client: Client<MaybeTls<E:
         session,
         input: client.leftover,
         output: Outbox::default(),
+        stalled: false,
         leaving: false,
         timer: None,
         armed: false,

@@ -27,6 +27,8 @@ pub(super) struct ClientSide<S> {
     /// What the client sent and nobody has taken yet.
     pub(super) input: Vec<u8>,
     pub(super) output: Outbox,
+    /// `input` holds what the session did not take because too many answers were outstanding.
+    pub(super) stalled: bool,
     /// The client said that it leaves; what it asked for before is finished.
     pub(super) leaving: bool,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
@@ -224,6 +226,10 @@ where
 
     fn read_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let wanted = self.client.session.wants_input(&self.conn.server);
+        if wanted && self.client.stalled && self.to_server.is_empty() {
+            with_scratch(|Scratch { first, second, .. }| self.forward_kept(cx, first, second))?;
+            return Ok(true);
+        }
         if !self.to_server.is_empty()
             || self.client.leaving
             || (!wanted && self.client.input.len() >= UNIT_MAX)
@@ -315,6 +321,7 @@ where
             .forward(&mut self.conn.server, input, &self.cx, to_server, to_client)
             .map_err(End::Fault)?;
         self.client.leaving |= forwarded.terminate;
+        self.client.stalled = !self.client.session.wants_input(&self.conn.server);
         self.send(cx, to_server);
         self.client.output.bytes().extend_from_slice(to_client);
         self.count();
