@@ -402,12 +402,15 @@ impl<E: Env> ClientTask<E> {
         }
     }
 
-    /// The client is gone: what runs is cancelled, and the server, whose state nobody knows, closed.
+    /// The client is gone: the server, whose state nobody knows, is closed, and what runs there is cancelled. In this
+    /// order: a fence is not to wait for a server that takes no cancel.
     async fn abandon(&mut self, mut lease: Lease<E>) {
         let busy = self.side.session.is_busy(&lease.conn().server);
-        if busy && !self.side.leaving {
-            // If it does not arrive, closing the connection ends the statement later.
-            let _ = deliver(&self.core.env, &lease.conn().cancel).await;
+        let target = Arc::clone(&lease.conn().cancel);
+        drop(lease);
+        if busy {
+            // If it does not arrive, the statement ends when it next speaks to the connection.
+            let _ = deliver(&self.core.env, &target).await;
         }
         self.handle.leave().await;
     }

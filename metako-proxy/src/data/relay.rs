@@ -208,7 +208,7 @@ where
         self.count();
         self.rearm();
         match answered.effect {
-            Effect::Continue => self.look_for_release(),
+            Effect::Continue => self.look_around(),
             Effect::Refused => Err(End::Refused),
             Effect::Lost => Err(End::ServerLost("it is shutting down".to_owned())),
             Effect::Ended => Err(End::Ended),
@@ -341,7 +341,8 @@ where
             return Err(lost(&error));
         }
         self.look_for_release()?;
-        if self.client.leaving && !self.client.session.is_busy(&self.conn.server) {
+        if self.client.leaving && !self.client.session.will_finish(&self.conn.server) {
+            // Its rows, or its Sync, will not come.
             return Err(End::ClientGone);
         }
         Ok(())
