@@ -9,7 +9,7 @@ use metako_core::cluster::ServerLoss;
 use metako_core::config::{PoolMode, Split};
 use metako_core::session::{Loss, LossCx, Plan, Session, SessionCx};
 use metako_core::wire::write::{self, Report};
-use metako_core::wire::{TEXT_MAX, sqlstate};
+use metako_core::wire::sqlstate;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::acquire::{First, Found, Wanted, acquire, try_acquire};
@@ -22,8 +22,9 @@ use super::{Core, Stop};
 use crate::env::Env;
 use crate::login::{self, Client, MaybeTls};
 
-/// The most that is read ahead of a client that waits for a server, in bytes: a text that is to be looked at, or a batch.
-const READ_AHEAD_MAX: usize = TEXT_MAX as usize + 4096;
+/// So much is read ahead of a client that waits for a server, in bytes, to see whether it is still there. What it had
+/// sent before is counted by `failover.hold_bytes`; this is not.
+const READ_AHEAD_MAX: usize = 4 << 10;
 
 /// How often one unit is tried on another server after it was lost or refused.
 const REPEATS_MAX: usize = 4;
@@ -260,7 +261,7 @@ impl<E: Env> ClientTask<E> {
         self.handle.wait();
         let (side, handle) = (&mut self.side, &self.handle);
         let watch = poll_fn(|cx| {
-            while side.input.len() < READ_AHEAD_MAX {
+            while side.input.len() < bytes.max(READ_AHEAD_MAX) {
                 match poll_input(side, cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(gone)) => return Poll::Ready(gone),
@@ -392,10 +393,19 @@ impl<E: Env> ClientTask<E> {
     }
 
     /// Gives a server back once no cancel can hit whoever has it next.
-    async fn give_back(&mut self, lease: Lease<E>) {
+    async fn give_back(&mut self, mut lease: Lease<E>) {
         let usable = match self.handle.try_leave() {
             Some(usable) => usable,
-            None => self.handle.leave().await,
+            None => {
+                let fenced = poll_fn(|cx| {
+                    let severed = lease.conn().registration.control.is_severed(cx);
+                    if severed { Poll::Ready(()) } else { Poll::Pending }
+                });
+                tokio::select! {
+                    usable = self.handle.leave() => usable,
+                    () = fenced => false,
+                }
+            }
         };
         if usable {
             lease.give_back();
