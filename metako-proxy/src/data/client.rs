@@ -373,6 +373,7 @@ impl<E: Env> ClientTask<E> {
             cx: session_cx(&self.core, &settings),
             time_outs: TimeOuts::of(&settings.config),
             broken: None,
+            cancelled: false,
             read_only: false,
         };
         let mut end = relay.start(replica, repeat).await.err();

@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use metako_core::config::Config;
 use metako_core::session::{Awaited, ClientFault, Effect, Session, SessionCx, UNIT_MAX};
@@ -16,6 +17,9 @@ use super::buffers::{Outbox, Scratch, poll_read, trim, with_scratch};
 use super::clients::Handle;
 use super::conn::Conn;
 use crate::shared::NodeTraffic;
+
+/// How long a server may take to end a statement that was cancelled there.
+const CANCELLED_MAX: Duration = Duration::from_secs(5);
 
 /// The most that is kept back of an answer while its unit may be repeated, in bytes.
 const HOLD_BACK_MAX: usize = 8 << 10;
@@ -63,8 +67,8 @@ pub(super) enum End {
 /// The time-outs in force.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TimeOuts {
-    read: Option<std::time::Duration>,
-    write: Option<std::time::Duration>,
+    read: Option<Duration>,
+    write: Option<Duration>,
 }
 
 impl TimeOuts {
@@ -84,6 +88,8 @@ pub(super) struct Relay<'a, C, S> {
     pub(super) time_outs: TimeOuts,
     /// Writing to the server failed.
     pub(super) broken: Option<io::Error>,
+    /// A time-out has passed and the statement was cancelled; nothing was heard since.
+    pub(super) cancelled: bool,
     /// The node refused a write because it is in recovery.
     pub(super) read_only: bool,
 }
@@ -130,6 +136,8 @@ where
         }
         match self.client.output.poll_flush(&mut self.client.stream, cx) {
             Poll::Ready(Ok(())) => {
+                // While the client was slow, the server was not read.
+                self.rearm();
                 self.look_around()?;
                 Ok(true)
             }
@@ -205,6 +213,7 @@ where
                 return Err(End::ClientGone);
             }
         }
+        self.cancelled = false;
         self.count();
         self.rearm();
         match answered.effect {
@@ -366,6 +375,7 @@ where
     fn rearm(&mut self) {
         let span = match self.client.session.awaited(&self.conn.server) {
             Awaited::Unbounded => None,
+            _ if self.cancelled => Some(CANCELLED_MAX),
             Awaited::Read => self.time_outs.read,
             Awaited::Write => self.time_outs.write,
         };
@@ -380,11 +390,18 @@ where
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let client_is_slow = !self.client.output.is_empty() && !self.client.session.is_holding_back();
         if self.client.armed
+            && !client_is_slow
             && let Some(timer) = &mut self.client.timer
             && timer.as_mut().poll(cx).is_ready()
         {
             self.client.armed = false;
+            if self.cancelled {
+                return Poll::Ready(End::ServerLost("it did not end a statement that was cancelled".to_owned()));
+            }
+            self.cancelled = true;
+            self.rearm();
             let read = self.client.session.awaited(&self.conn.server) == Awaited::Read;
             let key = if read { "load_balancer.read_timeout" } else { "load_balancer.write_timeout" };
             return Poll::Ready(End::TimedOut(key));
