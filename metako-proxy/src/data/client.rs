@@ -115,7 +115,7 @@ fn who<E: Env>(
         }
     }
     let parameters = Arc::new(parameters);
-    let variant = core.pools.variant(&parameters).ok_or_else(|| {
+    let (parameters, variant) = core.pools.variant(&parameters).ok_or_else(|| {
         Report::fatal(
             sqlstate::PROGRAM_LIMIT_EXCEEDED,
             "too many different sets of start-up parameters are in use",

@@ -241,9 +241,35 @@ impl<E: Env> Drop for Waiting<'_, E> {
 /// All pools.
 pub(super) struct Pools<E: Env> {
     cells: Mutex<Vec<(PoolKey, Arc<Cell<E>>)>>,
-    variants: Mutex<BTreeMap<Parameters, Variant>>,
+    variants: Mutex<Variants>,
     /// What servers reported after log-in, by database, user and variant.
     reported: Mutex<BTreeMap<ReportKey, Reported>>,
+}
+
+/// The sets of start-up parameters that are in use.
+#[derive(Debug, Default)]
+struct Variants {
+    known: BTreeMap<Parameters, Variant>,
+    /// Numbers are never given twice: a server connection may outlive the last client of its set.
+    last: u64,
+}
+
+impl Variants {
+    /// The number of a set; `None` if too many are in use. Those that no client has any more make room.
+    fn number(&mut self, parameters: &Parameters) -> Option<(Parameters, Variant)> {
+        if let Some((known, variant)) = self.known.get_key_value(parameters) {
+            return Some((Arc::clone(known), *variant));
+        }
+        if self.known.len() >= VARIANTS_MAX {
+            self.known.retain(|known, _| Arc::strong_count(known) > 1);
+            if self.known.len() >= VARIANTS_MAX {
+                return None;
+            }
+        }
+        self.last += 1;
+        self.known.insert(Arc::clone(parameters), Variant(self.last));
+        Some((Arc::clone(parameters), Variant(self.last)))
+    }
 }
 
 /// Names and values of start-up parameters, in the client's order.
@@ -291,18 +317,9 @@ impl<E: Env> Default for Pools<E> {
 }
 
 impl<E: Env> Pools<E> {
-    /// The number of a set of start-up parameters; `None` if there are too many.
-    pub(super) fn variant(&self, parameters: &Parameters) -> Option<Variant> {
-        let mut variants = self.variants.lock();
-        if let Some(variant) = variants.get(parameters) {
-            return Some(*variant);
-        }
-        if variants.len() >= VARIANTS_MAX {
-            return None;
-        }
-        let variant = Variant(variants.len() as u64);
-        variants.insert(Arc::clone(parameters), variant);
-        Some(variant)
+    /// A set of start-up parameters as all clients share it, with its number; `None` if there are too many.
+    pub(super) fn variant(&self, parameters: &Parameters) -> Option<(Parameters, Variant)> {
+        self.variants.lock().number(parameters)
     }
 
     /// What a server reported to the first connection of this kind, if there was one.
@@ -425,6 +442,10 @@ impl<E: Env> Pools<E> {
             drop(state);
             drop(closed);
         }
+        // One that nobody uses, waits for or has a connection of is as good as one that was never made.
+        self.cells.lock().retain(|(_, cell)| {
+            Arc::strong_count(cell) > 1 || !cell.state.lock().pool.is_empty()
+        });
         for (node, idle) in idle_by_node {
             core.traffic.node(&node).idle.store(idle, Ordering::Relaxed);
         }
@@ -582,4 +603,27 @@ fn target<E: Env>(core: &Core<E>, node: &NodeName, who: &Who) -> Option<Target> 
         target.parameters.push(("application_name".to_owned(), who.application_name.clone()));
     }
     Some(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(n: usize) -> Parameters {
+        Arc::new(vec![("options".to_owned(), format!("-c my.number={n}"))])
+    }
+
+    #[test]
+    fn sets_of_start_up_parameters_that_nobody_has_make_room_and_their_numbers_are_not_given_again() {
+        let mut variants = Variants::default();
+        let held = variants.number(&set(0)).expect("there is room");
+        for n in 1..3 * VARIANTS_MAX {
+            let (_, variant) = variants.number(&set(n)).expect("nobody holds the others");
+            assert_eq!(variant, Variant(n as u64 + 1));
+        }
+        assert_eq!(variants.number(&set(0)).expect("it is held").1, held.1);
+        let all: Vec<_> = (0..VARIANTS_MAX).map(|n| variants.number(&set(n)).expect("there is room")).collect();
+        assert!(variants.number(&set(VARIANTS_MAX)).is_none());
+        drop(all);
+    }
 }
