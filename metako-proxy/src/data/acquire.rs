@@ -61,9 +61,7 @@ fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>) -> Picked {
     let view = core.view.load();
     let settings = core.settings.load();
     let cx = PickCx { now: core.env.now(), random: core.next_random(), session: wanted.session, zone: None };
-    let in_flight = |node: &NodeName| {
-        u32::try_from(core.traffic.node(node).in_use.load(Ordering::Relaxed)).unwrap_or(u32::MAX)
-    };
+    let in_flight = |node: &NodeName| settings.in_flight(node);
     match route::choose(&view, wanted.read, &wanted.avoid, &settings.balancer, &cx, in_flight) {
         Choice::Replica(node) => Picked::Node(node.clone(), true, view.epoch),
         Choice::Primary(node) => Picked::Node(node.clone(), false, view.epoch),
