@@ -8,8 +8,8 @@ use metako_core::NodeName;
 use metako_core::cluster::ServerLoss;
 use metako_core::config::{PoolMode, Split};
 use metako_core::session::{Loss, LossCx, Plan, Session, SessionCx};
-use metako_core::wire::write::{self, Report};
 use metako_core::wire::sqlstate;
+use metako_core::wire::write::{self, Report};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::acquire::{First, Found, Wanted, acquire, try_acquire};

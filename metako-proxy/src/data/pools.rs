@@ -443,9 +443,9 @@ impl<E: Env> Pools<E> {
             drop(closed);
         }
         // One that nobody uses, waits for or has a connection of is as good as one that was never made.
-        self.cells.lock().retain(|(_, cell)| {
-            Arc::strong_count(cell) > 1 || !cell.state.lock().pool.is_empty()
-        });
+        self.cells
+            .lock()
+            .retain(|(_, cell)| Arc::strong_count(cell) > 1 || !cell.state.lock().pool.is_empty());
         for (node, idle) in idle_by_node {
             core.traffic.node(&node).idle.store(idle, Ordering::Relaxed);
         }
@@ -622,7 +622,8 @@ mod tests {
             assert_eq!(variant, Variant(n as u64 + 1));
         }
         assert_eq!(variants.number(&set(0)).expect("it is held").1, held.1);
-        let all: Vec<_> = (0..VARIANTS_MAX).map(|n| variants.number(&set(n)).expect("there is room")).collect();
+        let all: Vec<_> =
+            (0..VARIANTS_MAX).map(|n| variants.number(&set(n)).expect("there is room")).collect();
         assert!(variants.number(&set(VARIANTS_MAX)).is_none());
         drop(all);
     }

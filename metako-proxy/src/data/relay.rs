@@ -398,7 +398,9 @@ where
         {
             self.client.armed = false;
             if self.cancelled {
-                return Poll::Ready(End::ServerLost("it did not end a statement that was cancelled".to_owned()));
+                return Poll::Ready(End::ServerLost(
+                    "it did not end a statement that was cancelled".to_owned(),
+                ));
             }
             self.cancelled = true;
             self.rearm();
