@@ -4,6 +4,7 @@
 //! changed is [`ActionFailure::Failed`]; one that came after is [`ActionFailure::Unknown`].
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::access::PgNode;
-use super::connection::Connection;
+use super::connection::{Connection, Row};
 use super::sql::{self, PromotionAnswer};
 use crate::env::Env;
 
@@ -128,9 +129,21 @@ impl<E: Env> Servers for PgServers<E> {
             let connection = self.connection(node).await.map_err(|failure| failed(node, &failure))?;
             touched = true;
             let outcome = match &order {
-                Order::Change { slots, change } => change_settings(&connection, node, slots, change).await,
+                Order::Change { slots, change } => {
+                    let outcome = change_settings(&connection, node, slots, change).await?;
+                    if sql::is_about_waiting(change)
+                        && flag(connection.rows(sql::COMMITS_SHOULD_WAIT).await, node)?
+                    {
+                        let other = self.connection(node).await.map_err(|failure| unknown(node, &failure))?;
+                        commits_wait(&connection, &other, node).await?;
+                    }
+                    Ok(outcome)
+                }
                 Order::Promote(promotion) => promote(&connection, node, promotion).await,
-                Order::Verify(epoch) => verify(&connection, node, *epoch).await,
+                Order::Verify(epoch) => {
+                    let other = self.connection(node).await.map_err(|failure| failed(node, &failure))?;
+                    verify(&connection, &other, node, *epoch).await
+                }
             }?;
             self.give_back(node, connection);
             Ok(outcome)
@@ -264,26 +277,92 @@ async fn promote(
     }
 }
 
-/// A commit whose acknowledgement means that the synchronous policy held.
-async fn verify(connection: &Connection, node: &Node, epoch: Epoch) -> Result<ActionOutcome, ActionFailure> {
-    connection.rows(sql::END_FORMER_VERIFICATIONS).await.map_err(|failure| failed(node, &failure))?;
-    let rows = connection.rows(&sql::verify(epoch)).await.map_err(|failure| {
-        if refused_by_server(&failure) { failed(node, &failure) } else { unknown(node, &failure) }
-    })?;
-    if rows.first().is_some_and(|row| row.first().is_some_and(|text| text.as_deref() == Some("in recovery")))
-    {
-        return Err(failed(node, &"still in recovery"));
+/// A commit whose acknowledgement means that the synchronous policy held, and holds for those that follow.
+async fn verify(
+    watching: &Connection,
+    committing: &Connection,
+    node: &Node,
+    epoch: Epoch,
+) -> Result<ActionOutcome, ActionFailure> {
+    watching.rows(sql::END_FORMER_VERIFICATIONS).await.map_err(|failure| failed(node, &failure))?;
+    let must_wait = flag(watching.rows(sql::COMMITS_SHOULD_WAIT).await, node)?;
+    let statement = sql::verify(epoch);
+    loop {
+        let commit = watched_commit(watching, committing, node, &statement, Watch::Answer);
+        let (rows, waited) = commit.await?;
+        if rows
+            .first()
+            .is_some_and(|row| row.first().is_some_and(|text| text.as_deref() == Some("in recovery")))
+        {
+            return Err(failed(node, &"still in recovery"));
+        }
+        if committing.sync_wait_was_cut() {
+            return Err(unknown(node, &"the wait of the first commit for its standbys was cancelled"));
+        }
+        if waited || !must_wait {
+            return Ok(ActionOutcome::Done);
+        }
     }
-    if connection.sync_wait_was_cut() {
-        return Err(unknown(node, &"the wait of the first commit for its standbys was cancelled"));
-    }
-    Ok(ActionOutcome::Done)
 }
 
-fn single(
-    rows: Result<Vec<super::connection::Row>, ProbeFailure>,
+/// Ends when a commit was seen waiting for standbys, whether or not they answer.
+async fn commits_wait(
+    watching: &Connection,
+    committing: &Connection,
     node: &Node,
-) -> Result<String, ActionFailure> {
+) -> Result<(), ActionFailure> {
+    watching.rows(sql::END_FORMER_VERIFICATIONS).await.map_err(|failure| unknown(node, &failure))?;
+    let statement = sql::commit_that_waits("synchronous standbys");
+    while !watched_commit(watching, committing, node, &statement, Watch::Wait).await?.1 {}
+    Ok(())
+}
+
+/// What of a watched commit is awaited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// Its answer.
+    Answer,
+    /// That it waits for standbys. The connection that commits is not to be used again.
+    Wait,
+}
+
+/// Commits on one connection while another one looks whether that commit waits for standbys. Gives what it brought and
+/// whether it was seen waiting; a wait may be too short to be seen.
+///
+/// What a session shows of `synchronous_standby_names` proves nothing: commits wait only once the checkpointer has read the
+/// setting as well, and that one may be busy with a checkpoint for seconds. If one commit waits, all later ones do.
+async fn watched_commit(
+    watching: &Connection,
+    committing: &Connection,
+    node: &Node,
+    statement: &str,
+    watch: Watch,
+) -> Result<(Vec<Row>, bool), ActionFailure> {
+    let look = sql::waits_for_standbys(&single(committing.rows(sql::OWN_PROCESS).await, node)?);
+    let failure = |failure: ProbeFailure| {
+        if refused_by_server(&failure) { failed(node, &failure) } else { unknown(node, &failure) }
+    };
+    let mut commit = pin!(committing.rows(statement));
+    let mut rows = None;
+    loop {
+        let mut look = pin!(watching.rows(&look));
+        let seen = loop {
+            tokio::select! {
+                biased;
+                answer = &mut commit, if rows.is_none() => rows = Some(answer.map_err(failure)?),
+                seen = &mut look => break flag(seen, node)?,
+            }
+        };
+        match rows.take() {
+            Some(rows) => return Ok((rows, seen)),
+            None if seen && watch == Watch::Wait => return Ok((Vec::new(), true)),
+            None if seen => return Ok((commit.await.map_err(failure)?, true)),
+            None => {}
+        }
+    }
+}
+
+fn single(rows: Result<Vec<Row>, ProbeFailure>, node: &Node) -> Result<String, ActionFailure> {
     let rows = rows.map_err(|failure| unknown(node, &failure))?;
     rows.into_iter()
         .next()
@@ -291,6 +370,6 @@ fn single(
         .ok_or_else(|| unknown(node, &"an answer is missing"))
 }
 
-fn flag(rows: Result<Vec<super::connection::Row>, ProbeFailure>, node: &Node) -> Result<bool, ActionFailure> {
+fn flag(rows: Result<Vec<Row>, ProbeFailure>, node: &Node) -> Result<bool, ActionFailure> {
     Ok(single(rows, node)? == "t")
 }
