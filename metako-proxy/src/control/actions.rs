@@ -103,6 +103,32 @@ impl<E: Env> PgServers<E> {
         Connection::open(&self.env, node).await
     }
 
+    /// A commit whose acknowledgement means that the synchronous policy held, and holds for those that follow.
+    async fn verify(
+        &self,
+        connection: &Connection,
+        node: &Arc<Node>,
+        epoch: Epoch,
+    ) -> Result<ActionOutcome, ActionFailure> {
+        connection.rows(sql::END_FORMER_VERIFICATIONS).await.map_err(|failure| failed(node, &failure))?;
+        let statement = sql::verify(epoch);
+        if !flag(connection.rows(sql::COMMITS_SHOULD_WAIT).await, node)? {
+            let rows = connection.rows(&statement).await;
+            verified(connection, node, rows.map_err(|failure| refused_or_unknown(node, &failure)))?;
+            return Ok(ActionOutcome::Done);
+        }
+        let committing = self.connection(node).await.map_err(|failure| failed(node, &failure))?;
+        loop {
+            let commit = watched_commit(connection, &committing, node, &statement, Watch::Answer);
+            let (rows, waited) = commit.await?;
+            verified(&committing, node, Ok(rows))?;
+            if waited {
+                self.give_back(node, committing);
+                return Ok(ActionOutcome::Done);
+            }
+        }
+    }
+
     fn take_idle(&self, name: &NodeName) -> Option<Idle> {
         self.idle.lock().get_mut(name)?.pop()
     }
@@ -140,10 +166,7 @@ impl<E: Env> Servers for PgServers<E> {
                     Ok(outcome)
                 }
                 Order::Promote(promotion) => promote(&connection, node, promotion).await,
-                Order::Verify(epoch) => {
-                    let other = self.connection(node).await.map_err(|failure| failed(node, &failure))?;
-                    verify(&connection, &other, node, *epoch).await
-                }
+                Order::Verify(epoch) => self.verify(&connection, node, *epoch).await,
             }?;
             self.give_back(node, connection);
             Ok(outcome)
@@ -173,6 +196,10 @@ fn unknown(node: &Node, problem: &dyn std::fmt::Display) -> ActionFailure {
 /// Whether the server said in so many words that it did not do it.
 fn refused_by_server(failure: &ProbeFailure) -> bool {
     matches!(failure, ProbeFailure::Unexpected(_) | ProbeFailure::ReadOnly(_))
+}
+
+fn refused_or_unknown(node: &Node, failure: &ProbeFailure) -> ActionFailure {
+    if refused_by_server(failure) { failed(node, failure) } else { unknown(node, failure) }
 }
 
 /// Slots, then each setting in a statement of its own (ALTER SYSTEM allows no transaction), then one reload, all under
@@ -264,9 +291,7 @@ async fn promote(
     promotion: &Promotion,
 ) -> Result<ActionOutcome, ActionFailure> {
     let statement = sql::promote(&promotion.token);
-    let rows = connection.rows(&statement).await.map_err(|failure| {
-        if refused_by_server(&failure) { failed(node, &failure) } else { unknown(node, &failure) }
-    })?;
+    let rows = connection.rows(&statement).await.map_err(|failure| refused_or_unknown(node, &failure))?;
     match sql::parse_promotion(&rows) {
         PromotionAnswer::Sent | PromotionAnswer::AlreadyPrimary => Ok(ActionOutcome::Done),
         PromotionAnswer::OtherToken | PromotionAnswer::Locked => Ok(ActionOutcome::Declined),
@@ -277,32 +302,20 @@ async fn promote(
     }
 }
 
-/// A commit whose acknowledgement means that the synchronous policy held, and holds for those that follow.
-async fn verify(
-    watching: &Connection,
-    committing: &Connection,
+/// Checks what the first commit of an epoch brought.
+fn verified(
+    connection: &Connection,
     node: &Node,
-    epoch: Epoch,
-) -> Result<ActionOutcome, ActionFailure> {
-    watching.rows(sql::END_FORMER_VERIFICATIONS).await.map_err(|failure| failed(node, &failure))?;
-    let must_wait = flag(watching.rows(sql::COMMITS_SHOULD_WAIT).await, node)?;
-    let statement = sql::verify(epoch);
-    loop {
-        let commit = watched_commit(watching, committing, node, &statement, Watch::Answer);
-        let (rows, waited) = commit.await?;
-        if rows
-            .first()
-            .is_some_and(|row| row.first().is_some_and(|text| text.as_deref() == Some("in recovery")))
-        {
-            return Err(failed(node, &"still in recovery"));
-        }
-        if committing.sync_wait_was_cut() {
-            return Err(unknown(node, &"the wait of the first commit for its standbys was cancelled"));
-        }
-        if waited || !must_wait {
-            return Ok(ActionOutcome::Done);
-        }
+    rows: Result<Vec<Row>, ActionFailure>,
+) -> Result<(), ActionFailure> {
+    if rows?.first().is_some_and(|row| row.first().is_some_and(|text| text.as_deref() == Some("in recovery")))
+    {
+        return Err(failed(node, &"still in recovery"));
     }
+    if connection.sync_wait_was_cut() {
+        return Err(unknown(node, &"the wait of the first commit for its standbys was cancelled"));
+    }
+    Ok(())
 }
 
 /// Ends when a commit was seen waiting for standbys, whether or not they answer.
@@ -339,9 +352,7 @@ async fn watched_commit(
     watch: Watch,
 ) -> Result<(Vec<Row>, bool), ActionFailure> {
     let look = sql::waits_for_standbys(&single(committing.rows(sql::OWN_PROCESS).await, node)?);
-    let failure = |failure: ProbeFailure| {
-        if refused_by_server(&failure) { failed(node, &failure) } else { unknown(node, &failure) }
-    };
+    let failure = |failure| refused_or_unknown(node, &failure);
     let mut commit = pin!(committing.rows(statement));
     let mut rows = None;
     loop {
