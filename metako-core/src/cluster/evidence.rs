@@ -207,9 +207,21 @@ impl Controller {
         }
     }
 
-    /// How many standbys have answered no probe after `since` yet, neither well nor badly.
+    /// How many standbys have answered no probe after `since` yet, neither well nor badly. Those that have been silent for
+    /// long are not awaited: nothing is to be expected of them.
     fn mute_standbys(&self, primary: &NodeName, since: Moment) -> usize {
-        self.all_but(primary).iter().filter(|standby| !self.answered_after(standby, since)).count()
+        let absent = |standby: &NodeName| {
+            self.nodes.get(standby).is_some_and(|state| state.failures >= self.settings.failure_threshold)
+        };
+        self.all_but(primary)
+            .iter()
+            .filter(|standby| !self.answered_after(standby, since) && !absent(standby))
+            .count()
+    }
+
+    /// What a node said after `since`, if that still stands.
+    pub(super) fn heard_after(&self, name: &NodeName, since: Moment) -> Option<&NodeReport> {
+        self.nodes.get(name)?.heard_after(since, self.settings.failure_threshold)
     }
 
     /// The evidence of probes after `since`; `None` while the primary has no failed probe of that time.
@@ -241,9 +253,15 @@ impl Controller {
 
     /// What a standby's answer to a probe after `since` says of the primary.
     pub(super) fn witness(&self, standby: &NodeName, primary: &NodeName, since: Moment) -> Witness {
-        let Some(report) = self.nodes.get(standby).and_then(|state| state.current_after(since)) else {
-            return Witness::Unseen;
-        };
+        let Some(report) = self.heard_after(standby, since) else { return Witness::Unseen };
+        match self.testimony(report, primary) {
+            // Once lost is lost until it says otherwise; but who streams has to say so with each answer.
+            Witness::Fresh if self.report(standby).is_none() => Witness::Unseen,
+            testimony => testimony,
+        }
+    }
+
+    fn testimony(&self, report: &NodeReport, primary: &NodeName) -> Witness {
         // One that metako itself froze lost the stream for no fault of the primary.
         if report.is_primary() || self.is_foreign(report) || settings::has_token(report) {
             return Witness::Unseen;
@@ -300,7 +318,10 @@ impl Controller {
         }
         let reasons: Vec<String> = standbys
             .iter()
-            .filter_map(|standby| self.unelectable(standby).map(|why| format!("{standby} {why}")))
+            .filter_map(|standby| {
+                let report = self.heard_after(standby, since);
+                self.unelectable(standby, report).map(|why| format!("{standby} {why}"))
+            })
             .collect();
         if reasons.len() == standbys.len() {
             let reasons =
@@ -334,10 +355,10 @@ impl Controller {
         })
     }
 
-    /// Why a node cannot be promoted, as far as can be told before it is frozen.
-    pub(super) fn unelectable(&self, standby: &NodeName) -> Option<String> {
+    /// Why a node that reports this cannot be promoted, as far as can be told before it is frozen.
+    pub(super) fn unelectable(&self, standby: &NodeName, report: Option<&NodeReport>) -> Option<String> {
         let Some(journal) = &self.journal else { return Some("belongs to no known cluster".to_owned()) };
-        let Some(report) = self.report(standby) else { return Some("does not answer".to_owned()) };
+        let Some(report) = report else { return Some("does not answer".to_owned()) };
         if self.node(standby).is_none_or(|node| node.priority == Priority::Never) {
             return Some("is never to be promoted (priority)".to_owned());
         }

@@ -30,6 +30,8 @@ pub(super) struct NodeState {
     pub(super) answer: Option<Answer>,
     /// The last good answer.
     pub(super) report: Option<NodeReport>,
+    /// The probe that it answered.
+    reported: Option<ProbeId>,
     /// Failures in a row.
     pub(super) failures: u32,
     /// What the failures say, and since when they say the same.
@@ -55,6 +57,7 @@ impl NodeState {
                     self.streamed = Some(sent);
                 }
                 self.report = Some(report);
+                self.reported = Some(id);
                 self.answer = Some(Answer { id, sent, failure: None });
             }
             Err(failure) => {
@@ -77,6 +80,24 @@ impl NodeState {
     /// The report, if the last answer is one and was asked for after that moment.
     pub(super) fn current_after(&self, moment: Moment) -> Option<&NodeReport> {
         self.current().filter(|_| self.answered_after(moment))
+    }
+
+    /// The last report, if it was asked for after that moment and nothing conclusive came after it: a probe or two that
+    /// timed out on a slow machine do not take back what a node has said.
+    pub(super) fn heard_after(&self, moment: Moment, failure_threshold: u32) -> Option<&NodeReport> {
+        let stands = match self.failing {
+            None => true,
+            Some((PrimaryEvidence::Silent | PrimaryEvidence::Unclear, _)) => {
+                self.failures < failure_threshold
+            }
+            Some(_) => false,
+        };
+        self.report.as_ref().filter(|_| stands && self.reported_after(moment))
+    }
+
+    /// Whether the last good answer is to a probe that was asked for after that moment.
+    pub(super) fn reported_after(&self, moment: Moment) -> bool {
+        self.reported.is_some_and(|reported| reported.0 > moment.0)
     }
 
     /// Whether the last answer, good or bad, is to a probe that was asked for after that moment.
