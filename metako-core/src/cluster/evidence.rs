@@ -253,15 +253,27 @@ impl Controller {
 
     /// What a standby's answer to a probe after `since` says of the primary.
     pub(super) fn witness(&self, standby: &NodeName, primary: &NodeName, since: Moment) -> Witness {
+        self.witness_at(standby, primary, since, self.nodes.len())
+    }
+
+    /// A standby that streams from another one knows of the primary what that one knows; `left` bounds the chain.
+    fn witness_at(&self, standby: &NodeName, primary: &NodeName, since: Moment, left: usize) -> Witness {
         let Some(report) = self.heard_after(standby, since) else { return Witness::Unseen };
-        match self.testimony(report, primary) {
+        match self.testimony(standby, report, primary, since, left) {
             // Once lost is lost until it says otherwise; but who streams has to say so with each answer.
             Witness::Fresh if self.report(standby).is_none() => Witness::Unseen,
             testimony => testimony,
         }
     }
 
-    fn testimony(&self, report: &NodeReport, primary: &NodeName) -> Witness {
+    fn testimony(
+        &self,
+        standby: &NodeName,
+        report: &NodeReport,
+        primary: &NodeName,
+        since: Moment,
+        left: usize,
+    ) -> Witness {
         // One that metako itself froze lost the stream for no fault of the primary.
         if report.is_primary() || self.is_foreign(report) || settings::has_token(report) {
             return Witness::Unseen;
@@ -270,10 +282,19 @@ impl Controller {
             None => Witness::Lost,
             // From an address that nobody has: it may be the primary under another name.
             Some(receiver) => match self.node_at(&receiver.sender_host, receiver.sender_port) {
-                Some(upstream) if upstream != *primary => Witness::Lost,
-                _ => Witness::Fresh,
+                Some(upstream) if upstream == *primary || upstream == *standby => Witness::Fresh,
+                None => Witness::Fresh,
+                Some(upstream) if self.claims_to_be_primary(&upstream) => Witness::Lost,
+                Some(_) if left == 0 => Witness::Unseen,
+                Some(upstream) => self.witness_at(&upstream, primary, since, left - 1),
             },
         }
+    }
+
+    /// Whether a node last said that it is a primary.
+    fn claims_to_be_primary(&self, name: &NodeName) -> bool {
+        let report = self.nodes.get(name).and_then(|state| state.report.as_ref());
+        report.is_some_and(NodeReport::is_primary)
     }
 
     fn veto(&self, evidence: &Evidence, since: Moment) -> Option<Veto> {

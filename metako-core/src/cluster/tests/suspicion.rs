@@ -306,3 +306,24 @@ fn many_probes_under_suspicion_do_not_empty_the_read_pool_sooner() {
     lab.pass(1000);
     assert_eq!(lab.readers(), ["c"]);
 }
+
+/// c streams from b and b from a; this proxy reaches c alone.
+#[test]
+fn a_standby_that_streams_from_another_one_is_no_witness_of_its_own() {
+    let mut lab = Lab::new(settings());
+    lab.fake("c").settings.insert("primary_conninfo".to_owned(), "host=localhost port=5002".to_owned());
+    lab.start();
+    lab.pass(3000);
+    assert_eq!(lab.phase(), "steady");
+    lab.fake("a").line = Line::Refused;
+    lab.fake("b").line = Line::Silent;
+    lab.pass(60_000);
+    assert!(lab.did("sever").is_empty(), "a may live and write, and c still receives all of it");
+    assert_eq!(lab.phase(), "suspect");
+    lab.fake("b").line = Line::Up;
+    lab.pass(2000);
+    assert!(lab.did("sever").is_empty(), "b streams from a");
+    lab.fake("a").reachable_by_others = false;
+    lab.pass(3000);
+    assert!(lab.primary().is_some_and(|primary| primary != "a"), "{:?}", lab.held());
+}
