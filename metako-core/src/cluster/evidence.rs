@@ -55,9 +55,10 @@ impl Controller {
         if self.journal.is_none() || self.judge(primary, report).is_err() {
             return;
         }
-        let position = report.position().unwrap_or_default();
+        let (timeline, position) = (report.timeline, report.position().unwrap_or_default());
         let Some(state) = self.nodes.get_mut(primary) else { return };
-        state.flushed = state.flushed.max(position);
+        let known = state.flushed.filter(|(known, _)| *known == timeline);
+        state.flushed = Some((timeline, known.map_or(position, |(_, known)| known.max(position))));
         if self.looking.is_some_and(|since| state.answered_after(since)) {
             self.looking = None;
         }
@@ -291,6 +292,21 @@ impl Controller {
         }
     }
 
+    /// Why the next timeline cannot be begun: a node has it already, so that there would be two of the same number, which
+    /// not even `pg_rewind` can tell apart.
+    pub(super) fn timeline_in_use(&self) -> Option<String> {
+        let timeline = self.journal.as_ref()?.timeline;
+        self.nodes.iter().find_map(|(name, state)| {
+            let report = state.report.as_ref().filter(|report| !self.is_foreign(report))?;
+            (report.timeline > timeline).then(|| {
+                format!(
+                    "{name} is on timeline {} already, which somebody began: a promotion could make it a second time",
+                    report.timeline
+                )
+            })
+        })
+    }
+
     /// Whether a node last said that it is a primary.
     fn claims_to_be_primary(&self, name: &NodeName) -> bool {
         let report = self.nodes.get(name).and_then(|state| state.report.as_ref());
@@ -328,6 +344,9 @@ impl Controller {
         }
         if let Some(why) = self.too_few(&seen(Witness::Lost)) {
             return Some(why);
+        }
+        if let Some(why) = self.timeline_in_use() {
+            return Some(Veto::Person(why));
         }
         let (most, span) = self.settings.failover.budget;
         let spent = self.promotions.iter().filter(|began| self.now.since(**began) < span).count();

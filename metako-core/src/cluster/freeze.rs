@@ -260,6 +260,9 @@ impl Controller {
             );
             return self.need_person(None, reason);
         }
+        if let Some(why) = self.timeline_in_use() {
+            return self.need_person(None, why);
+        }
         let Some((_, fork)) = choice.positions.iter().find(|(standby, _)| *standby == candidate).cloned()
         else {
             return;

@@ -2,7 +2,7 @@
 
 use super::ProbeId;
 use crate::plugin::{NodeReport, PrimaryEvidence, ProbeFailure};
-use crate::{Lsn, Tick};
+use crate::{Lsn, Tick, TimelineId};
 
 /// A point in the order of probes: those that are asked for after it are later, whatever the clock says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,8 +40,8 @@ pub(super) struct NodeState {
     pub(super) successes: u32,
     /// When it was last seen streaming.
     pub(super) streamed: Option<Tick>,
-    /// The furthest position that it ever reported as a primary on this timeline.
-    pub(super) flushed: Lsn,
+    /// The furthest position that it ever reported as the primary, and on which timeline.
+    pub(super) flushed: Option<(TimelineId, Lsn)>,
 }
 
 impl NodeState {
@@ -53,6 +53,12 @@ impl NodeState {
                 self.failures = 0;
                 self.failing = None;
                 self.successes += 1;
+                // What a standby streamed before it was a primary, or before it was restarted, says nothing of it now.
+                if self.report.as_ref().is_none_or(|former| {
+                    report.is_primary() || former.is_primary() || former.started_at != report.started_at
+                }) {
+                    self.streamed = None;
+                }
                 if report.streaming_receiver().is_some() {
                     self.streamed = Some(sent);
                 }
