@@ -575,3 +575,36 @@ fn a_node_that_becomes_primary_again_is_measured_by_its_new_timeline() {
     lab.pass(5000);
     assert_eq!(lab.primary(), Some("a"), "{:?}", lab.held());
 }
+
+#[test]
+fn a_rule_that_somebody_took_from_the_primary_is_not_relied_on() {
+    let mut lab = Lab::steady(synchronous(1, NoVoter::Block));
+    lab.fake("a").settings.clear();
+    lab.treat.insert("set_sync", Treat::Fail);
+    lab.pass(1500);
+    assert_eq!(lab.disk.as_ref().unwrap().sync, SyncRule::Async);
+    lab.kill("a");
+    lab.pass(2000);
+    assert_eq!(lab.phase(), "manual_needed");
+    assert!(lab.held().unwrap().contains("synchronous replication was not in force"), "{:?}", lab.held());
+    assert!(lab.did("promote").is_empty());
+}
+
+#[test]
+fn a_candidate_that_somebody_else_promoted_gets_its_synchronous_standbys_before_its_first_commit() {
+    let mut lab = Lab::steady(synchronous(1, NoVoter::Block));
+    lab.treat.insert("prepare", Treat::Keep);
+    lab.kill("a");
+    lab.pass(600);
+    assert_eq!(lab.phase(), "promoting");
+    lab.fake("c").primary = true;
+    lab.fake("c").timeline = TimelineId(2);
+    lab.fake("c").settings.insert("synchronous_standby_names".to_owned(), String::new());
+    lab.treat.clear();
+    lab.restart();
+    lab.pass(5000);
+    assert_eq!(lab.primary(), Some("c"), "{:?}", lab.held());
+    let first = |kind| lab.actions.iter().position(|action| name_of(action) == kind);
+    assert!(first("set_sync").is_some() && first("set_sync") < first("verify"));
+    assert_eq!(lab.fake("c").setting("synchronous_standby_names"), r#"ANY 1 ("b")"#);
+}
