@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use metako_core::config::Node;
-use metako_core::plugin::{NodeAccess, NodeReport, ProbeFailure};
+use metako_core::plugin::{NodeAccess, NodeReport, ProbeFailure, ReportedRole};
 use metako_core::{Tick, TimelineId};
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::timeout;
@@ -34,7 +34,8 @@ pub struct PgNode<E: Env> {
     env: E,
     node: Arc<Node>,
     sql: Session<E>,
-    /// Open only while the node is a standby without a receiver, whose timeline only a replication command tells.
+    /// For a standby without a receiver, whose timeline only a replication command tells. Kept ready while it has one: when
+    /// the primary dies, all standbys are asked at once, and none should have to wait for a log-in then.
     replication: Session<E>,
     /// For probes' own statements, which may leave the session in any state.
     custom: Session<E>,
@@ -123,7 +124,10 @@ impl<E: Env> NodeAccess for PgNode<E> {
         self.sql.give_back(connection);
         let timeline = match answer.timeline {
             Some(timeline) => {
-                self.replication.close();
+                match answer.role {
+                    ReportedRole::Standby { .. } => self.replication.prepare(),
+                    ReportedRole::Primary { .. } => self.replication.close(),
+                }
                 timeline
             }
             None => self.replayed_timeline().await?,

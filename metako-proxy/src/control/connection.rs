@@ -118,9 +118,14 @@ impl Connection {
         Ok(rows.collect())
     }
 
+    /// Whether the connection is known to have ended.
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
     /// Whether the server still answers on this connection.
     pub(super) async fn answers(&self) -> bool {
-        !self.client.is_closed() && self.client.simple_query("").await.is_ok()
+        !self.is_closed() && self.client.simple_query("").await.is_ok()
     }
 
     /// Whether a commit on this connection was answered although its wait for standbys was cut short: the server says

@@ -56,7 +56,8 @@ impl<E: Env> Session<E> {
     ///
     /// Cancellation-safe: a log-in that was begun goes on.
     pub(super) async fn take(&mut self) -> Result<Connection, ProbeFailure> {
-        if let Some(connection) = self.standing.take() {
+        // That one broke while nobody used it says less than whether another can be opened.
+        if let Some(connection) = self.standing.take().filter(|standing| !standing.is_closed()) {
             return Ok(connection);
         }
         let now = self.env.now();
@@ -80,6 +81,26 @@ impl<E: Env> Session<E> {
                     self.earlier = None;
                 }
                 result
+            }
+        }
+    }
+
+    /// Sees to it that a connection is at hand when it will be needed. Does not wait for it; a log-in that failed is not
+    /// tried again for a while.
+    pub(super) fn prepare(&mut self) {
+        self.standing.take_if(|standing| standing.is_closed());
+        if self.standing.is_some() {
+            return;
+        }
+        let now = self.env.now();
+        self.earlier.take_if(|earlier| now.since(earlier.begun) >= LOG_IN_GIVEN_UP);
+        match &mut self.earlier {
+            None => self.earlier = Some(self.begin()),
+            Some(earlier) => {
+                if let Ok(Ok(connection)) = earlier.answer.try_recv() {
+                    self.standing = Some(connection);
+                    self.earlier = None;
+                }
             }
         }
     }
