@@ -14,6 +14,7 @@ use super::connection::{Connection, Row};
 use super::node_report;
 use super::session::{Kind, Session};
 use crate::env::Env;
+use crate::shared::EvidenceSender;
 
 /// Writes WAL and flushes it, and waits for no standby. The message belongs to nobody: logical decoding passes it to
 /// those who ask for messages with the prefix `metako`. Where writing is impossible, nothing is tried.
@@ -50,10 +51,11 @@ struct CommitAttempt {
 }
 
 impl<E: Env> PgNode<E> {
-    /// Access to `node`; nothing is opened yet.
-    pub fn new(env: E, node: Arc<Node>) -> Self {
+    /// Access to `node`; nothing is opened yet. `evidence` is told when the standing connection breaks between probes.
+    pub fn new(env: E, node: Arc<Node>, evidence: Option<EvidenceSender>) -> Self {
         let session = |kind| Session::new(env.clone(), Arc::clone(&node), kind);
         let (sql, replication, custom) = (session(Kind::Sql), session(Kind::Replication), session(Kind::Sql));
+        let sql = sql.telling(evidence);
         Self { env, node, sql, replication, custom, committing: None, commit: None }
     }
 

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::connection::Connection;
 use crate::env::Env;
+use crate::shared::EvidenceSender;
 
 /// How long a log-in may take that nobody waits for any more.
 const LOG_IN_GIVEN_UP: Duration = Duration::from_secs(10);
@@ -33,6 +34,7 @@ pub(super) struct Session<E: Env> {
     kind: Kind,
     standing: Option<Connection>,
     earlier: Option<LogIn>,
+    evidence: Option<EvidenceSender>,
 }
 
 struct LogIn {
@@ -49,7 +51,12 @@ async fn log_in<E: Env>(env: &E, node: &Node, kind: Kind) -> Result<Connection, 
 
 impl<E: Env> Session<E> {
     pub(super) fn new(env: E, node: Arc<Node>, kind: Kind) -> Self {
-        Self { env, node, kind, standing: None, earlier: None }
+        Self { env, node, kind, standing: None, earlier: None, evidence: None }
+    }
+
+    /// Has `evidence` told when the standing connection breaks, so that nobody has to ask first.
+    pub(super) fn telling(self, evidence: Option<EvidenceSender>) -> Self {
+        Self { evidence, ..self }
     }
 
     /// The standing connection, or a new one. Whoever takes it gives it back when it is fit for another question.
@@ -106,6 +113,9 @@ impl<E: Env> Session<E> {
     }
 
     pub(super) fn give_back(&mut self, connection: Connection) {
+        if let Some(evidence) = &self.evidence {
+            connection.tell_when_lost(evidence);
+        }
         self.standing = Some(connection);
     }
 
