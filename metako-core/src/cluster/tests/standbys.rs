@@ -187,3 +187,18 @@ fn an_old_primary_that_comes_back_as_a_standby_serves_no_reads_before_it_streams
     lab.pass(3000);
     assert_eq!(lab.readers(), ["c"]);
 }
+
+#[test]
+fn a_node_whose_slot_would_look_like_a_token_is_not_taken_for_a_frozen_one() {
+    let mut odd = settings();
+    odd.nodes[1] = node("epoch-2", 5002);
+    let mut lab = Lab::new(odd);
+    let mut standby = lab.nodes.remove(&crate::NodeName::from("b")).unwrap();
+    standby.settings.clear();
+    lab.nodes.insert("epoch-2".into(), standby);
+    lab.start();
+    lab.pass(5000);
+    assert_eq!(lab.readers(), ["epoch-2", "c"]);
+    assert_eq!(lab.fake("epoch-2").setting("primary_slot_name"), "metako_node_epoch_2");
+    assert_eq!(lab.did("repoint").len(), 1);
+}
