@@ -1,6 +1,8 @@
 //! Days on which a primary, a standby or metako itself does not simply die, on real clusters. Everything that was
 //! acknowledged to a client is kept in a ledger and looked for afterwards.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends by a panic")]
+
 mod running;
 
 use std::collections::BTreeSet;

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::conninfo::{Conninfo, same_host};
 use super::node::Moment;
-use super::{Controller, DecisionKind, Phase, SyncRule, settings};
+use super::witness::Witness;
+use super::{Controller, DecisionKind, Phase, SyncRule};
 use crate::NodeName;
 use crate::config::{FailoverMode, Priority};
 use crate::plugin::{Assessment, Evidence, NodeReport, PrimaryEvidence, WitnessCount};
@@ -14,17 +14,6 @@ use crate::plugin::{Assessment, Evidence, NodeReport, PrimaryEvidence, WitnessCo
 const CLEAN_ROUNDS: u32 = 3;
 /// The least pause after which a policy is asked again.
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(10);
-
-/// What a standby says of a primary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Witness {
-    /// It streams from the primary, or from somebody who cannot be told from it.
-    Fresh,
-    /// It answers and has lost the stream.
-    Lost,
-    /// It does not answer, or says nothing that counts.
-    Unseen,
-}
 
 /// Why a failover that the policy wants does not happen.
 enum Veto {
@@ -208,23 +197,6 @@ impl Controller {
         }
     }
 
-    /// How many standbys have answered no probe after `since` yet, neither well nor badly. Those that have been silent for
-    /// long are not awaited: nothing is to be expected of them.
-    fn mute_standbys(&self, primary: &NodeName, since: Moment) -> usize {
-        let absent = |standby: &NodeName| {
-            self.nodes.get(standby).is_some_and(|state| state.failures >= self.settings.failure_threshold)
-        };
-        self.all_but(primary)
-            .iter()
-            .filter(|standby| !self.answered_after(standby, since) && !absent(standby))
-            .count()
-    }
-
-    /// What a node said after `since`, if that still stands.
-    pub(super) fn heard_after(&self, name: &NodeName, since: Moment) -> Option<&NodeReport> {
-        self.nodes.get(name)?.heard_after(since, self.settings.failure_threshold)
-    }
-
     /// The evidence of probes after `since`; `None` while the primary has no failed probe of that time.
     fn evidence(&self, primary: &NodeName, since: Moment) -> Option<Evidence> {
         let state = self.nodes.get(primary).filter(|state| state.answered_after(since))?;
@@ -252,46 +224,6 @@ impl Controller {
         })
     }
 
-    /// What a standby's answer to a probe after `since` says of the primary.
-    pub(super) fn witness(&self, standby: &NodeName, primary: &NodeName, since: Moment) -> Witness {
-        self.witness_at(standby, primary, since, self.nodes.len())
-    }
-
-    /// A standby that streams from another one knows of the primary what that one knows; `left` bounds the chain.
-    fn witness_at(&self, standby: &NodeName, primary: &NodeName, since: Moment, left: usize) -> Witness {
-        let Some(report) = self.heard_after(standby, since) else { return Witness::Unseen };
-        match self.testimony(standby, report, primary, since, left) {
-            // Once lost is lost until it says otherwise; but who streams has to say so with each answer.
-            Witness::Fresh if self.report(standby).is_none() => Witness::Unseen,
-            testimony => testimony,
-        }
-    }
-
-    fn testimony(
-        &self,
-        standby: &NodeName,
-        report: &NodeReport,
-        primary: &NodeName,
-        since: Moment,
-        left: usize,
-    ) -> Witness {
-        // One that metako itself froze lost the stream for no fault of the primary.
-        if report.is_primary() || self.is_foreign(report) || settings::has_token(report) {
-            return Witness::Unseen;
-        }
-        match report.streaming_receiver() {
-            None => Witness::Lost,
-            // From an address that nobody has: it may be the primary under another name.
-            Some(receiver) => match self.node_at(&receiver.sender_host, receiver.sender_port) {
-                Some(upstream) if upstream == *primary || upstream == *standby => Witness::Fresh,
-                None => Witness::Fresh,
-                Some(upstream) if self.claims_to_be_primary(&upstream) => Witness::Lost,
-                Some(_) if left == 0 => Witness::Unseen,
-                Some(upstream) => self.witness_at(&upstream, primary, since, left - 1),
-            },
-        }
-    }
-
     /// Why the next timeline cannot be begun: a node has it already, so that there would be two of the same number, which
     /// not even `pg_rewind` can tell apart.
     pub(super) fn timeline_in_use(&self) -> Option<String> {
@@ -305,12 +237,6 @@ impl Controller {
                 )
             })
         })
-    }
-
-    /// Whether a node last said that it is a primary.
-    fn claims_to_be_primary(&self, name: &NodeName) -> bool {
-        let report = self.nodes.get(name).and_then(|state| state.report.as_ref());
-        report.is_some_and(NodeReport::is_primary)
     }
 
     fn veto(&self, evidence: &Evidence, since: Moment) -> Option<Veto> {
@@ -422,24 +348,6 @@ impl Controller {
 
     pub(super) fn is_foreign(&self, report: &NodeReport) -> bool {
         self.journal.as_ref().is_some_and(|journal| journal.system_id != report.system_id)
-    }
-
-    /// The node at an address, by how other nodes reach it or by how metako does.
-    pub(super) fn node_at(&self, host: &str, port: u16) -> Option<NodeName> {
-        let nodes = &self.settings.nodes;
-        let by_replication = nodes
-            .iter()
-            .find(|node| node.replication.port == port && same_host(&node.replication.host, host));
-        by_replication
-            .or_else(|| nodes.iter().find(|node| node.port == port && same_host(&node.host, host)))
-            .map(|node| node.name.clone())
-    }
-
-    /// The node that a standby's `primary_conninfo` leads to, if it leads to one of ours.
-    pub(super) fn configured_upstream(&self, report: &NodeReport) -> Option<NodeName> {
-        let conninfo = Conninfo::parse(settings::setting(report, settings::CONNINFO)?)?;
-        let (host, port) = conninfo.address()?;
-        self.node_at(host, port)
     }
 }
 

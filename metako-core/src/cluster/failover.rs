@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::controller::Then;
-use super::evidence::Witness;
 use super::freeze::Choice;
 use super::node::Moment;
+use super::witness::Witness;
 use super::work::{Lane, Task};
 use super::{Action, Controller, DecisionKind, JournalPhase, Phase, settings};
 use crate::plugin::NodeReport;

@@ -1,9 +1,10 @@
 //! Freezing standbys, proving that they stand still, and choosing the one to be promoted.
 
 use super::controller::Then;
-use super::evidence::{Witness, needed};
+use super::evidence::needed;
 use super::failover::FREEZE_WAIT;
 use super::node::Moment;
+use super::witness::Witness;
 use super::work::Task;
 use super::{Action, Attempt, Controller, DecisionKind, JournalPhase, Phase, SyncRule, settings};
 use crate::config::{NoVoter, Priority};

@@ -234,6 +234,25 @@ async fn a_rule_for_synchronous_standbys_is_in_force_only_when_commits_wait_in_f
 }
 
 #[tokio::test]
+async fn odd_passwords_and_names_reach_postgresql_as_they_are() {
+    let bench = Bench::start(Builder::new().replicas(1)).await;
+    let client = bench.cluster.nodes()[0].connect().await.unwrap();
+    client.batch_execute(r#"ALTER ROLE replicator PASSWORD 'it''s a \ "b" = $1 '"#).await.unwrap();
+    let conninfo = format!(
+        r#"host='127.0.0.1' port='{}' user='replicator' password='it\'s a \\ "b" = $1 ' application_name='Od"d, \'n\\'"#,
+        bench.nodes[0].port
+    );
+    assert_eq!(bench.order(1, change(&[("primary_conninfo", Some(&conninfo))])).await, DONE);
+    let names = r#"ANY 1 ("nobody","Od""d, 'n\")"#;
+    assert_eq!(bench.order(0, change(&[("synchronous_standby_names", Some(names))])).await, DONE);
+    let question = "SELECT application_name FROM pg_stat_replication WHERE sync_state = 'quorum'";
+    let row =
+        eventually("the standby streams and counts", async || client.query_opt(question, &[]).await.unwrap());
+    assert_eq!(row.await.get::<_, &str>(0), r#"Od"d, 'n\"#);
+    assert_eq!(bench.order(0, Order::Verify(Epoch(2))).await, DONE);
+}
+
+#[tokio::test]
 async fn what_hangs_on_a_server_does_not_add_up() {
     let bench = Bench::start(Builder::new().replicas(0)).await;
     let nobody = change(&[("synchronous_standby_names", Some("ANY 1 (nobody)"))]);
