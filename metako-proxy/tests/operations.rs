@@ -75,6 +75,18 @@ fn clients_may_use_tls_with_the_certificate_of_the_configuration() {
     let conninfo = client(&cluster, "psql", metako.port, &["-XAt", "-d", &verified, "-c", "\\conninfo"]);
     assert!(conninfo.contains("SSL connection"), "{conninfo}");
 
+    let renewed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(&cert, renewed.cert.pem()).unwrap();
+    std::fs::write(&key, renewed.signing_key.serialize_pem()).unwrap();
+    let arguments = ["-XAt", "-d", &verified, "-c", "select 1"];
+    let stale = client_output(&cluster, "psql", metako.port, &arguments);
+    assert!(text(&stale.stderr).contains("certificate verify failed"), "{}", text(&stale.stderr));
+    metako.signal(Signal::SIGHUP);
+    eventually("the renewed certificate is shown", || {
+        let output = client_output(&cluster, "psql", metako.port, &arguments);
+        if output.status.success() { Ok(()) } else { Err(text(&output.stderr)) }
+    });
+
     metako.rewrite(&running::configuration(&cluster, &security.replace(" }", ", require_tls: true }")));
     assert!(metako.command(&["reload"]).status.success());
     let plain =
