@@ -196,7 +196,8 @@ fn no_host(text: &str) -> String {
             .to_owned();
     }
     // A whole connection string may hold a password.
-    let found = if text.contains(['@', '=']) { "a connection string".to_owned() } else { format!("{text:?}") };
+    let found =
+        if text.contains(['@', '=']) { "a connection string".to_owned() } else { format!("{text:?}") };
     format!("found {found}; expected a host name or an IP address, without a port")
 }
 
