@@ -41,8 +41,8 @@ fn psql_and_pgbench_work_and_reads_spread_over_the_replicas() {
     assert!(text(&notice.stderr).contains("NOTICE:  hello 1"), "{}", text(&notice.stderr));
 
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), (10..2010).map(|id| format!("{id}\trow {id}\n")).collect::<String>())
-        .unwrap();
+    let rows: Vec<String> = (10..2010).map(|id| format!("{id}\trow {id}\n")).collect();
+    std::fs::write(file.path(), rows.concat()).unwrap();
     let copied = psql(&format!("\\copy note from '{}'", file.path().display()));
     assert_eq!(copied, "COPY 2000\n");
     let out = psql("copy (select id from note order by id) to stdout");

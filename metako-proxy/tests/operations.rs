@@ -2,8 +2,10 @@
 
 mod running;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use metako_proxy::playground::Cluster;
 use nix::sys::signal::Signal;
 use running::{Metako, client, client_output, eventually, text};
 use tokio_postgres::NoTls;
@@ -48,15 +50,51 @@ fn a_reload_adds_and_removes_nodes_without_dropping_a_client() {
     assert_eq!(ask(), 7, "the client was there all the time");
 }
 
+/// Writes a certificate for `localhost` and its key.
+fn certificate(folder: &Path) -> (PathBuf, PathBuf) {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    std::fs::write(&cert, certified.cert.pem()).unwrap();
+    std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+    (cert, key)
+}
+
+#[test]
+fn the_predecessors_configuration_runs_and_fails_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = certificate(folder.path());
+    let cluster = running::cluster(1, None);
+    let port = |node: &str| cluster.node(node).port().to_string();
+    // Its words, with the paths, ports and passwords of this machine.
+    let text = include_str!("config/good/predecessor.yaml")
+        .replace("/path/to/cert.pem", &cert.display().to_string())
+        .replace("/path/to/key.pem", &key.display().to_string())
+        .replace("5432", &port("node-1"))
+        .replace("5433", &port("node-2"))
+        .replace("password: password", &format!("password: \"{}\"", cluster.superuser_password()))
+        .replace("myapp", Cluster::DATABASE);
+    let metako = Metako::start(&format!("{text}listen: {{listen}}\nstate_dir: {{state_dir}}\n"));
+    metako.wait_until_open(1);
+    let ask = |sql: &str| {
+        client(&cluster, "psql", metako.port, &["-XAt", "-d", "host=localhost sslmode=require", "-c", sql])
+    };
+    assert_eq!(
+        ask("create table t (i int); insert into t values (1); begin; select i from t; commit"),
+        "CREATE TABLE\nINSERT 0 1\nBEGIN\n1\nCOMMIT\n"
+    );
+
+    cluster.node("node-1").kill_9().unwrap();
+    // Held until the replica is promoted, although the health check comes every 30 s only.
+    assert_eq!(ask("insert into t values (2) returning i"), "2\nINSERT 0 1\n");
+    assert_eq!(metako.status().unwrap()["primary"], "slave-1");
+}
+
 #[test]
 fn clients_may_use_tls_with_the_certificate_of_the_configuration() {
     let folder = tempfile::tempdir().unwrap();
-    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
-    std::fs::write(&cert, certified.cert.pem()).unwrap();
-    std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+    let (cert, key) = certificate(folder.path());
     let security = format!(
-        "security: {{ tls_enabled: true, cert_file: {}, key_file: {} }}",
+        "log: {{ format: json }}\nsecurity: {{ tls_enabled: true, cert_file: {}, key_file: {} }}",
         cert.display(),
         key.display()
     );
@@ -75,9 +113,7 @@ fn clients_may_use_tls_with_the_certificate_of_the_configuration() {
     let conninfo = client(&cluster, "psql", metako.port, &["-XAt", "-d", &verified, "-c", "\\conninfo"]);
     assert!(conninfo.contains("SSL connection"), "{conninfo}");
 
-    let renewed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    std::fs::write(&cert, renewed.cert.pem()).unwrap();
-    std::fs::write(&key, renewed.signing_key.serialize_pem()).unwrap();
+    certificate(folder.path());
     let arguments = ["-XAt", "-d", &verified, "-c", "select 1"];
     let stale = client_output(&cluster, "psql", metako.port, &arguments);
     assert!(text(&stale.stderr).contains("certificate verify failed"), "{}", text(&stale.stderr));
@@ -87,12 +123,24 @@ fn clients_may_use_tls_with_the_certificate_of_the_configuration() {
         if output.status.success() { Ok(()) } else { Err(text(&output.stderr)) }
     });
 
-    metako.rewrite(&running::configuration(&cluster, &security.replace(" }", ", require_tls: true }")));
+    metako.rewrite(&running::configuration(
+        &cluster,
+        &security.replace("key_file:", "require_tls: true, key_file:"),
+    ));
     assert!(metako.command(&["reload"]).status.success());
     let plain =
         client_output(&cluster, "psql", metako.port, &["-XAt", "-d", "sslmode=disable", "-c", "select 1"]);
     assert!(!plain.status.success());
     assert!(text(&plain.stderr).contains("FATAL"), "{}", text(&plain.stderr));
+
+    let log = metako.log();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect();
+    let opened = lines.iter().find(|line| line["kind"] == "opened").unwrap_or_else(|| panic!("{log}"));
+    assert_eq!((&opened["node"], &opened["epoch"]), (&"node-1".into(), &1.into()), "{opened}");
+    assert!(opened["message"].as_str().is_some_and(|why| why.contains("node-1")), "{opened}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What the process does where no server answers: signals, reload, logs, the admin socket, exit status.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test where they stand")]
+
 mod running;
 
 use std::io::Write;

@@ -30,21 +30,25 @@ fn explain(seed: u64, scenario: &Scenario, outcome: &Outcome) -> String {
     format!("seed {seed}\n{}\n{}", faults.join("\n"), findings.join("\n"))
 }
 
-/// Whether clients write again at the end, long after the last fault.
-fn made_progress(outcome: &Outcome) -> bool {
+/// What is not as it should be at the end, long after the last fault.
+fn ill_at_the_end(outcome: &Outcome, synchronous: bool) -> Vec<String> {
     let entries = outcome.log.entries();
-    let end = entries.last().map_or(Tick::ZERO, |entry| entry.at);
-    let acknowledged =
-        |entry: &&Entry| matches!(entry.event, LogEvent::Client(ClientEvent::Acknowledged { .. }));
-    // Under synchronous replication a primary without followers may acknowledge nothing. A node that was a primary follows
+    let Some(state) = outcome.log.end() else { return vec!["  the run has no end".to_owned()] };
+    let mut ill = Vec::new();
+    // Under synchronous replication a primary without followers acknowledges nothing. A node that was a primary follows
     // nobody until a person rewinds it.
-    let followers = outcome.log.end().map_or(0, |end| end.nodes.iter().filter(|node| !node.primary).count());
-    followers == 0
-        || entries
-            .iter()
-            .rev()
-            .find(acknowledged)
-            .is_some_and(|entry| end.since(entry.at) < Duration::from_secs(5))
+    let excused = synchronous && state.nodes.iter().all(|node| node.primary);
+    let end = entries.last().map_or(Tick::ZERO, |entry| entry.at);
+    let acknowledges =
+        |entry: &&Entry| matches!(entry.event, LogEvent::Client(ClientEvent::Acknowledged { .. }));
+    let last = entries.iter().rev().find(acknowledges).map_or(Tick::ZERO, |entry| entry.at);
+    if !excused && end.since(last) >= Duration::from_secs(5) {
+        ill.push(format!("  no write was acknowledged after {last}"));
+    }
+    let idle =
+        state.nodes.iter().filter(|node| !node.primary && node.on_history && node.streams_from.is_none());
+    ill.extend(idle.map(|node| format!("  {} streams from nobody", node.node)));
+    ill
 }
 
 /// Runs seeds and gives what the broken ones say.
@@ -54,10 +58,9 @@ fn broken(configuration: &str, seeds: std::ops::Range<u64>, menu: Menu) -> Vec<S
     for seed in seeds {
         let scenario = scenario(seed, &NODES, menu);
         let outcome = run(&config, &scenario, seed).expect("the scenario fits the configuration");
-        let stuck =
-            (!made_progress(&outcome)).then(|| "  no write was acknowledged in the last 5 s\n".to_owned());
-        if !outcome.met() || stuck.is_some() {
-            broken.push(explain(seed, &scenario, &outcome) + &stuck.unwrap_or_default());
+        let ill = ill_at_the_end(&outcome, config.cluster.failover.synchronous.is_some());
+        if !outcome.met() || !ill.is_empty() {
+            broken.push(format!("{}\n{}\n", explain(seed, &scenario, &outcome), ill.join("\n")));
         }
     }
     broken
@@ -79,4 +82,17 @@ fn one_or_two_faults_break_no_rule_under_asynchronous_replication() {
 fn a_proxy_that_is_killed_as_well_goes_on_from_its_journal() {
     let broken = broken(SYNCHRONOUS, 1_000..1_075, Menu { faults_max: 3, proxy: true });
     assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
+}
+
+/// Seeds that found a fault once, with what it was.
+#[test]
+fn seeds_that_once_broke_stay_well() {
+    const MENU: Menu = Menu { faults_max: 4, proxy: true };
+    // A call-off met a freeze under way: the standby's own settings were forgotten. A slot was believed to exist under a
+    // name that was never sent.
+    const ONCE: [(&str, u64); 2] = [(SYNCHRONOUS, 21_048), (ASYNCHRONOUS, 30_810)];
+    for (configuration, seed) in ONCE {
+        let broken = broken(configuration, seed..seed + 1, MENU);
+        assert!(broken.is_empty(), "broken again:\n{}", broken.join("\n"));
+    }
 }

@@ -11,7 +11,7 @@ use super::sync::SyncStep;
 use super::work::{Job, Lane, Task, Work};
 use super::{
     Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Decision, DecisionKind, Event, Journal,
-    OperatorCommand, Phase,
+    OperatorCommand, Phase, SettingsChange,
 };
 use crate::config::{ClusterSettings, Node};
 use crate::plugin::{FailoverPolicy, NodeReport};
@@ -58,6 +58,8 @@ pub struct Controller {
     pub(super) promotions: VecDeque<Tick>,
     /// Slots that are known to be on the present primary.
     pub(super) slots: BTreeSet<String>,
+    /// The slots that the Prepare in flight creates: those that were sent, whatever is known since.
+    pub(super) preparing: BTreeSet<String>,
     pub(super) sync_step: Option<SyncStep>,
     /// Since when the primary is known to be well; replicas are not stale before.
     pub(super) well_since: Tick,
@@ -117,6 +119,7 @@ impl Controller {
             failover: None,
             promotions: VecDeque::new(),
             slots: BTreeSet::new(),
+            preparing: BTreeSet::new(),
             sync_step: None,
             well_since: now,
             now,
@@ -232,6 +235,11 @@ impl Controller {
             Lane::Node(node) => Some(node.clone()),
             Lane::Journal | Lane::Sever => None,
         };
+        if let Some(node) = &node {
+            // Whatever came of it and whichever epoch it was for: what the node said before is out of date.
+            self.touched.insert(node.clone(), self.moment());
+            self.probe_soon(node);
+        }
         match outcome {
             Ok(outcome) => {
                 let settle = match job.task {
@@ -265,10 +273,6 @@ impl Controller {
     }
 
     fn on_effect(&mut self, job: &Job, node: Option<&NodeName>, outcome: ActionOutcome) {
-        if let Some(node) = node {
-            self.touched.insert(node.clone(), self.moment());
-            self.probe_soon(node);
-        }
         match (job.task, node) {
             (Task::Promote, Some(node)) if outcome == ActionOutcome::Declined => {
                 let reason = format!(
@@ -281,8 +285,10 @@ impl Controller {
                 self.primary_reset = Some((self.epoch, node.clone()));
             }
             (Task::SetSync, _) => self.on_sync_set(),
-            (Task::Prepare, _) if self.failover.is_none() => self.slots = self.all_slots(),
             (task, node) => {
+                if task == Task::Prepare {
+                    self.slots.append(&mut self.preparing);
+                }
                 let (now, moment) = (self.now, self.moment());
                 if let Some(failover) = &mut self.failover {
                     failover.on_effect(task, node, now, moment);
@@ -299,6 +305,16 @@ impl Controller {
     pub(super) fn start_in(&mut self, lane: Lane, task: Task, make: impl FnOnce(ActionId) -> Action) {
         if let Some(id) = self.work.start(self.now, lane, task, self.epoch) {
             self.out.push(make(id));
+        }
+    }
+
+    /// Asks for the slots of all who are to follow `upstream`, and for a change of its settings.
+    pub(super) fn start_prepare(&mut self, upstream: &NodeName, change: SettingsChange) {
+        let slots = self.slots_for(upstream);
+        let lane = Lane::Node(upstream.clone());
+        if let Some(id) = self.work.start(self.now, lane, Task::Prepare, self.epoch) {
+            self.preparing = slots.iter().cloned().collect();
+            self.out.push(Action::Prepare { id, node: upstream.clone(), slots, change });
         }
     }
 

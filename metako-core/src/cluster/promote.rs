@@ -105,9 +105,7 @@ impl Controller {
         } else {
             SettingsChange::default()
         };
-        let slots = self.slots_for(candidate);
-        let node = candidate.clone();
-        self.start(candidate, Task::Prepare, |id| Action::Prepare { id, node, slots, change });
+        self.start_prepare(candidate, change);
     }
 
     /// The slots that all nodes but one use.
@@ -138,7 +136,8 @@ impl Controller {
         for standby in self.all_but(candidate) {
             let repointed =
                 self.failover.as_ref().is_some_and(|failover| failover.repointed.contains(&standby));
-            let held = self.freezable(&standby)
+            let held = self.slots.contains(&self.slot(&standby))
+                && self.freezable(&standby)
                 && self.report(&standby).is_some_and(|report| {
                     settings::proof(report, &token).is_ok_and(|position| position <= fork)
                 });
@@ -254,9 +253,6 @@ impl Controller {
         journal.timeline = timeline;
         journal.fork = Some(fork);
         journal.attempts.clear();
-        if self.failover.as_ref().is_some_and(|failover| failover.prepared.is_some()) {
-            self.slots = self.slots_for(candidate).into_iter().collect();
-        }
         self.persist(journal, Then::Serve);
     }
 

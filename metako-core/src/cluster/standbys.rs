@@ -44,7 +44,7 @@ impl Controller {
     pub(super) fn reconcile_standbys(&mut self) {
         let Some((primary, course)) = self.course() else { return };
         for standby in self.all_but(&primary) {
-            if self.touched.get(&standby).is_some_and(|touched| !self.answered_after(&standby, *touched)) {
+            if !self.answered_since_touched(&standby) {
                 continue;
             }
             match self.remedy(&standby, &primary, course) {
@@ -71,12 +71,17 @@ impl Controller {
     pub(super) fn unfreeze_standbys(&mut self) {
         let Some((primary, course)) = self.course() else { return };
         for standby in self.all_but(&primary) {
-            let seen =
-                self.touched.get(&standby).is_none_or(|touched| self.answered_after(&standby, *touched));
-            if seen && self.remedy(&standby, &primary, course) == Remedy::Unfreeze {
+            if self.answered_since_touched(&standby)
+                && self.remedy(&standby, &primary, course) == Remedy::Unfreeze
+            {
                 self.unfreeze(&standby);
             }
         }
+    }
+
+    /// Whether what the node last said is newer than what was last done to it.
+    fn answered_since_touched(&self, node: &NodeName) -> bool {
+        self.touched.get(node).is_none_or(|touched| self.answered_after(node, *touched))
     }
 
     fn unfreeze(&mut self, standby: &NodeName) {
@@ -87,22 +92,12 @@ impl Controller {
 
     fn repoint_with_slot(&mut self, standby: &NodeName, primary: &NodeName) {
         let slot = self.slot(standby);
-        let ready = self.slots.contains(&slot)
-            || self.failover.as_ref().is_some_and(|failover| failover.prepared.is_some());
-        if !ready {
-            let slots = self.slots_for(primary);
-            let node = primary.clone();
-            let change = SettingsChange::default();
-            return self.start(primary, Task::Prepare, |id| Action::Prepare { id, node, slots, change });
+        if !self.slots.contains(&slot) {
+            return self.start_prepare(primary, SettingsChange::default());
         }
         let reason = format!("{standby} is pointed at {primary}, with slot {slot}");
         self.record_once(DecisionKind::Repointed, Some(standby), &reason);
         self.repoint(standby, primary);
-    }
-
-    pub(super) fn all_slots(&self) -> std::collections::BTreeSet<String> {
-        let primary = self.phase_primary().cloned();
-        primary.map(|primary| self.slots_for(&primary).into_iter().collect()).unwrap_or_default()
     }
 
     fn remedy(&self, standby: &NodeName, primary: &NodeName, course: Course) -> Remedy {
@@ -225,7 +220,7 @@ impl Controller {
                 return self.reset_done(primary);
             }
             self.node(name).is_none()
-                || self.report(name).is_some_and(|report| {
+                || self.report(name).filter(|_| self.answered_since_touched(name)).is_some_and(|report| {
                     !report.is_primary()
                         && !settings::has_token(report)
                         && settings::setting(report, settings::CONNINFO)

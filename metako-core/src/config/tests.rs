@@ -283,21 +283,19 @@ fn synchronous_has_short_forms() {
             .synchronous
             .clone()
     };
-    let expected =
-        |acks, on_no_voter, commit_guard| Some(Synchronous { acks: Acks(acks), on_no_voter, commit_guard });
+    let expected = |acks, on_no_voter| Some(Synchronous { acks: Acks(acks), on_no_voter });
     assert_eq!(rule(&three, "none"), None);
-    assert_eq!(rule(&three, "any 2"), expected(2, NoVoter::Block, true));
-    assert_eq!(rule(&three, "strict"), expected(1, NoVoter::Block, true));
-    assert_eq!(rule(&three, "{ acks: 2, commit_guard: false }"), expected(2, NoVoter::Block, false));
-    assert_eq!(rule(&with(""), "any 1"), expected(1, NoVoter::Degrade, true));
-    assert_eq!(rule(&with(""), "{ on_no_voter: block }"), expected(1, NoVoter::Block, true));
+    assert_eq!(rule(&three, "any 2"), expected(2, NoVoter::Block));
+    assert_eq!(rule(&three, "{ acks: 2, commit_guard: false }"), expected(2, NoVoter::Block));
+    assert_eq!(rule(&with(""), "any 1"), expected(1, NoVoter::Degrade));
+    assert_eq!(rule(&with(""), "{ on_no_voter: block }"), expected(1, NoVoter::Block));
 }
 
 #[test]
 fn hazards_are_warnings() {
     let one = "nodes: [{ name: a, host: a, username: u, password: p, database: d }]\n";
     assert_eq!(warnings(one), ["1:8: nodes: there is one node: nothing to fail over to"]);
-    let text = with("failover: { synchronous: strict }\n");
+    let text = with("failover: { synchronous: { on_no_voter: block } }\n");
     let [warning] = warnings(&text).try_into().unwrap();
     assert!(warning.starts_with("4:26: failover.synchronous: two nodes that block"), "{warning}");
 }

@@ -218,8 +218,6 @@ pub struct Synchronous {
     pub acks: Acks,
     /// What to do when there are fewer.
     pub on_no_voter: NoVoter,
-    /// Whether a commit whose synchronous wait was cancelled is reported as unknown instead of success.
-    pub commit_guard: bool,
 }
 
 /// A number of standbys, at least 1.

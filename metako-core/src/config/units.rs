@@ -314,7 +314,6 @@ written_as_text!(PriorityText, "Priority", PRIORITY, "A number, smaller is prefe
 pub(super) enum SynchronousText {
     None,
     Any(u32),
-    Strict,
 }
 
 impl FromStr for SynchronousText {
@@ -322,19 +321,15 @@ impl FromStr for SynchronousText {
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
         let wrong = || {
-            let near =
-                ["none", "strict"].into_iter().find(|word| strsim::damerau_levenshtein(text, word) <= 2);
+            let near = (strsim::damerau_levenshtein(text, "none") <= 2).then_some("none");
             let any = text.parse::<u32>().ok().filter(|count| *count > 0).map(|count| format!("any {count}"));
             UnitError {
-                expected: "`none`, `any N` (N replicas, at least 1), `strict`, or keys `mode`, `acks`, `on_no_voter`, \
-                           `commit_guard`",
+                expected: "`none`, `any N` (N replicas, at least 1), or keys `mode`, `acks`, `on_no_voter`",
                 suggestion: near.map(str::to_owned).or(any),
             }
         };
-        match text {
-            "none" => return Ok(Self::None),
-            "strict" => return Ok(Self::Strict),
-            _ => {}
+        if text == "none" {
+            return Ok(Self::None);
         }
         let count = text.strip_prefix("any ").map(str::trim).ok_or_else(wrong)?;
         if !count.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -349,12 +344,11 @@ impl fmt::Display for SynchronousText {
         match self {
             Self::None => f.write_str("none"),
             Self::Any(count) => write!(f, "any {count}"),
-            Self::Strict => f.write_str("strict"),
         }
     }
 }
 
-written_as_text!(SynchronousText, "SynchronousText", SYNCHRONOUS, "none, any N or strict.");
+written_as_text!(SynchronousText, "SynchronousText", SYNCHRONOUS, "none or any N.");
 
 /// Splits where the number ends: digits and a point, then the rest, which is the unit.
 fn number_and_unit(text: &str) -> (&str, &str) {
@@ -443,7 +437,7 @@ mod tests {
         for text in ["never", "0", "100"] {
             assert_eq!(text.parse::<PriorityText>().unwrap().to_string(), text);
         }
-        for text in ["none", "strict", "any 2"] {
+        for text in ["none", "any 2"] {
             assert_eq!(text.parse::<SynchronousText>().unwrap().to_string(), text);
         }
         for text in ["any", "any 0", "any x", "any +1", "all"] {

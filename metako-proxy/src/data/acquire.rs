@@ -43,14 +43,15 @@ pub(super) struct Found<E: Env> {
 /// The first step towards a server.
 pub(super) enum First<E: Env> {
     Found(Found<E>),
-    /// It takes a wait: [`acquire`], for the node that was picked. A balancer is asked once for a unit, or a round robin
-    /// would count double.
+    /// It takes a wait: [`acquire`], with what was picked.
     Later(Picked),
 }
 
-/// What a pick came to.
+/// What the router picked.
 pub(super) enum Picked {
+    /// This node, and whether it is a replica.
     Node(NodeName, bool),
+    /// None, for this reason.
     Held(String),
 }
 
@@ -68,7 +69,8 @@ fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>) -> Picked {
     }
 }
 
-/// Finds a server for a unit, waiting as long as the settings allow. Cancelling leaves every line.
+/// Finds a server for a unit, on the node that `picked` names if it gives one, waiting as long as the settings allow.
+/// Cancelling leaves every line.
 ///
 /// # Errors
 ///
@@ -76,9 +78,9 @@ fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>) -> Picked {
 pub(super) async fn acquire<E: Env>(
     core: &Arc<Core<E>>,
     wanted: &mut Wanted<'_>,
-    first: Picked,
+    picked: Picked,
 ) -> Result<Found<E>, Report> {
-    let mut picked = first;
+    let mut picked = picked;
     loop {
         match picked {
             Picked::Held(reason) => return hold(core, wanted, reason).await,
@@ -95,11 +97,11 @@ pub(super) async fn acquire<E: Env>(
     }
 }
 
-/// Takes a server that is idle at once, if there is one.
+/// Picks a node, and takes a server there that is idle at once, if there is one.
 pub(super) fn try_acquire<E: Env>(core: &Arc<Core<E>>, wanted: &Wanted<'_>) -> First<E> {
     let picked = pick(core, wanted);
-    // Those who are held come first.
     if let Picked::Node(node, replica) = &picked
+        // Those who are held come first.
         && (*replica || core.traffic.held.load(Ordering::Relaxed) == 0)
         && let Some(lease) = core.pools.try_idle(core, wanted.who, node)
     {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use metako_core::cluster::Writes;
 use metako_core::{NodeName, Tick};
 
-use crate::log::{ClientEvent, Log, LogEvent};
+use crate::log::{ClientEvent, Log, LogEvent, NodeChange};
 
 /// Figures of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,7 +15,8 @@ pub struct Facts {
     pub promoted: Vec<NodeName>,
     /// Writes that clients were told are committed.
     pub acknowledged: u64,
-    /// Those of them that the final primary does not have; without a final primary, those that no node has.
+    /// Those of them that the final primary does not have. While writes are closed: that the node does not have that was
+    /// promoted last; if none was, that no node has.
     pub lost: BTreeSet<u64>,
     /// Writes whose outcome clients were told is unknown.
     pub unknown: u64,
@@ -40,6 +41,7 @@ impl Facts {
         let mut acknowledged = BTreeSet::new();
         let mut open_to: Option<NodeName> = None;
         let mut last: Option<Tick> = None;
+        let mut last_promoted: Option<NodeName> = None;
         for entry in log.entries() {
             match &entry.event {
                 LogEvent::View { writes: Writes::Open { primary }, .. } => {
@@ -47,6 +49,9 @@ impl Facts {
                     if before.is_some_and(|before| before != *primary) {
                         facts.promoted.push(primary.clone());
                     }
+                }
+                LogEvent::Node { node, change: NodeChange::Promoted { .. } } => {
+                    last_promoted = Some(node.clone());
                 }
                 LogEvent::Client(event) => facts.count(event, &mut acknowledged),
                 _ => {}
@@ -59,7 +64,7 @@ impl Facts {
                 last = if acknowledges { Some(entry.at) } else { last };
             }
         }
-        facts.at_the_end(log, acknowledged);
+        facts.at_the_end(log, acknowledged, last_promoted.as_ref());
         facts
     }
 
@@ -77,15 +82,15 @@ impl Facts {
         }
     }
 
-    fn at_the_end(&mut self, log: &Log, acknowledged: BTreeSet<u64>) {
+    fn at_the_end(&mut self, log: &Log, acknowledged: BTreeSet<u64>, last_promoted: Option<&NodeName>) {
         let Some(end) = log.end() else { return };
         self.primary.clone_from(&end.primary);
         let streams = |node: &&crate::log::EndNode| node.on_history && node.streams_from == end.primary;
         self.replicas_streaming =
             end.primary.as_ref().map_or(0, |_| end.nodes.iter().filter(streams).count() as u64);
         let has = |id: &u64| {
-            let mut keepers =
-                end.nodes.iter().filter(|node| end.primary.as_ref().is_none_or(|p| *p == node.node));
+            let line = end.primary.as_ref().or(last_promoted);
+            let mut keepers = end.nodes.iter().filter(|node| line.is_none_or(|name| *name == node.node));
             keepers.any(|node| node.holds.contains(id))
         };
         self.lost = acknowledged.into_iter().filter(|id| !has(id)).collect();

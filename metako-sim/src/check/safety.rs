@@ -1,8 +1,8 @@
 //! What must hold in every run, whatever goes wrong. The names follow the invariants of the design.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use metako_core::cluster::{Action, JournalPhase, Writes};
+use metako_core::cluster::{Action, DecisionKind, JournalPhase, Writes};
 use metako_core::{Epoch, NodeName, Tick, TimelineId};
 
 use super::Finding;
@@ -18,6 +18,8 @@ struct Watch {
     severed: BTreeMap<NodeName, Epoch>,
     /// Who began which timeline.
     begun: BTreeMap<TimelineId, NodeName>,
+    /// Standbys that were called frozen in the failover that runs.
+    frozen: BTreeSet<NodeName>,
     /// The phase of the journal on disk.
     journal: Option<JournalPhase>,
     epoch: Epoch,
@@ -69,6 +71,13 @@ impl Watch {
                     self.find("journal_before_promotion", at, text);
                 }
             }
+            LogEvent::Decision(decision) => match (decision.kind, &decision.node) {
+                (DecisionKind::FailoverBegun, _) => self.frozen.clear(),
+                (DecisionKind::Frozen, Some(node)) => {
+                    self.frozen.insert(node.clone());
+                }
+                _ => {}
+            },
             LogEvent::Node { node, change } => self.node(at, node, change),
             LogEvent::Broken(text) => self.find("simulation", at, text.clone()),
             _ => {}
@@ -129,7 +138,13 @@ impl Watch {
 
     fn node(&mut self, at: Tick, node: &NodeName, change: &NodeChange) {
         match change {
-            NodeChange::Promoted { timeline, .. } => {
+            NodeChange::Promoted { timeline, ahead, .. } => {
+                if let Some(further) = ahead.iter().find(|name| self.frozen.contains(*name)) {
+                    let text = format!(
+                        "{node} was promoted although {further}, which was frozen as well, has more WAL"
+                    );
+                    self.find("most_advanced_is_promoted", at, text);
+                }
                 if let Some(before) = self.begun.insert(*timeline, node.clone()) {
                     let text = format!("{before} and {node} both began timeline {timeline}");
                     self.find("timeline_begun_once", at, text);

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use metako_core::cluster::{Action, ActionId, Journal, JournalPhase, Phase, Promotion, SyncRule, Writes};
+use metako_core::cluster::{
+    Action, ActionId, Decision, DecisionKind, Journal, JournalPhase, Phase, Promotion, SyncRule, Writes,
+};
 use metako_core::config::HumanDuration;
 use metako_core::{Epoch, Lsn, NodeName, SystemId, Tick, TimelineId};
 
@@ -208,4 +210,32 @@ fn each_expectation_is_compared() {
     let findings = check(&log, &facts, &expect(0, 299, "a", 1), true);
     let checks: Vec<&str> = findings.iter().map(|finding| finding.check).collect();
     assert_eq!(checks, ["failovers", "max_write_gap", "finally.primary", "finally.replicas_streaming"]);
+}
+
+#[test]
+fn a_promotion_of_one_that_is_behind_is_found() {
+    let frozen = |node| {
+        let (kind, node) = (DecisionKind::Frozen, Some(name(node)));
+        LogEvent::Decision(Decision { kind, node, epoch: Epoch(2), reason: String::new() })
+    };
+    let promoted = |ahead: &str| {
+        let (timeline, fork, ahead) = (TimelineId(2), Lsn(1), vec![name(ahead)]);
+        LogEvent::Node { node: name("b"), change: NodeChange::Promoted { timeline, fork, ahead } }
+    };
+    assert_eq!(found(vec![frozen("b"), frozen("c"), promoted("c")]), ["most_advanced_is_promoted"]);
+    assert!(found(vec![frozen("b"), frozen("c"), promoted("a")]).is_empty(), "the old primary may be ahead");
+}
+
+#[test]
+fn while_writes_are_closed_the_node_promoted_last_must_have_what_was_acknowledged() {
+    let nodes: [(&str, &[u64], Option<&str>); 2] = [("b", &[1], None), ("c", &[1, 2], None)];
+    let facts = |promotions: Vec<LogEvent>| {
+        let mut events = vec![acknowledged(1, "a", 1), acknowledged(2, "a", 1)];
+        events.extend(promotions);
+        events.push(end(None, &nodes));
+        Facts::of(&log_of(events)).lost
+    };
+    assert_eq!(facts(vec![promoted("b", 2)]), BTreeSet::from([2]));
+    assert!(facts(vec![promoted("c", 2)]).is_empty());
+    assert!(facts(Vec::new()).is_empty());
 }

@@ -78,7 +78,7 @@ impl fmt::Display for NodeChange {
             Self::ReceiverGone { reason } => write!(f, "receiver ended: {reason}"),
             Self::Reloaded { changed } => {
                 f.write_str("reloaded")?;
-                changed.iter().try_for_each(|(name, value)| write!(f, " {name}='{value}'"))
+                changed.iter().try_for_each(|(name, value)| write!(f, " {name}='{}'", shown(value)))
             }
             Self::DivergedUnnoticed { upstream } => {
                 write!(f, "DIVERGED from {upstream} under the same timeline number, and streams from it")
@@ -184,7 +184,7 @@ impl fmt::Display for Change<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, value) in &self.0.set {
             match value {
-                Some(value) => write!(f, " {name}='{value}'")?,
+                Some(value) => write!(f, " {name}='{}'", shown(value))?,
                 None => write!(f, " reset {name}")?,
             }
         }
@@ -196,7 +196,7 @@ struct JournalText<'a>(&'a Journal);
 
 impl fmt::Display for JournalText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Journal { epoch, primary, timeline, phase, sync, attempts, tainted, .. } = self.0;
+        let Journal { epoch, primary, timeline, phase, sync, attempts, tainted, saved, .. } = self.0;
         write!(f, "epoch {epoch}, primary {primary}, timeline {timeline}, ")?;
         match phase {
             JournalPhase::Steady => f.write_str("steady")?,
@@ -213,7 +213,10 @@ impl fmt::Display for JournalText<'_> {
             f.write_str(", attempts")?;
             attempts.iter().try_for_each(|attempt| write!(f, " {}@{}", attempt.node, attempt.timeline))?;
         }
-        if tainted.is_empty() { Ok(()) } else { write!(f, ", tainted {tainted:?}") }
+        if !tainted.is_empty() {
+            write!(f, ", tainted {tainted:?}")?;
+        }
+        if saved.is_empty() { Ok(()) } else { write!(f, ", settings kept of {:?}", saved.keys()) }
     }
 }
 
@@ -251,6 +254,25 @@ impl fmt::Display for Report<'_> {
     }
 }
 
+/// The value of a setting without the password that a connection string may hold.
+fn shown(value: &str) -> String {
+    let Some((before, after)) = value.split_once("password=") else { return value.to_owned() };
+    let password = match after.strip_prefix('\'') {
+        // The closing quote is the first that no backslash stands before.
+        Some(quoted) => {
+            let mut escaped = false;
+            let end = quoted.find(|c: char| {
+                let closes = c == '\'' && !escaped;
+                escaped = c == '\\' && !escaped;
+                closes
+            });
+            end.map_or(after.len(), |end| end + 2)
+        }
+        None => after.find(char::is_whitespace).unwrap_or(after.len()),
+    };
+    format!("{before}password=(secret){}", &after[password..])
+}
+
 /// The kind of a decision, as the record writes it.
 pub(crate) fn kind_name(kind: DecisionKind) -> String {
     let mut name = String::new();
@@ -261,4 +283,21 @@ pub(crate) fn kind_name(kind: DecisionKind) -> String {
         name.push(char.to_ascii_lowercase());
     }
     name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (value, expected) in [
+            ("host=a password=word user=b", "host=a password=(secret) user=b"),
+            (r"password='it\'s a \\' user='b'", "password=(secret) user='b'"),
+            ("password='cut off", "password=(secret)"),
+            ("host=a", "host=a"),
+        ] {
+            assert_eq!(shown(value), expected);
+        }
+    }
 }

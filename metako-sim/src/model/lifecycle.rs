@@ -27,7 +27,6 @@ impl Cluster {
         node.promoting = false;
         node.wal.crash(REDO_RECORDS);
         node.flushing = false;
-        node.shipping = false;
         node.replaying = false;
         node.restart_receiver = false;
         node.retry_pending = false;

@@ -34,8 +34,8 @@ pub(crate) enum NodeEvent {
     Ready,
     /// WAL up to here is on disk.
     Flushed(Lsn),
-    /// The walsenders run.
-    Ship,
+    /// A walsender runs.
+    Ship { link: LinkId },
     /// WAL up to here is replayed.
     Replayed { generation: u64, end: Lsn },
     /// Changed settings are read.
@@ -107,7 +107,7 @@ impl Cluster {
         match event {
             NodeEvent::Ready => self.ready(stage, index),
             NodeEvent::Flushed(end) => self.flushed(stage, index, end),
-            NodeEvent::Ship => self.ship(stage, index),
+            NodeEvent::Ship { link } => self.ship(stage, index, link),
             NodeEvent::Replayed { generation, end } => self.replayed(stage, index, generation, end),
             NodeEvent::Reloaded { changed } => self.reloaded(stage, index, changed),
             NodeEvent::RetryReceiver => {

@@ -10,7 +10,7 @@ use crate::chance::Purpose;
 use crate::log::NodeChange;
 use crate::message::{Body, LinkId, Place};
 use crate::scenario::Span;
-use crate::stage::Stage;
+use crate::stage::{Event, Stage};
 
 /// From a flush until the walsenders run.
 const WAKE_SENDERS: Span = Span::micros(100, 3_000);
@@ -50,24 +50,29 @@ impl Cluster {
         self.begin_flush(stage, index);
     }
 
-    /// Wakes the walsenders. Until they run, what is on disk here is nowhere else, although it may be acknowledged.
+    /// Wakes the walsenders, each of which runs when it gets its turn. Until then, what is on disk here is nowhere else,
+    /// although it may be acknowledged.
     fn wake_senders(&mut self, stage: &mut Stage, index: usize) {
-        let node = &mut self.nodes[index];
-        if !node.senders.is_empty() && !node.shipping {
-            node.shipping = true;
-            let delay = stage.chance.duration(Purpose::Ship, index as u64, WAKE_SENDERS);
-            self.after(stage, index, delay, NodeEvent::Ship);
+        let run = self.nodes[index].run;
+        for sender in self.nodes[index].senders.iter_mut().filter(|sender| sender.streaming && !sender.waking)
+        {
+            sender.waking = true;
+            let entity = (index as u64) << 32 | sender.standby as u64;
+            let delay = stage.chance.duration(Purpose::Ship, entity, WAKE_SENDERS);
+            let event = NodeEvent::Ship { link: sender.link };
+            stage.after(delay, Event::Node { node: index, run, event });
         }
     }
 
-    /// Sends what is on disk to all who stream from this node.
-    pub(super) fn ship(&mut self, stage: &mut Stage, index: usize) {
+    /// A walsender sends what is on disk.
+    pub(super) fn ship(&mut self, stage: &mut Stage, index: usize, link: LinkId) {
         let node = &mut self.nodes[index];
-        node.shipping = false;
         let end = node.wal.flushed();
-        for sender in node.senders.iter_mut().filter(|sender| sender.streaming && sender.sent < end) {
+        let Some(sender) = node.senders.iter_mut().find(|sender| sender.link == link) else { return };
+        sender.waking = false;
+        if sender.streaming && sender.sent < end {
             sender.sent = end;
-            stage.send(Place::Node(index), Place::Node(sender.standby), Body::Wal { link: sender.link, end });
+            stage.send(Place::Node(index), Place::Node(sender.standby), Body::Wal { link, end });
         }
     }
 
@@ -248,10 +253,19 @@ impl Cluster {
                 stage.log_node(&other.name, NodeChange::DivergedUnnoticed { upstream });
             }
             let sent = other.wal.written();
-            let (flushed, replayed, streaming) = (None, None, true);
+            let (flushed, replayed, streaming, waking) = (None, None, true, false);
             let node = &mut self.nodes[index];
             node.senders.retain(|sender| sender.standby != standby);
-            node.senders.push(Sender { link, standby, application_name, streaming, sent, flushed, replayed });
+            node.senders.push(Sender {
+                link,
+                standby,
+                application_name,
+                streaming,
+                waking,
+                sent,
+                flushed,
+                replayed,
+            });
         }
         stage.send(Place::Node(index), Place::Node(standby), Body::Connected { link, result });
         self.wake_senders(stage, index);

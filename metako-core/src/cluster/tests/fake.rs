@@ -60,7 +60,7 @@ pub(super) fn settings() -> ClusterSettings {
 
 pub(super) fn synchronous(acks: u32, on_no_voter: NoVoter) -> ClusterSettings {
     let mut settings = settings();
-    settings.failover.synchronous = Some(Synchronous { acks: Acks(acks), on_no_voter, commit_guard: true });
+    settings.failover.synchronous = Some(Synchronous { acks: Acks(acks), on_no_voter });
     settings
 }
 

@@ -105,7 +105,8 @@ fn take(lab: &mut Lab, step: &Step) {
 /// The transitions that there are, one line for each phase; a call can pass through several phases at once.
 const TRANSITIONS: [(&str, &[&str]); 8] = [
     ("discovering", &["steady", "suspect", "manual_needed"]),
-    ("steady", &["suspect"]),
+    // After a broken connection everybody may have answered before suspicion is spoken out: then it is decided at once.
+    ("steady", &["suspect", "fencing", "manual_needed"]),
     ("suspect", &["steady", "fencing", "manual_needed"]),
     ("fencing", &["freezing", "steady", "suspect"]),
     ("freezing", &["promoting", "steady", "suspect", "manual_needed"]),
