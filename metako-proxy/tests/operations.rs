@@ -1,5 +1,7 @@
 //! Reload, status, TLS for clients, time-outs, the periodic report: a metako process on a real cluster.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test where they stand")]
+
 mod running;
 
 use std::path::{Path, PathBuf};
