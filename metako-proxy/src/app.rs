@@ -14,7 +14,7 @@ use metako_core::cluster::{ClusterView, OperatorCommand};
 use metako_core::config::{Config, changes};
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, Notify, oneshot, watch};
 
 use crate::admin::{self, Admin, Reply};
 use crate::check::load_file;
@@ -25,6 +25,8 @@ use crate::env::{Env, Listener, TokioEnv};
 use crate::shared::{EvidenceSender, Traffic, ViewCell};
 use crate::{control, logging, state_dir};
 
+/// How long a shutdown waits for the last decisions to reach the disk.
+const HISTORY_MAX: Duration = Duration::from_secs(5);
 /// How long clients may finish their transactions after SIGTERM.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Decisions that `metako status` shows.
@@ -158,6 +160,8 @@ pub struct App<E: Env> {
     inner: Arc<Inner<E>>,
     addresses: Vec<SocketAddr>,
     stop: watch::Sender<bool>,
+    history: Arc<History>,
+    history_written: oneshot::Receiver<()>,
 }
 
 struct Inner<E: Env> {
@@ -196,7 +200,7 @@ impl<E: Env> App<E> {
             config: ControlConfig::build(&config)?,
             servers: Arc::new(PgServers::new(env.clone())),
             journal: Arc::new(journal),
-            history,
+            history: Arc::clone(&history),
             view: Arc::clone(&view),
             fence: data.fence(),
             evidence: losses,
@@ -211,7 +215,12 @@ impl<E: Env> App<E> {
             source,
         })?;
 
-        env.spawn(writer.run());
+        let (written, history_written) = oneshot::channel();
+        env.spawn(async move {
+            writer.run().await;
+            // Nobody waits for it but a shutdown.
+            let _ = written.send(());
+        });
         env.spawn(driver.run());
         let (stop, stopping) = watch::channel(false);
         let inner = Arc::new(Inner {
@@ -234,7 +243,7 @@ impl<E: Env> App<E> {
         for address in &addresses {
             tracing::info!(%address, admin = %socket_path.display(), "metako listens");
         }
-        Ok(Self { inner, addresses, stop })
+        Ok(Self { inner, addresses, stop, history, history_written })
     }
 
     /// The addresses that clients can connect to.
@@ -271,6 +280,10 @@ impl<E: Env> App<E> {
             () = hurry => self.inner.data.shutdown(Duration::ZERO).await,
         }
         self.inner.control.stop().await;
+        self.history.close();
+        if tokio::time::timeout(HISTORY_MAX, self.history_written).await.is_err() {
+            tracing::warn!("the last decisions did not reach the history file within {HISTORY_MAX:?}");
+        }
     }
 }
 
