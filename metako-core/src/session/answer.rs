@@ -144,11 +144,11 @@ impl Session {
                 server.expect(b'2');
             }
             b'3' => {
-                if let Some(Owed::Close { own: true }) = server.expect(b'3') {
+                if let Some(Owed::Close { own: Some(_) }) = server.expect(b'3') {
                     return Pass::Swallow;
                 }
             }
-            b'T' | b'n' if server.replies.front() == Some(&Owed::Describe) => {
+            b'T' | b'n' if matches!(server.replies.front(), Some(Owed::Describe { .. })) => {
                 server.replies.pop();
             }
             b'C' | b'I' | b's' => {
@@ -190,6 +190,8 @@ impl Session {
         self.stop_holding_back();
         if server.replies.settled() {
             self.may_commit = false;
+            self.rolling_back = false;
+            self.committing = false;
         }
         if server.status != TransactionStatus::Idle {
             // A block on a replica, which the classifier did not foresee: the whole of it stays there.
@@ -207,9 +209,12 @@ impl Session {
     ) -> Pass {
         let fields = read::error(body);
         if fields.is_fatal() {
-            return if ends_connection(fields.code) { Pass::Stop(Effect::Lost) } else { Pass::Last };
+            let lost = ends_connection(fields.code) || self.is_holding_back();
+            return if lost { Pass::Stop(Effect::Lost) } else { Pass::Last };
         }
         if server.answers_metako() {
+            // It is not what the session takes it for.
+            server.out_of_step = true;
             return Pass::Swallow;
         }
         let refused = self.is_holding_back() && is_refusal(&fields);
@@ -220,6 +225,13 @@ impl Session {
             self.counts.failed += 1;
         }
         let mut taken = None;
+        if fields.code == b"0A000"
+            && fields.routine == b"RevalidateCachedQuery"
+            && let Some(Owed::Bind { statement: Some(stale) } | Owed::Describe { statement: Some(stale) }) =
+                server.replies.front()
+        {
+            stale.expire();
+        }
         for skipped in server.replies.failed() {
             // The last one is what the error answers.
             taken = if let Owed::Duplicate { name } = &skipped { Some(name.clone()) } else { None };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::replies::Owed;
-use super::statements::{NO_SUCH_NAME, PREFIX, Presence, Statement};
+use super::statements::{NO_SUCH_NAME, PREFIX, Presence, Statement, Undo};
 use super::{Attachment, ClientFault, Server, Session, SessionCx, State, UNIT_MAX, Unnamed, Verdict};
 use crate::wire::read::{self, Target};
 use crate::wire::{Header, Piece, write};
@@ -69,6 +69,10 @@ impl OnServer {
             Self::Missing(name) => Some(name),
         }
     }
+
+    fn into_statement(self) -> Option<Arc<Statement>> {
+        if let Self::Named(statement) = self { Some(statement) } else { None }
+    }
 }
 
 impl Session {
@@ -86,14 +90,8 @@ impl Session {
         while !terminate && self.wants_input(server) {
             let Some(piece) = self.framer.next(&input[pipe.at..])? else { break };
             let taken = match piece {
-                Piece::Rest { taken, .. } => {
-                    if self.skip_rest {
-                        pipe.replace(taken);
-                    }
-                    taken
-                }
+                Piece::Rest { taken, .. } => taken,
                 Piece::Start { header, taken, whole } => {
-                    self.skip_rest = false;
                     let body = &input[pipe.at + HEADER..pipe.at + taken];
                     terminate = header.tag == b'X';
                     if terminate {
@@ -123,6 +121,7 @@ impl Session {
         to_server: &mut Vec<u8>,
         to_client: &mut Vec<u8>,
     ) -> Result<(), ClientFault> {
+        self.undo_unit();
         let unit = std::mem::take(&mut self.unit);
         self.attach(server, replica, to_server);
         self.forward(server, &unit, cx, to_server, to_client).map(|_| ())
@@ -178,15 +177,17 @@ impl Session {
                         out.extend_from_slice(part);
                     }
                 }
-                self.sent(server, Owed::Bind);
+                self.sent(server, Owed::Bind { statement: on_server.into_statement() });
             }
             b'D' => {
-                if let Target::Statement(name) = read::target(body).ok_or(malformed)?
-                    && let Some(name) = self.provide(server, name, pipe).name()
-                {
+                let on_server = match read::target(body).ok_or(malformed)? {
+                    Target::Statement(name) => self.provide(server, name, pipe),
+                    Target::Portal(_) => OnServer::Same,
+                };
+                if let Some(name) = on_server.name() {
                     write::statement_target(pipe.replace(HEADER + body.len()), b'D', name);
                 }
-                self.sent(server, Owed::Describe);
+                self.sent(server, Owed::Describe { statement: on_server.into_statement() });
             }
             b'C' => self.forward_close(server, read::target(body).ok_or(malformed)?, header, pipe),
             b'E' => {
@@ -232,6 +233,7 @@ impl Session {
         }
         let statement = cx.statements.intern(parse.tail, &verdict);
         let undo = self.names.insert(parse.name, Arc::clone(&statement));
+        self.note_name(&undo);
         let unit = server.replies.unit();
         let presence = server.prepared.presence(&statement, unit);
         let out = pipe.replace(HEADER + header.length as usize);
@@ -261,14 +263,15 @@ impl Session {
         };
         match (dropped, target) {
             (Some(undo), _) => {
+                self.note_name(&undo);
                 pipe.replace(HEADER + header.length as usize);
                 self.sent(server, Owed::ClosedHere { undo });
             }
             (None, Target::Statement(name)) if name.starts_with(PREFIX) => {
                 write::statement_target(pipe.replace(HEADER + header.length as usize), b'C', NO_SUCH_NAME);
-                self.sent(server, Owed::Close { own: false });
+                self.sent(server, Owed::Close { own: None });
             }
-            (None, _) => self.sent(server, Owed::Close { own: false }),
+            (None, _) => self.sent(server, Owed::Close { own: None }),
         }
     }
 
@@ -320,7 +323,7 @@ impl Session {
         let in_doubt = (presence == Presence::Doubtful).then(|| Arc::clone(statement));
         for closed in evicted.into_iter().chain(in_doubt) {
             write::statement_target(out, b'C', closed.name());
-            self.sent(server, Owed::Close { own: true });
+            self.sent(server, Owed::Close { own: Some(closed) });
         }
     }
 
@@ -339,6 +342,12 @@ impl Session {
     fn sent(&mut self, server: &mut Server, message: Owed) {
         if let Some(skipped) = server.replies.sent(message) {
             self.undo(server, skipped);
+        }
+    }
+
+    fn note_name(&mut self, undo: &Undo) {
+        if self.is_holding_back() {
+            self.unit_names.push(undo.clone());
         }
     }
 
