@@ -168,6 +168,11 @@ impl Controller {
         &self.phase
     }
 
+    /// The configuration in force: a new one may be refused, or wait until a failover is over.
+    pub fn settings(&self) -> &Arc<ClusterSettings> {
+        &self.settings
+    }
+
     /// The journal as it is on disk.
     pub fn journal(&self) -> Option<&Journal> {
         self.journal.as_ref()

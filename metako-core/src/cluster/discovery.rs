@@ -5,7 +5,7 @@ use super::failover::Failover;
 use super::{Controller, DecisionKind, Journal, JournalPhase, Phase, SyncRule};
 use crate::config::RoleHint;
 use crate::plugin::NodeReport;
-use crate::{Epoch, Lsn, NodeName};
+use crate::{Epoch, NodeName};
 
 impl Controller {
     /// Goes on where the journal says.
@@ -226,7 +226,7 @@ impl Controller {
         );
         self.failover = None;
         if let Some(state) = self.nodes.get_mut(primary) {
-            state.flushed = Lsn::default();
+            state.flushed = None;
         }
         self.persist(journal, Then::Serve);
     }
@@ -273,10 +273,12 @@ impl Controller {
             "is in recovery now: somebody made it a standby".to_owned()
         } else if report.timeline != journal.timeline {
             format!("is on timeline {}, the journal has {}", report.timeline, journal.timeline)
-        } else if let Some(state) = self.nodes.get(primary)
-            && report.position().is_some_and(|position| position < state.flushed)
+        } else if let Some((timeline, flushed)) = self.nodes.get(primary).and_then(|state| state.flushed)
+            && timeline == report.timeline
+            && report.position().is_some_and(|position| position < flushed)
         {
-            format!("went back to {:?} from {}: restored from a backup?", report.position(), state.flushed)
+            let position = report.position().unwrap_or_default();
+            format!("went back to {position} from {flushed}: restored from a backup?")
         } else {
             return Ok(());
         };

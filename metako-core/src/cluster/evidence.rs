@@ -55,9 +55,10 @@ impl Controller {
         if self.journal.is_none() || self.judge(primary, report).is_err() {
             return;
         }
-        let position = report.position().unwrap_or_default();
+        let (timeline, position) = (report.timeline, report.position().unwrap_or_default());
         let Some(state) = self.nodes.get_mut(primary) else { return };
-        state.flushed = state.flushed.max(position);
+        let known = state.flushed.filter(|(known, _)| *known == timeline);
+        state.flushed = Some((timeline, known.map_or(position, |(_, known)| known.max(position))));
         if self.looking.is_some_and(|since| state.answered_after(since)) {
             self.looking = None;
         }
@@ -207,9 +208,21 @@ impl Controller {
         }
     }
 
-    /// How many standbys have answered no probe after `since` yet, neither well nor badly.
+    /// How many standbys have answered no probe after `since` yet, neither well nor badly. Those that have been silent for
+    /// long are not awaited: nothing is to be expected of them.
     fn mute_standbys(&self, primary: &NodeName, since: Moment) -> usize {
-        self.all_but(primary).iter().filter(|standby| !self.answered_after(standby, since)).count()
+        let absent = |standby: &NodeName| {
+            self.nodes.get(standby).is_some_and(|state| state.failures >= self.settings.failure_threshold)
+        };
+        self.all_but(primary)
+            .iter()
+            .filter(|standby| !self.answered_after(standby, since) && !absent(standby))
+            .count()
+    }
+
+    /// What a node said after `since`, if that still stands.
+    pub(super) fn heard_after(&self, name: &NodeName, since: Moment) -> Option<&NodeReport> {
+        self.nodes.get(name)?.heard_after(since, self.settings.failure_threshold)
     }
 
     /// The evidence of probes after `since`; `None` while the primary has no failed probe of that time.
@@ -241,9 +254,27 @@ impl Controller {
 
     /// What a standby's answer to a probe after `since` says of the primary.
     pub(super) fn witness(&self, standby: &NodeName, primary: &NodeName, since: Moment) -> Witness {
-        let Some(report) = self.nodes.get(standby).and_then(|state| state.current_after(since)) else {
-            return Witness::Unseen;
-        };
+        self.witness_at(standby, primary, since, self.nodes.len())
+    }
+
+    /// A standby that streams from another one knows of the primary what that one knows; `left` bounds the chain.
+    fn witness_at(&self, standby: &NodeName, primary: &NodeName, since: Moment, left: usize) -> Witness {
+        let Some(report) = self.heard_after(standby, since) else { return Witness::Unseen };
+        match self.testimony(standby, report, primary, since, left) {
+            // Once lost is lost until it says otherwise; but who streams has to say so with each answer.
+            Witness::Fresh if self.report(standby).is_none() => Witness::Unseen,
+            testimony => testimony,
+        }
+    }
+
+    fn testimony(
+        &self,
+        standby: &NodeName,
+        report: &NodeReport,
+        primary: &NodeName,
+        since: Moment,
+        left: usize,
+    ) -> Witness {
         // One that metako itself froze lost the stream for no fault of the primary.
         if report.is_primary() || self.is_foreign(report) || settings::has_token(report) {
             return Witness::Unseen;
@@ -252,10 +283,34 @@ impl Controller {
             None => Witness::Lost,
             // From an address that nobody has: it may be the primary under another name.
             Some(receiver) => match self.node_at(&receiver.sender_host, receiver.sender_port) {
-                Some(upstream) if upstream != *primary => Witness::Lost,
-                _ => Witness::Fresh,
+                Some(upstream) if upstream == *primary || upstream == *standby => Witness::Fresh,
+                None => Witness::Fresh,
+                Some(upstream) if self.claims_to_be_primary(&upstream) => Witness::Lost,
+                Some(_) if left == 0 => Witness::Unseen,
+                Some(upstream) => self.witness_at(&upstream, primary, since, left - 1),
             },
         }
+    }
+
+    /// Why the next timeline cannot be begun: a node has it already, so that there would be two of the same number, which
+    /// not even `pg_rewind` can tell apart.
+    pub(super) fn timeline_in_use(&self) -> Option<String> {
+        let timeline = self.journal.as_ref()?.timeline;
+        self.nodes.iter().find_map(|(name, state)| {
+            let report = state.report.as_ref().filter(|report| !self.is_foreign(report))?;
+            (report.timeline > timeline).then(|| {
+                format!(
+                    "{name} is on timeline {} already, which somebody began: a promotion could make it a second time",
+                    report.timeline
+                )
+            })
+        })
+    }
+
+    /// Whether a node last said that it is a primary.
+    fn claims_to_be_primary(&self, name: &NodeName) -> bool {
+        let report = self.nodes.get(name).and_then(|state| state.report.as_ref());
+        report.is_some_and(NodeReport::is_primary)
     }
 
     fn veto(&self, evidence: &Evidence, since: Moment) -> Option<Veto> {
@@ -290,6 +345,9 @@ impl Controller {
         if let Some(why) = self.too_few(&seen(Witness::Lost)) {
             return Some(why);
         }
+        if let Some(why) = self.timeline_in_use() {
+            return Some(Veto::Person(why));
+        }
         let (most, span) = self.settings.failover.budget;
         let spent = self.promotions.iter().filter(|began| self.now.since(**began) < span).count();
         if spent >= usize::try_from(most).unwrap_or(usize::MAX) {
@@ -300,7 +358,10 @@ impl Controller {
         }
         let reasons: Vec<String> = standbys
             .iter()
-            .filter_map(|standby| self.unelectable(standby).map(|why| format!("{standby} {why}")))
+            .filter_map(|standby| {
+                let report = self.heard_after(standby, since);
+                self.unelectable(standby, report).map(|why| format!("{standby} {why}"))
+            })
             .collect();
         if reasons.len() == standbys.len() {
             let reasons =
@@ -334,10 +395,10 @@ impl Controller {
         })
     }
 
-    /// Why a node cannot be promoted, as far as can be told before it is frozen.
-    pub(super) fn unelectable(&self, standby: &NodeName) -> Option<String> {
+    /// Why a node that reports this cannot be promoted, as far as can be told before it is frozen.
+    pub(super) fn unelectable(&self, standby: &NodeName, report: Option<&NodeReport>) -> Option<String> {
         let Some(journal) = &self.journal else { return Some("belongs to no known cluster".to_owned()) };
-        let Some(report) = self.report(standby) else { return Some("does not answer".to_owned()) };
+        let Some(report) = report else { return Some("does not answer".to_owned()) };
         if self.node(standby).is_none_or(|node| node.priority == Priority::Never) {
             return Some("is never to be promoted (priority)".to_owned());
         }

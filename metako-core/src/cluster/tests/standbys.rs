@@ -163,3 +163,27 @@ fn synchronous_replication_can_be_turned_on_and_off_and_strengthened() {
     assert_eq!(lab.fake("a").setting("synchronous_standby_names"), "");
     assert_eq!(lab.disk.as_ref().unwrap().sync, crate::cluster::SyncRule::Async);
 }
+
+/// It streamed once, as a standby of an earlier primary; since then it was the primary itself.
+#[test]
+fn an_old_primary_that_comes_back_as_a_standby_serves_no_reads_before_it_streams() {
+    let mut lab = Lab::steady(settings());
+    lab.kill("a");
+    lab.pass(2000);
+    assert_eq!(lab.primary(), Some("c"));
+    lab.pass(8000);
+    lab.kill("c");
+    lab.pass(1500);
+    assert_eq!(lab.primary(), Some("b"), "{:?}", lab.held());
+    let back = lab.fake("c");
+    back.primary = false;
+    back.started_at = 2;
+    lab.revive("c");
+    lab.fake("c").connecting = true;
+    lab.pass(2000);
+    assert!(lab.readers().is_empty(), "{:?}", lab.readers());
+    assert!(unfit(&lab, "c").contains("has not been seen streaming"), "{}", unfit(&lab, "c"));
+    lab.fake("c").connecting = false;
+    lab.pass(3000);
+    assert_eq!(lab.readers(), ["c"]);
+}
