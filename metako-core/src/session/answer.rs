@@ -2,7 +2,7 @@
 
 use super::replies::Owed;
 use super::statements::{NO_SUCH_NAME, PREFIX};
-use super::{Attachment, Awaited, Server, Session, State, ends_connection};
+use super::{Attachment, Awaited, Here, Server, Session, State, ends_connection};
 use crate::wire::read::{self, ErrorFields};
 use crate::wire::write::{self, TransactionStatus};
 use crate::wire::{FrameError, Header, Piece};
@@ -130,11 +130,13 @@ impl Session {
             b'Z' => return self.answer_ready(server, body),
             _ if own_query => {}
             b'1' => {
-                let Some(Owed::Parse { own, statement, .. }) = server.expect(b'1') else {
+                let Some(Owed::Parse { own, statement, unit, .. }) = server.expect(b'1') else {
                     return Pass::AsIs;
                 };
-                if let Some((statement, unit)) = statement {
-                    server.prepared.confirm(&statement, unit);
+                match statement {
+                    Some(statement) => server.prepared.confirm(&statement, unit),
+                    None if self.unnamed.here == Here::Sent(unit) => self.unnamed.here = Here::Yes,
+                    None => {}
                 }
                 if own {
                     return Pass::Swallow;

@@ -219,3 +219,13 @@ fn a_client_that_leaves_is_finished_only_while_its_units_are_whole() {
     bench.forward(&[parse("", "insert"), bind(""), EXECUTE.to_vec()].concat());
     assert!(!bench.session.will_finish(&bench.server));
 }
+
+#[test]
+fn an_unnamed_statement_whose_parse_was_skipped_is_never_anothers() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    // The server still has what somebody else parsed.
+    bench.forward(&[&bind("nobody")[..], &parse("", "select mine"), SYNC].concat());
+    bench.forward(&[&bind("")[..], EXECUTE, SYNC].concat());
+    assert_eq!(bench.server_got(), "Bnobody P S P B E S");
+}

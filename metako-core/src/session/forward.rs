@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::replies::Owed;
 use super::statements::{NO_SUCH_NAME, PREFIX, Presence, Statement, Undo};
-use super::{Attachment, ClientFault, Server, Session, SessionCx, State, UNIT_MAX, Unnamed, Verdict};
+use super::{Attachment, ClientFault, Here, Server, Session, SessionCx, State, UNIT_MAX, Unnamed, Verdict};
 use crate::wire::read::{self, Target};
 use crate::wire::{Header, Piece, write};
 
@@ -157,7 +157,13 @@ impl Session {
             b'P' => {
                 // It keeps the client's name on this server, which nobody else will use.
                 self.pin(TOO_LONG);
-                self.unnamed = Unnamed { tail: None, verdict: None, here: true };
+                if self.unnamed.here != Here::Yes {
+                    // If it is a named one, the unnamed one must not be what another client left.
+                    let unit = server.replies.unit();
+                    write::parse(pipe.flush(), b"", b"\0\0\0");
+                    self.sent(server, Owed::Parse { own: true, statement: None, unit, undo: None });
+                }
+                self.unnamed = Unnamed { tail: None, verdict: None, here: Here::Yes };
                 self.sent(server, Owed::ParseHere);
             }
             b'B' => {
@@ -219,8 +225,9 @@ impl Session {
     ) {
         let verdict = || Verdict::of(cx.classifier, parse.sql);
         if parse.name.is_empty() {
-            self.remember_unnamed(parse.tail, verdict());
-            self.sent(server, Owed::Parse { own: false, statement: None, undo: None });
+            let unit = server.replies.unit();
+            self.remember_unnamed(parse.tail, verdict(), unit);
+            self.sent(server, Owed::Parse { own: false, statement: None, unit, undo: None });
             return;
         }
         if let Some(taken) = self.statement(parse.name) {
@@ -243,7 +250,7 @@ impl Session {
         }
         self.make_room(server, &statement, presence, out);
         write::parse(out, statement.name(), statement.tail());
-        self.sent(server, Owed::Parse { own: false, statement: Some((statement, unit)), undo: Some(undo) });
+        self.sent(server, Owed::Parse { own: false, statement: Some(statement), unit, undo: Some(undo) });
     }
 
     fn forward_close(
@@ -278,13 +285,14 @@ impl Session {
     /// Sees to it that the server has the statement that the client means, and says what it is called there.
     fn provide(&mut self, server: &mut Server, name: &[u8], pipe: &mut Pipe<'_>) -> OnServer {
         if name.is_empty() {
-            if self.unnamed.here {
+            let unit = server.replies.unit();
+            if matches!(self.unnamed.here, Here::Yes) || self.unnamed.here == Here::Sent(unit) {
                 return OnServer::Same;
             }
             let Some(tail) = &self.unnamed.tail else { return OnServer::missing(name) };
             write::parse(pipe.flush(), b"", tail);
-            self.unnamed.here = true;
-            self.sent(server, Owed::Parse { own: true, statement: None, undo: None });
+            self.unnamed.here = Here::Sent(unit);
+            self.sent(server, Owed::Parse { own: true, statement: None, unit, undo: None });
             return OnServer::Same;
         }
         let Some(statement) = self.statement(name) else {
@@ -307,7 +315,7 @@ impl Session {
         write::parse(out, statement.name(), statement.tail());
         self.sent(
             server,
-            Owed::Parse { own: true, statement: Some((Arc::clone(statement), unit)), undo: None },
+            Owed::Parse { own: true, statement: Some(Arc::clone(statement)), unit, undo: None },
         );
     }
 
@@ -327,7 +335,7 @@ impl Session {
         }
     }
 
-    fn remember_unnamed(&mut self, tail: &[u8], verdict: Verdict) {
+    fn remember_unnamed(&mut self, tail: &[u8], verdict: Verdict, unit: u64) {
         let kept = self.unnamed.tail.get_or_insert_default();
         kept.clear();
         kept.extend_from_slice(tail);
@@ -335,7 +343,7 @@ impl Session {
             kept.shrink_to_fit();
         }
         self.unnamed.verdict = Some(verdict);
-        self.unnamed.here = true;
+        self.unnamed.here = Here::Sent(unit);
     }
 
     /// Notes that a message goes to the server.

@@ -138,8 +138,17 @@ struct Unnamed {
     /// Text and types of its Parse, if the client has one.
     tail: Option<Vec<u8>>,
     verdict: Option<Verdict>,
-    /// The present server has it.
-    here: bool,
+    here: Here,
+}
+
+/// Whether the present server has the client's unnamed statement, and not another's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Here {
+    #[default]
+    No,
+    /// If its Parse, sent in this unit, is run.
+    Sent(u64),
+    Yes,
 }
 
 /// One client's session.
@@ -258,7 +267,7 @@ impl Session {
         let attachment =
             if replica { Attachment::Unit { complete: false, holding: true } } else { Attachment::Open };
         self.state = State::Attached(attachment);
-        self.unnamed.here = false;
+        self.unnamed.here = Here::No;
         self.may_commit = false;
         self.rolling_back = false;
         self.committing = false;
@@ -291,7 +300,7 @@ impl Session {
     /// Lets the server go. To be called when [`Self::releasable`] says so.
     pub fn release(&mut self) {
         self.state = State::Detached;
-        self.unnamed.here = false;
+        self.unnamed.here = Here::No;
         self.may_commit = false;
         self.rolling_back = false;
         self.committing = false;
@@ -357,11 +366,7 @@ impl Session {
             self.pin(verdict.reason);
         }
         self.committing |= verdict.commits;
-        self.awaited = if verdict.class.is_read() {
-            Awaited::Read
-        } else {
-            Awaited::Write
-        };
+        self.awaited = if verdict.class.is_read() { Awaited::Read } else { Awaited::Write };
     }
 
     fn count(&mut self, verdict: Verdict) {
@@ -376,10 +381,10 @@ impl Session {
     fn undo(&mut self, server: &mut Server, message: replies::Owed) {
         use replies::Owed;
         match message {
-            Owed::Parse { statement, undo, own } => {
+            Owed::Parse { statement, undo, own, unit } => {
                 match (statement, own) {
-                    (Some((statement, unit)), _) => server.prepared.refute(&statement, unit),
-                    (None, true) => self.unnamed.here = false,
+                    (Some(statement), _) => server.prepared.refute(&statement, unit),
+                    (None, true) => self.unnamed.here = Here::No,
                     (None, false) => self.unnamed = Unnamed::default(),
                 }
                 if let Some(undo) = undo {

@@ -131,7 +131,9 @@ impl Session {
             let rest = &input[at..];
             let Some(frame) = header(rest, Direction::Client, u32::MAX)? else { break };
             match frame.tag {
-                b'S' | b'H' if batch.only_closes => return self.close_here(input, at + frame.frame(), to_client),
+                b'S' | b'H' if batch.only_closes => {
+                    return self.close_here(input, at + frame.frame(), to_client);
+                }
                 b'S' => return Ok(Plan::Route(Route::of(batch.strongest, cx))),
                 b'H' => {
                     return Ok(Plan::Route(Route::primary(

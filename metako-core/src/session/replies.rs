@@ -12,8 +12,9 @@ pub(super) const OWED_MAX: usize = 1 << 16;
 /// What is sent in answer to one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Owed {
-    /// ParseComplete; metako's own if `own`. `statement` is what the server then has, sent in which [`Replies::unit`].
-    Parse { own: bool, statement: Option<(Arc<Statement>, u64)>, undo: Option<Undo> },
+    /// ParseComplete; metako's own if `own`. `statement` is what the server then has, if it is not the unnamed
+    /// one; `unit` the [`Replies::unit`] that it was sent in.
+    Parse { own: bool, statement: Option<Arc<Statement>>, unit: u64, undo: Option<Undo> },
     /// The error that this name is taken, to a Parse that cannot succeed.
     Duplicate { name: Box<[u8]> },
     /// ParseComplete for a statement that is known to this one server alone.

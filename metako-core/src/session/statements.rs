@@ -19,8 +19,9 @@ pub(super) const NO_SUCH_NAME: &[u8] = b"metako_none";
 /// How many statements are kept on one server connection; the one that was not used for longest is closed.
 pub const PREPARED_PER_SERVER_MAX: usize = 200;
 
-/// From so many interned statements on, those that no client holds any more are dropped.
+/// From so many interned statements on, or so many bytes of their texts, those that nobody holds any more are dropped.
 const INTERNED_SWEEP: usize = 4096;
+const INTERNED_SWEEP_BYTES: usize = 16 << 20;
 
 /// Text and parameter types of a named statement, the same for all clients that prepared it.
 #[derive(Debug)]
@@ -68,7 +69,9 @@ impl Statement {
 pub struct Interner {
     by_tail: HashMap<Box<[u8]>, Arc<Statement>>,
     last: u64,
+    bytes: usize,
     sweep_at: usize,
+    sweep_at_bytes: usize,
 }
 
 impl Interner {
@@ -79,10 +82,15 @@ impl Interner {
         {
             return Arc::clone(known);
         }
-        if self.by_tail.len() >= self.sweep_at.max(INTERNED_SWEEP) {
+        if self.by_tail.len() >= self.sweep_at.max(INTERNED_SWEEP)
+            || self.bytes >= self.sweep_at_bytes.max(INTERNED_SWEEP_BYTES)
+        {
             self.by_tail.retain(|_, statement| Arc::strong_count(statement) > 1);
+            self.bytes = self.by_tail.keys().map(|tail| tail.len()).sum();
             self.sweep_at = self.by_tail.len() * 2;
+            self.sweep_at_bytes = self.bytes * 2;
         }
+        self.bytes += tail.len();
         self.last += 1;
         let statement = Arc::new(Statement {
             id: self.last,
@@ -279,6 +287,15 @@ mod tests {
         }
         assert!(interner.len() <= INTERNED_SWEEP + 1);
         assert!(Arc::ptr_eq(&held, &interned(&mut interner, "held")));
+    }
+
+    #[test]
+    fn long_texts_that_nobody_holds_are_swept_early() {
+        let mut interner = Interner::default();
+        for n in 0..64 {
+            interned(&mut interner, &format!("{n}{}", " ".repeat(1 << 20)));
+        }
+        assert!(interner.len() <= 17);
     }
 
     #[test]
