@@ -193,12 +193,12 @@ impl<E: Env> App<E> {
             env.clone(),
             Arc::clone(&config),
             Arc::clone(&view),
-            evidence,
+            evidence.clone(),
             Arc::clone(&traffic),
         )?;
         let parts = Parts {
             config: ControlConfig::build(&config)?,
-            servers: Arc::new(PgServers::new(env.clone())),
+            servers: Arc::new(PgServers::new(env.clone()).telling(evidence)),
             journal: Arc::new(journal),
             history: Arc::clone(&history),
             view: Arc::clone(&view),

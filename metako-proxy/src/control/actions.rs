@@ -20,6 +20,7 @@ use super::access::PgNode;
 use super::connection::{Connection, Row};
 use super::sql::{self, PromotionAnswer};
 use crate::env::Env;
+use crate::shared::EvidenceSender;
 
 /// How long a change of settings may take until it is in force.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,6 +79,7 @@ pub trait Servers: Send + Sync {
 /// Real servers, over connections of its own, so that a hanging probe never stands in their way.
 pub struct PgServers<E: Env> {
     env: E,
+    evidence: Option<EvidenceSender>,
     idle: Mutex<BTreeMap<NodeName, Vec<Idle>>>,
 }
 
@@ -90,7 +92,14 @@ struct Idle {
 impl<E: Env> PgServers<E> {
     /// Without a connection yet.
     pub fn new(env: E) -> Self {
-        Self { env, idle: Mutex::default() }
+        Self { env, evidence: None, idle: Mutex::default() }
+    }
+
+    /// Has `evidence` told when the standing connection of a node's probes breaks: the death of an idle cluster's primary
+    /// is noticed at once as well.
+    #[must_use]
+    pub fn telling(self, evidence: EvidenceSender) -> Self {
+        Self { evidence: Some(evidence), ..self }
     }
 
     /// An idle connection that still answers, or a new one.
@@ -145,7 +154,7 @@ impl<E: Env> PgServers<E> {
 #[async_trait]
 impl<E: Env> Servers for PgServers<E> {
     fn access(&self, node: &Arc<Node>) -> Box<dyn NodeAccess> {
-        Box::new(PgNode::new(self.env.clone(), Arc::clone(node)))
+        Box::new(PgNode::new(self.env.clone(), Arc::clone(node), self.evidence.clone()))
     }
 
     async fn carry_out(&self, node: &Arc<Node>, order: Order) -> Result<ActionOutcome, ActionFailure> {
