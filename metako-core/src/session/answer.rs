@@ -2,7 +2,7 @@
 
 use super::replies::Owed;
 use super::statements::{NO_SUCH_NAME, PREFIX};
-use super::{Attachment, Awaited, Server, Session, State, ends_connection};
+use super::{Attachment, Awaited, Here, Server, Session, State, ends_connection};
 use crate::wire::read::{self, ErrorFields};
 use crate::wire::write::{self, TransactionStatus};
 use crate::wire::{FrameError, Header, Piece};
@@ -130,11 +130,13 @@ impl Session {
             b'Z' => return self.answer_ready(server, body),
             _ if own_query => {}
             b'1' => {
-                let Some(Owed::Parse { own, statement, .. }) = server.expect(b'1') else {
+                let Some(Owed::Parse { own, statement, unit, .. }) = server.expect(b'1') else {
                     return Pass::AsIs;
                 };
-                if let Some((statement, unit)) = statement {
-                    server.prepared.confirm(&statement, unit);
+                match statement {
+                    Some(statement) => server.prepared.confirm(&statement, unit),
+                    None if self.unnamed.here == Here::Sent(unit) => self.unnamed.here = Here::Yes,
+                    None => {}
                 }
                 if own {
                     return Pass::Swallow;
@@ -144,11 +146,11 @@ impl Session {
                 server.expect(b'2');
             }
             b'3' => {
-                if let Some(Owed::Close { own: true }) = server.expect(b'3') {
+                if let Some(Owed::Close { own: Some(_) }) = server.expect(b'3') {
                     return Pass::Swallow;
                 }
             }
-            b'T' | b'n' if server.replies.front() == Some(&Owed::Describe) => {
+            b'T' | b'n' if matches!(server.replies.front(), Some(Owed::Describe { .. })) => {
                 server.replies.pop();
             }
             b'C' | b'I' | b's' => {
@@ -190,6 +192,8 @@ impl Session {
         self.stop_holding_back();
         if server.replies.settled() {
             self.may_commit = false;
+            self.rolling_back = false;
+            self.committing = false;
         }
         if server.status != TransactionStatus::Idle {
             // A block on a replica, which the classifier did not foresee: the whole of it stays there.
@@ -207,9 +211,12 @@ impl Session {
     ) -> Pass {
         let fields = read::error(body);
         if fields.is_fatal() {
-            return if ends_connection(fields.code) { Pass::Stop(Effect::Lost) } else { Pass::Last };
+            let lost = ends_connection(fields.code) || self.is_holding_back();
+            return if lost { Pass::Stop(Effect::Lost) } else { Pass::Last };
         }
         if server.answers_metako() {
+            // It is not what the session takes it for.
+            server.out_of_step = true;
             return Pass::Swallow;
         }
         let refused = self.is_holding_back() && is_refusal(&fields);
@@ -220,6 +227,13 @@ impl Session {
             self.counts.failed += 1;
         }
         let mut taken = None;
+        if fields.code == b"0A000"
+            && fields.routine == b"RevalidateCachedQuery"
+            && let Some(Owed::Bind { statement: Some(stale) } | Owed::Describe { statement: Some(stale) }) =
+                server.replies.front()
+        {
+            stale.expire();
+        }
         for skipped in server.replies.failed() {
             // The last one is what the error answers.
             taken = if let Owed::Duplicate { name } = &skipped { Some(name.clone()) } else { None };

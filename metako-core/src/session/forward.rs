@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::replies::Owed;
-use super::statements::{NO_SUCH_NAME, PREFIX, Presence, Statement};
-use super::{Attachment, ClientFault, Server, Session, SessionCx, State, UNIT_MAX, Unnamed, Verdict};
+use super::statements::{NO_SUCH_NAME, PREFIX, Presence, Statement, Undo};
+use super::{Attachment, ClientFault, Here, Server, Session, SessionCx, State, UNIT_MAX, Unnamed, Verdict};
 use crate::wire::read::{self, Target};
 use crate::wire::{Header, Piece, write};
 
@@ -69,6 +69,10 @@ impl OnServer {
             Self::Missing(name) => Some(name),
         }
     }
+
+    fn into_statement(self) -> Option<Arc<Statement>> {
+        if let Self::Named(statement) = self { Some(statement) } else { None }
+    }
 }
 
 impl Session {
@@ -86,14 +90,8 @@ impl Session {
         while !terminate && self.wants_input(server) {
             let Some(piece) = self.framer.next(&input[pipe.at..])? else { break };
             let taken = match piece {
-                Piece::Rest { taken, .. } => {
-                    if self.skip_rest {
-                        pipe.replace(taken);
-                    }
-                    taken
-                }
+                Piece::Rest { taken, .. } => taken,
                 Piece::Start { header, taken, whole } => {
-                    self.skip_rest = false;
                     let body = &input[pipe.at + HEADER..pipe.at + taken];
                     terminate = header.tag == b'X';
                     if terminate {
@@ -123,6 +121,7 @@ impl Session {
         to_server: &mut Vec<u8>,
         to_client: &mut Vec<u8>,
     ) -> Result<(), ClientFault> {
+        self.undo_unit();
         let unit = std::mem::take(&mut self.unit);
         self.attach(server, replica, to_server);
         self.forward(server, &unit, cx, to_server, to_client).map(|_| ())
@@ -158,7 +157,13 @@ impl Session {
             b'P' => {
                 // It keeps the client's name on this server, which nobody else will use.
                 self.pin(TOO_LONG);
-                self.unnamed = Unnamed { tail: None, verdict: None, here: true };
+                if self.unnamed.here != Here::Yes {
+                    // If it is a named one, the unnamed one must not be what another client left.
+                    let unit = server.replies.unit();
+                    write::parse(pipe.flush(), b"", b"\0\0\0");
+                    self.sent(server, Owed::Parse { own: true, statement: None, unit, undo: None });
+                }
+                self.unnamed = Unnamed { tail: None, verdict: None, here: Here::Yes };
                 self.sent(server, Owed::ParseHere);
             }
             b'B' => {
@@ -178,15 +183,17 @@ impl Session {
                         out.extend_from_slice(part);
                     }
                 }
-                self.sent(server, Owed::Bind);
+                self.sent(server, Owed::Bind { statement: on_server.into_statement() });
             }
             b'D' => {
-                if let Target::Statement(name) = read::target(body).ok_or(malformed)?
-                    && let Some(name) = self.provide(server, name, pipe).name()
-                {
+                let on_server = match read::target(body).ok_or(malformed)? {
+                    Target::Statement(name) => self.provide(server, name, pipe),
+                    Target::Portal(_) => OnServer::Same,
+                };
+                if let Some(name) = on_server.name() {
                     write::statement_target(pipe.replace(HEADER + body.len()), b'D', name);
                 }
-                self.sent(server, Owed::Describe);
+                self.sent(server, Owed::Describe { statement: on_server.into_statement() });
             }
             b'C' => self.forward_close(server, read::target(body).ok_or(malformed)?, header, pipe),
             b'E' => {
@@ -218,8 +225,9 @@ impl Session {
     ) {
         let verdict = || Verdict::of(cx.classifier, parse.sql);
         if parse.name.is_empty() {
-            self.remember_unnamed(parse.tail, verdict());
-            self.sent(server, Owed::Parse { own: false, statement: None, undo: None });
+            let unit = server.replies.unit();
+            self.remember_unnamed(parse.tail, verdict(), unit);
+            self.sent(server, Owed::Parse { own: false, statement: None, unit, undo: None });
             return;
         }
         if let Some(taken) = self.statement(parse.name) {
@@ -232,6 +240,7 @@ impl Session {
         }
         let statement = cx.statements.intern(parse.tail, &verdict);
         let undo = self.names.insert(parse.name, Arc::clone(&statement));
+        self.note_name(&undo);
         let unit = server.replies.unit();
         let presence = server.prepared.presence(&statement, unit);
         let out = pipe.replace(HEADER + header.length as usize);
@@ -241,7 +250,7 @@ impl Session {
         }
         self.make_room(server, &statement, presence, out);
         write::parse(out, statement.name(), statement.tail());
-        self.sent(server, Owed::Parse { own: false, statement: Some((statement, unit)), undo: Some(undo) });
+        self.sent(server, Owed::Parse { own: false, statement: Some(statement), unit, undo: Some(undo) });
     }
 
     fn forward_close(
@@ -261,27 +270,29 @@ impl Session {
         };
         match (dropped, target) {
             (Some(undo), _) => {
+                self.note_name(&undo);
                 pipe.replace(HEADER + header.length as usize);
                 self.sent(server, Owed::ClosedHere { undo });
             }
             (None, Target::Statement(name)) if name.starts_with(PREFIX) => {
                 write::statement_target(pipe.replace(HEADER + header.length as usize), b'C', NO_SUCH_NAME);
-                self.sent(server, Owed::Close { own: false });
+                self.sent(server, Owed::Close { own: None });
             }
-            (None, _) => self.sent(server, Owed::Close { own: false }),
+            (None, _) => self.sent(server, Owed::Close { own: None }),
         }
     }
 
     /// Sees to it that the server has the statement that the client means, and says what it is called there.
     fn provide(&mut self, server: &mut Server, name: &[u8], pipe: &mut Pipe<'_>) -> OnServer {
         if name.is_empty() {
-            if self.unnamed.here {
+            let unit = server.replies.unit();
+            if matches!(self.unnamed.here, Here::Yes) || self.unnamed.here == Here::Sent(unit) {
                 return OnServer::Same;
             }
             let Some(tail) = &self.unnamed.tail else { return OnServer::missing(name) };
             write::parse(pipe.flush(), b"", tail);
-            self.unnamed.here = true;
-            self.sent(server, Owed::Parse { own: true, statement: None, undo: None });
+            self.unnamed.here = Here::Sent(unit);
+            self.sent(server, Owed::Parse { own: true, statement: None, unit, undo: None });
             return OnServer::Same;
         }
         let Some(statement) = self.statement(name) else {
@@ -304,7 +315,7 @@ impl Session {
         write::parse(out, statement.name(), statement.tail());
         self.sent(
             server,
-            Owed::Parse { own: true, statement: Some((Arc::clone(statement), unit)), undo: None },
+            Owed::Parse { own: true, statement: Some(Arc::clone(statement)), unit, undo: None },
         );
     }
 
@@ -320,11 +331,11 @@ impl Session {
         let in_doubt = (presence == Presence::Doubtful).then(|| Arc::clone(statement));
         for closed in evicted.into_iter().chain(in_doubt) {
             write::statement_target(out, b'C', closed.name());
-            self.sent(server, Owed::Close { own: true });
+            self.sent(server, Owed::Close { own: Some(closed) });
         }
     }
 
-    fn remember_unnamed(&mut self, tail: &[u8], verdict: Verdict) {
+    fn remember_unnamed(&mut self, tail: &[u8], verdict: Verdict, unit: u64) {
         let kept = self.unnamed.tail.get_or_insert_default();
         kept.clear();
         kept.extend_from_slice(tail);
@@ -332,13 +343,19 @@ impl Session {
             kept.shrink_to_fit();
         }
         self.unnamed.verdict = Some(verdict);
-        self.unnamed.here = true;
+        self.unnamed.here = Here::Sent(unit);
     }
 
     /// Notes that a message goes to the server.
     fn sent(&mut self, server: &mut Server, message: Owed) {
         if let Some(skipped) = server.replies.sent(message) {
             self.undo(server, skipped);
+        }
+    }
+
+    fn note_name(&mut self, undo: &Undo) {
+        if self.is_holding_back() {
+            self.unit_names.push(undo.clone());
         }
     }
 

@@ -153,12 +153,14 @@ impl Session {
                     block.fail(&report, to_client);
                 }
             }
+            // A long one does not end a block.
+            b'B' if body.is_none() => {
+                let report = block.next_error();
+                block.fail(&report, to_client);
+            }
             b'B' => {
-                self.lost_block_bind(
-                    block,
-                    read::bind(body.unwrap_or_default()).ok_or(malformed)?,
-                    to_client,
-                );
+                let bind = read::bind(body.unwrap_or_default()).ok_or(malformed)?;
+                self.lost_block_bind(block, bind, to_client);
             }
             b'D' => match read::target(body.unwrap_or_default()).ok_or(malformed)? {
                 Target::Statement(_) => {

@@ -67,10 +67,11 @@ impl Session {
             }
             _ => {}
         }
-        let may_commit = self.may_commit;
+        let (may_commit, rolling_back) = (self.may_commit, self.rolling_back);
         self.release();
         if in_block && !may_commit {
-            self.lose_block(cx, outstanding, unsynced, server.status, to_client);
+            let ended = rolling_back && outstanding > 0 && !unsynced;
+            self.lose_block(cx, outstanding, unsynced, server.status, ended, to_client);
             return Loss::Kept;
         }
         if outstanding == 0 && !unsynced {
@@ -93,20 +94,27 @@ impl Session {
         }
     }
 
-    /// Nothing in the open block can have been committed: it is lost for sure, and the client has to end it.
+    /// Nothing in the open block can have been committed: it is lost for sure, and the client has to end it, unless the
+    /// last that it sent was the ROLLBACK.
     fn lose_block(
         &mut self,
         cx: &LossCx<'_>,
         outstanding: usize,
         unsynced: bool,
         status: TransactionStatus,
+        ended: bool,
         to_client: &mut Vec<u8>,
     ) {
         let told = status == TransactionStatus::Failed;
         let mut block = LostBlock::new(cx.node, cx.cause, told);
-        for _ in 0..outstanding {
+        for left in (0..outstanding).rev() {
             write::error_response(to_client, &block.next_error());
-            ready_for_query(to_client, TransactionStatus::Failed);
+            let over = ended && left == 0;
+            let status = if over { TransactionStatus::Idle } else { TransactionStatus::Failed };
+            ready_for_query(to_client, status);
+        }
+        if ended {
+            return;
         }
         if unsynced {
             write::error_response(to_client, &block.next_error());

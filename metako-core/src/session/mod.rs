@@ -29,6 +29,8 @@ mod statements;
 mod verdict;
 
 #[cfg(test)]
+mod edge_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod tests;
@@ -47,7 +49,7 @@ use crate::plugin::{Class, QueryClassifier, TransactionVerb};
 use crate::wire::write::{Report, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, sqlstate, write};
 use local::LostBlock;
-use statements::Names;
+use statements::{Names, Undo};
 
 /// The most that is kept of a unit (one Query, or a batch up to its Sync) to be routed to a replica, and repeated on
 /// another if that one is lost. Longer units go to the primary.
@@ -136,8 +138,17 @@ struct Unnamed {
     /// Text and types of its Parse, if the client has one.
     tail: Option<Vec<u8>>,
     verdict: Option<Verdict>,
-    /// The present server has it.
-    here: bool,
+    here: Here,
+}
+
+/// Whether the present server has the client's unnamed statement, and not another's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Here {
+    #[default]
+    No,
+    /// If its Parse, sent in this unit, is run.
+    Sent(u64),
+    Yes,
 }
 
 /// One client's session.
@@ -145,23 +156,27 @@ struct Unnamed {
 pub struct Session {
     state: State,
     framer: Framer,
-    /// What remains of the client's frame at hand is not passed on.
-    skip_rest: bool,
     names: Names,
     unnamed: Unnamed,
     application_name: String,
     pinned: Option<&'static str>,
     /// Something that may commit was sent and not answered.
     may_commit: bool,
+    /// A ROLLBACK was sent and not answered: what follows it is outside the block.
+    rolling_back: bool,
     /// The statement that the last Bind bound.
     bound: Verdict,
     awaited: Awaited,
+    /// A COMMIT was sent and not answered: nothing is timed meanwhile.
+    committing: bool,
     timed_out: Option<&'static str>,
     counts: Counts,
     /// A replica refused the unit at hand.
     refused: bool,
     /// The client's bytes of the unit at hand, while it may be repeated.
     unit: Vec<u8>,
+    /// What that unit changed of the client's names, first to last.
+    unit_names: Vec<Undo>,
 }
 
 impl Session {
@@ -171,18 +186,20 @@ impl Session {
         Self {
             state: State::Detached,
             framer: Framer::new(Direction::Client, message_max),
-            skip_rest: false,
             names: Names::default(),
             unnamed: Unnamed::default(),
             application_name: application_name.to_owned(),
             pinned: None,
             may_commit: false,
+            rolling_back: false,
             bound: Verdict::UNREAD,
             awaited: Awaited::Unbounded,
+            committing: false,
             timed_out: None,
             counts: Counts::default(),
             refused: false,
             unit: Vec::new(),
+            unit_names: Vec::new(),
         }
     }
 
@@ -215,7 +232,7 @@ impl Session {
 
     /// By what the answer that is awaited is bounded in time.
     pub fn awaited(&self, server: &Server) -> Awaited {
-        if server.replies.outstanding() == 0 || server.replies.copying_in() {
+        if self.committing || server.replies.outstanding() == 0 || server.replies.copying_in() {
             Awaited::Unbounded
         } else {
             self.awaited
@@ -225,6 +242,12 @@ impl Session {
     /// Whether the server owes an answer, so that there is something to cancel.
     pub fn is_busy(&self, server: &Server) -> bool {
         server.replies.front().is_some()
+    }
+
+    /// Whether all that the client asked for ends by itself, though nothing more is read of it: units are whole, and no
+    /// COPY waits for rows.
+    pub fn will_finish(&self, server: &Server) -> bool {
+        server.replies.outstanding() > 0 && !server.replies.copying_in()
     }
 
     /// Notes that metako itself cancels what runs; `key` is the setting that asked for it. The error that follows
@@ -244,11 +267,13 @@ impl Session {
         let attachment =
             if replica { Attachment::Unit { complete: false, holding: true } } else { Attachment::Open };
         self.state = State::Attached(attachment);
-        self.unnamed.here = false;
+        self.unnamed.here = Here::No;
         self.may_commit = false;
+        self.rolling_back = false;
+        self.committing = false;
         self.timed_out = None;
         self.refused = false;
-        self.unit.clear();
+        self.forget_unit();
         if server.application_name != self.application_name {
             server.application_name.clone_from(&self.application_name);
             write::query(to_server, set_application_name(&self.application_name).as_bytes());
@@ -265,7 +290,8 @@ impl Session {
             && server.replies.settled()
             && server.status == TransactionStatus::Idle
             && !server.framer.inside_frame();
-        if idle && server.changed_parameter() {
+        // A replica is let go with what a read changed on it, and closed: the session could not write on it.
+        if idle && server.changed_parameter() && matches!(self.state, State::Attached(Attachment::Open)) {
             self.pin("a setting that the server reports was changed");
         }
         idle && self.pinned.is_none()
@@ -274,8 +300,10 @@ impl Session {
     /// Lets the server go. To be called when [`Self::releasable`] says so.
     pub fn release(&mut self) {
         self.state = State::Detached;
-        self.unnamed.here = false;
+        self.unnamed.here = Here::No;
         self.may_commit = false;
+        self.rolling_back = false;
+        self.committing = false;
         self.awaited = Awaited::Unbounded;
         self.timed_out = None;
         self.forget_unit();
@@ -303,9 +331,17 @@ impl Session {
 
     /// No server could be found to repeat the unit on. Appends the error and the ReadyForQuery that the unit awaits.
     pub fn refuse_repeat(&mut self, error: &Report, to_client: &mut Vec<u8>) {
+        self.undo_unit();
         self.release();
         write::error_response(to_client, error);
         write::ready_for_query(to_client, TransactionStatus::Idle);
+    }
+
+    /// The client was told nothing of the unit at hand: what it did to names, answered or not, was not done.
+    fn undo_unit(&mut self) {
+        while let Some(undo) = self.unit_names.pop() {
+            self.names.undo(undo);
+        }
     }
 
     /// The unit at hand will not be repeated elsewhere: what the server answers need not be kept back any more.
@@ -315,6 +351,7 @@ impl Session {
 
     /// An idle session holds no buffer worth speaking of.
     fn forget_unit(&mut self) {
+        self.unit_names.clear();
         self.unit.clear();
         if self.unit.capacity() > 512 {
             self.unit = Vec::new();
@@ -323,17 +360,13 @@ impl Session {
 
     /// Notes that a statement is sent.
     fn note(&mut self, verdict: Verdict) {
-        self.may_commit |= verdict.may_commit;
+        self.may_commit |= verdict.may_commit || self.rolling_back;
+        self.rolling_back |= verdict.verb == Some(TransactionVerb::Rollback);
         if verdict.class == Class::SessionChanging {
             self.pin(verdict.reason);
         }
-        self.awaited = if verdict.verb == Some(TransactionVerb::Commit) {
-            Awaited::Unbounded
-        } else if verdict.class.is_read() {
-            Awaited::Read
-        } else {
-            Awaited::Write
-        };
+        self.committing |= verdict.commits;
+        self.awaited = if verdict.class.is_read() { Awaited::Read } else { Awaited::Write };
     }
 
     fn count(&mut self, verdict: Verdict) {
@@ -348,10 +381,10 @@ impl Session {
     fn undo(&mut self, server: &mut Server, message: replies::Owed) {
         use replies::Owed;
         match message {
-            Owed::Parse { statement, undo, own } => {
+            Owed::Parse { statement, undo, own, unit } => {
                 match (statement, own) {
-                    (Some((statement, unit)), _) => server.prepared.refute(&statement, unit),
-                    (None, true) => self.unnamed.here = false,
+                    (Some(statement), _) => server.prepared.refute(&statement, unit),
+                    (None, true) => self.unnamed.here = Here::No,
                     (None, false) => self.unnamed = Unnamed::default(),
                 }
                 if let Some(undo) = undo {
@@ -359,6 +392,7 @@ impl Session {
                 }
             }
             Owed::ParsedBefore { undo } | Owed::ClosedHere { undo } => self.names.undo(undo),
+            Owed::Close { own: Some(statement) } => server.prepared.doubt(&statement),
             _ => {}
         }
     }
@@ -373,8 +407,11 @@ fn ends_connection(code: &[u8]) -> bool {
     matches!(code, b"57P01" | b"57P02" | b"57P03")
 }
 
+/// Bytes that are not printable ASCII become question marks, as PostgreSQL makes them: so no encoding in which the
+/// server reads this can see a quote elsewhere.
 fn set_application_name(name: &str) -> String {
-    let quoted = name.replace('\'', "''");
+    let printable = |byte: u8| if matches!(byte, b' '..=b'~') { char::from(byte) } else { '?' };
+    let quoted = name.bytes().map(printable).collect::<String>().replace('\'', "''");
     if quoted.contains('\\') {
         format!("SET application_name TO E'{}'", quoted.replace('\\', "\\\\"))
     } else {

@@ -69,6 +69,7 @@ impl Model {
                     self.portal = None;
                     write::ready_for_query(&mut self.out, self.status);
                 }
+                b'H' => {}
                 _ if self.skipping => {}
                 b'Q' => {
                     self.statements.remove(&b""[..]);
@@ -138,22 +139,30 @@ impl Model {
 const NAMES: [&str; 4] = ["a", "b", "c", "metako_1"];
 const TEXTS: [&str; 6] = ["select 1", "select 2", "insert 1", "insert boom", "insert nonsense", "rollback"];
 
+fn describe(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::statement_target(&mut out, b'D', name.as_bytes());
+    out
+}
+
+/// Messages that neither give nor take a name.
+fn use_of_statements() -> impl Strategy<Value = Vec<u8>> {
+    let name = prop::sample::select(NAMES.to_vec());
+    prop_oneof![
+        name.clone().prop_map(tests::bind),
+        Just(tests::bind("")),
+        name.prop_map(describe),
+        Just(tests::EXECUTE.to_vec()),
+        Just(b"H\0\0\0\x04".to_vec()),
+    ]
+}
+
 /// One unit: a Query, or a batch with its Sync.
 fn unit() -> impl Strategy<Value = Vec<u8>> {
     let name = prop::sample::select(NAMES.to_vec());
     let text = prop::sample::select(TEXTS.to_vec());
-    let message = prop_oneof![
-        (name.clone(), text.clone()).prop_map(|(name, text)| tests::parse(name, text)),
-        name.clone().prop_map(tests::bind),
-        Just(tests::bind("")),
-        name.clone().prop_map(tests::close),
-        name.prop_map(|name| {
-            let mut out = Vec::new();
-            write::statement_target(&mut out, b'D', name.as_bytes());
-            out
-        }),
-        Just(tests::EXECUTE.to_vec()),
-    ];
+    let parse = (name.clone(), text.clone()).prop_map(|(name, text)| tests::parse(name, text));
+    let message = prop_oneof![1 => parse, 1 => name.prop_map(tests::close), 4 => use_of_statements()];
     let first = prop_oneof![
         3 => Just(Vec::new()),
         1 => text.clone().prop_map(|text| tests::parse("", text)),
@@ -164,12 +173,20 @@ fn unit() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![3 => batch, 1 => query]
 }
 
+/// A few units that are sent in one go. None changes a name: a unit that is sent before the one in front of it was
+/// answered takes it for granted that that succeeds.
+fn pipeline() -> impl Strategy<Value = Vec<u8>> {
+    let batch = prop::collection::vec(use_of_statements(), 0..5)
+        .prop_map(|messages| [messages.concat(), tests::SYNC.to_vec()].concat());
+    prop::collection::vec(batch, 2..5).prop_map(|units| units.concat())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
     fn a_client_cannot_tell_several_servers_behind_sessions_from_one_of_its_own(
-        scripts in prop::array::uniform2(prop::collection::vec(unit(), 1..12)),
+        scripts in prop::array::uniform2(prop::collection::vec(prop_oneof![2 => unit(), 1 => pipeline()], 1..12)),
         choices in prop::collection::vec((0..3_usize, 1..40_usize), 24),
     ) {
         let interner = Mutex::new(Interner::default());

@@ -48,7 +48,7 @@ struct Batch {
     strongest: Verdict,
     /// The text of the unnamed statement comes from this batch.
     unnamed: Option<Verdict>,
-    /// Nothing but Close of statements, Flush, and the Sync.
+    /// Nothing but Close of statements.
     only_closes: bool,
 }
 
@@ -131,9 +131,11 @@ impl Session {
             let rest = &input[at..];
             let Some(frame) = header(rest, Direction::Client, u32::MAX)? else { break };
             match frame.tag {
-                b'S' if batch.only_closes => return self.close_here(input, at + frame.frame(), to_client),
+                b'S' | b'H' if batch.only_closes => {
+                    return self.close_here(input, at + frame.frame(), to_client);
+                }
                 b'S' => return Ok(Plan::Route(Route::of(batch.strongest, cx))),
-                b'H' if !batch.only_closes => {
+                b'H' => {
                     return Ok(Plan::Route(Route::primary(
                         "a batch that is flushed before its Sync may go on",
                     )));
@@ -188,7 +190,6 @@ impl Session {
                 batch.only_closes &= matches!(target, Target::Statement(_));
                 return Ok(());
             }
-            b'H' => return Ok(()),
             _ => {}
         }
         batch.only_closes = false;

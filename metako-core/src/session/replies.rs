@@ -12,22 +12,23 @@ pub(super) const OWED_MAX: usize = 1 << 16;
 /// What is sent in answer to one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Owed {
-    /// ParseComplete; metako's own if `own`. `statement` is what the server then has, sent in which [`Replies::unit`].
-    Parse { own: bool, statement: Option<(Arc<Statement>, u64)>, undo: Option<Undo> },
+    /// ParseComplete; metako's own if `own`. `statement` is what the server then has, if it is not the unnamed
+    /// one; `unit` the [`Replies::unit`] that it was sent in.
+    Parse { own: bool, statement: Option<Arc<Statement>>, unit: u64, undo: Option<Undo> },
     /// The error that this name is taken, to a Parse that cannot succeed.
     Duplicate { name: Box<[u8]> },
     /// ParseComplete for a statement that is known to this one server alone.
     ParseHere,
     /// A ParseComplete that metako makes, because the server has the statement already.
     ParsedBefore { undo: Undo },
-    /// BindComplete.
-    Bind,
-    /// CloseComplete; metako's own if `own`.
-    Close { own: bool },
+    /// BindComplete, if the statement can be bound.
+    Bind { statement: Option<Arc<Statement>> },
+    /// CloseComplete; metako's own, and swallowed, if it names the statement that it closes.
+    Close { own: Option<Arc<Statement>> },
     /// A CloseComplete that metako makes: the statement stays on the server for others.
     ClosedHere { undo: Undo },
     /// ParameterDescription and RowDescription or NoData.
-    Describe,
+    Describe { statement: Option<Arc<Statement>> },
     /// Rows or a COPY, then CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute,
     /// ReadyForQuery after Sync.
@@ -224,21 +225,22 @@ mod tests {
         replies
     }
 
+    const BIND: Owed = Owed::Bind { statement: None };
     const QUERY: Owed = Owed::Query { own: false };
 
     #[test]
     fn an_error_skips_to_the_next_sync_and_the_unit_behind_it_runs() {
-        let mut replies = owed(&[Owed::Bind, Owed::Execute, Owed::Sync, Owed::Bind, Owed::Sync]);
-        assert_eq!(replies.failed(), [Owed::Execute, Owed::Bind]);
+        let mut replies = owed(&[BIND, Owed::Execute, Owed::Sync, BIND, Owed::Sync]);
+        assert_eq!(replies.failed(), [Owed::Execute, BIND]);
         assert_eq!(replies.ready(), Some(Owed::Sync));
-        assert_eq!(replies.pop(), Some(Owed::Bind));
+        assert_eq!(replies.pop(), Some(BIND));
         assert_eq!(replies.ready(), Some(Owed::Sync));
         assert!(replies.settled());
     }
 
     #[test]
     fn after_an_error_without_sync_even_a_query_is_skipped() {
-        let mut replies = owed(&[Owed::Bind]);
+        let mut replies = owed(&[BIND]);
         replies.failed();
         assert_eq!(replies.sent(QUERY), Some(QUERY));
         assert!(!replies.settled());

@@ -94,7 +94,7 @@ impl Server {
         let fits = matches!(
             (tag, self.replies.front()),
             (b'1', Some(Owed::Parse { .. } | Owed::ParseHere))
-                | (b'2', Some(Owed::Bind))
+                | (b'2', Some(Owed::Bind { .. }))
                 | (b'3', Some(Owed::Close { .. }))
         );
         if fits {
@@ -127,6 +127,10 @@ impl Server {
         };
         let before = self.parameters.insert(name.into(), value.into());
         // The first follows promotion, the second is set by metako itself.
+        if name == b"application_name" && !self.answers_metako() {
+            // Whoever is next asks for another name than this, or finds its own.
+            self.application_name = String::from_utf8_lossy(value).into_owned();
+        }
         if matches!(name, b"in_hot_standby" | b"application_name") {
             return;
         }

@@ -5,6 +5,7 @@
 //! parsed there before it is used.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Verdict;
@@ -18,17 +19,27 @@ pub(super) const NO_SUCH_NAME: &[u8] = b"metako_none";
 /// How many statements are kept on one server connection; the one that was not used for longest is closed.
 pub const PREPARED_PER_SERVER_MAX: usize = 200;
 
-/// From so many interned statements on, those that no client holds any more are dropped.
+/// From so many interned statements on, or so many bytes of their texts, those that nobody holds any more are dropped.
 const INTERNED_SWEEP: usize = 4096;
+const INTERNED_SWEEP_BYTES: usize = 16 << 20;
 
 /// Text and parameter types of a named statement, the same for all clients that prepared it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Statement {
     id: u64,
     name: Box<[u8]>,
     tail: Box<[u8]>,
     verdict: Verdict,
+    stale: AtomicBool,
 }
+
+impl PartialEq for Statement {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Statement {}
 
 impl Statement {
     /// Its name on servers.
@@ -45,6 +56,12 @@ impl Statement {
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }
+
+    /// The types of its result have changed, and servers that have it refuse it for ever: whoever prepares the text
+    /// again gets a new statement, as on a connection of its own.
+    pub(super) fn expire(&self) {
+        self.stale.store(true, Ordering::Relaxed);
+    }
 }
 
 /// All named statements that clients hold. Numbers are never given twice, so a name means one text for ever.
@@ -52,25 +69,35 @@ impl Statement {
 pub struct Interner {
     by_tail: HashMap<Box<[u8]>, Arc<Statement>>,
     last: u64,
+    bytes: usize,
     sweep_at: usize,
+    sweep_at_bytes: usize,
 }
 
 impl Interner {
     /// The statement of that text and those types; `verdict` is asked for only if it is new.
     pub fn intern(&mut self, tail: &[u8], verdict: impl FnOnce() -> Verdict) -> Arc<Statement> {
-        if let Some(known) = self.by_tail.get(tail) {
+        if let Some(known) = self.by_tail.get(tail)
+            && !known.stale.load(Ordering::Relaxed)
+        {
             return Arc::clone(known);
         }
-        if self.by_tail.len() >= self.sweep_at.max(INTERNED_SWEEP) {
+        if self.by_tail.len() >= self.sweep_at.max(INTERNED_SWEEP)
+            || self.bytes >= self.sweep_at_bytes.max(INTERNED_SWEEP_BYTES)
+        {
             self.by_tail.retain(|_, statement| Arc::strong_count(statement) > 1);
+            self.bytes = self.by_tail.keys().map(|tail| tail.len()).sum();
             self.sweep_at = self.by_tail.len() * 2;
+            self.sweep_at_bytes = self.bytes * 2;
         }
+        self.bytes += tail.len();
         self.last += 1;
         let statement = Arc::new(Statement {
             id: self.last,
             name: [PREFIX, self.last.to_string().as_bytes()].concat().into(),
             tail: tail.into(),
             verdict: verdict(),
+            stale: AtomicBool::new(false),
         });
         self.by_tail.insert(tail.into(), Arc::clone(&statement));
         statement
@@ -150,6 +177,9 @@ impl Names {
     }
 }
 
+/// The unit of a Parse that will never be confirmed: the statement is closed before it is parsed again.
+const NEVER: u64 = u64::MAX;
+
 /// The statements that one server connection has, or will have once what was sent is run.
 #[derive(Debug, Default)]
 pub(super) struct Prepared {
@@ -170,7 +200,7 @@ struct Entry {
 pub(super) enum Presence {
     /// It has, whenever the message that is about to be sent in this unit is run.
     Present,
-    /// It was sent in an earlier unit that may yet fail.
+    /// It was sent in an earlier unit that may yet fail, or a message that would have told was skipped.
     Doubtful,
     /// It has not.
     Absent,
@@ -185,13 +215,14 @@ impl Prepared {
         if entry.sent_in.is_none_or(|sent| sent == unit) { Presence::Present } else { Presence::Doubtful }
     }
 
-    /// Notes that its Parse is sent in `unit`; gives the statement that has to go for it, if one has.
-    pub(super) fn add(&mut self, statement: &Arc<Statement>, unit: u64) -> Option<Arc<Statement>> {
+    /// Notes that its Parse is sent in `unit`; gives the statements that have to go for it.
+    pub(super) fn add(&mut self, statement: &Arc<Statement>, unit: u64) -> Vec<Arc<Statement>> {
         self.clock += 1;
-        let mut evicted = None;
-        if self.entries.len() >= PREPARED_PER_SERVER_MAX && !self.entries.contains_key(&statement.id) {
+        let mut evicted = Vec::new();
+        let known = self.entries.contains_key(&statement.id);
+        while !known && self.entries.len() >= PREPARED_PER_SERVER_MAX {
             let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(id, _)| *id);
-            evicted = oldest.and_then(|id| self.entries.remove(&id)).map(|entry| entry.statement);
+            evicted.extend(oldest.and_then(|id| self.entries.remove(&id)).map(|entry| entry.statement));
         }
         let entry = Entry { statement: Arc::clone(statement), used: self.clock, sent_in: Some(unit) };
         self.entries.insert(statement.id, entry);
@@ -207,11 +238,22 @@ impl Prepared {
         }
     }
 
-    /// The Parse sent in `unit` failed or was skipped.
+    /// The Parse sent in `unit` failed or was skipped: what an earlier one made may be there all the same.
     pub(super) fn refute(&mut self, statement: &Statement, unit: u64) {
-        if self.entries.get(&statement.id).is_some_and(|entry| entry.sent_in == Some(unit)) {
-            self.entries.remove(&statement.id);
+        if let Some(entry) = self.entries.get_mut(&statement.id)
+            && entry.sent_in == Some(unit)
+        {
+            entry.sent_in = Some(NEVER);
         }
+    }
+
+    /// A Close of metako's own was skipped: the statement may still be there.
+    pub(super) fn doubt(&mut self, statement: &Arc<Statement>) {
+        self.entries.entry(statement.id).or_insert_with(|| Entry {
+            statement: Arc::clone(statement),
+            used: 0,
+            sent_in: Some(NEVER),
+        });
     }
 
     pub(super) fn clear(&mut self) {
@@ -248,17 +290,26 @@ mod tests {
     }
 
     #[test]
+    fn long_texts_that_nobody_holds_are_swept_early() {
+        let mut interner = Interner::default();
+        for n in 0..64 {
+            interned(&mut interner, &format!("{n}{}", " ".repeat(1 << 20)));
+        }
+        assert!(interner.len() <= 17);
+    }
+
+    #[test]
     fn a_full_server_gives_up_the_statement_not_used_for_longest() {
         let mut interner = Interner::default();
         let mut prepared = Prepared::default();
         let all: Vec<_> =
             (0..PREPARED_PER_SERVER_MAX).map(|n| interned(&mut interner, &n.to_string())).collect();
         for statement in &all {
-            assert_eq!(prepared.add(statement, 0), None);
+            assert_eq!(prepared.add(statement, 0), []);
         }
         assert_eq!(prepared.presence(&all[0], 0), Presence::Present);
         let new = interned(&mut interner, "new");
-        assert_eq!(prepared.add(&new, 0), Some(Arc::clone(&all[1])));
+        assert_eq!(prepared.add(&new, 0), [Arc::clone(&all[1])]);
         assert_eq!(prepared.presence(&all[0], 0), Presence::Present);
         assert_eq!(prepared.presence(&all[1], 0), Presence::Absent);
     }

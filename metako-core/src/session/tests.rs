@@ -28,16 +28,16 @@ impl QueryClassifier for FirstWord {
 }
 
 /// A client, and the servers that it is given.
-struct Bench {
-    session: Session,
+pub(super) struct Bench {
+    pub(super) session: Session,
     interner: Mutex<Interner>,
-    server: Server,
-    to_server: Vec<u8>,
-    to_client: Vec<u8>,
+    pub(super) server: Server,
+    pub(super) to_server: Vec<u8>,
+    pub(super) to_client: Vec<u8>,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             session: Session::new("", 1 << 30),
             interner: Mutex::default(),
@@ -47,37 +47,43 @@ impl Bench {
         }
     }
 
-    fn plan(&mut self, input: &[u8]) -> Plan {
+    pub(super) fn plan(&mut self, input: &[u8]) -> Plan {
         let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true };
         self.session.plan(input, &cx, &mut self.to_client).unwrap()
     }
 
-    fn attach(&mut self, replica: bool) {
+    pub(super) fn attach(&mut self, replica: bool) {
         self.session.attach(&mut self.server, replica, &mut self.to_server);
     }
 
-    fn forward(&mut self, input: &[u8]) -> usize {
+    pub(super) fn forward(&mut self, input: &[u8]) -> usize {
         let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true };
         let (to_server, to_client) = (&mut self.to_server, &mut self.to_client);
         self.session.forward(&mut self.server, input, &cx, to_server, to_client).unwrap().consumed
     }
 
-    fn answer(&mut self, input: &[u8]) -> Effect {
+    pub(super) fn answer(&mut self, input: &[u8]) -> Effect {
         let answered = self.session.answer(&mut self.server, input, &mut self.to_client).unwrap();
         answered.effect
     }
 
-    fn lose(&mut self) -> Loss {
+    pub(super) fn repeat(&mut self, replica: bool) {
+        let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true };
+        let (to_server, to_client) = (&mut self.to_server, &mut self.to_client);
+        self.session.repeat(&mut self.server, replica, &cx, to_server, to_client).unwrap();
+    }
+
+    pub(super) fn lose(&mut self) -> Loss {
         let cx = LossCx { node: "n1", cause: "reset", unknown: UnknownOutcome::TransactionResolutionUnknown };
         self.session.lose(&mut self.server, &cx, &mut self.to_client)
     }
 
     /// What went to the client since the last call, in short.
-    fn client_got(&mut self) -> String {
+    pub(super) fn client_got(&mut self) -> String {
         brief(&std::mem::take(&mut self.to_client))
     }
 
-    fn server_got(&mut self) -> String {
+    pub(super) fn server_got(&mut self) -> String {
         brief_from_client(&std::mem::take(&mut self.to_server))
     }
 }
@@ -158,29 +164,29 @@ pub(super) fn split_frames(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-const ONE: &[u8] = b"1\0\0\0\x04";
-const TWO: &[u8] = b"2\0\0\0\x04";
-const ROW: &[u8] = b"D\0\0\0\x06\0\0";
+pub(super) const ONE: &[u8] = b"1\0\0\0\x04";
+pub(super) const TWO: &[u8] = b"2\0\0\0\x04";
+pub(super) const ROW: &[u8] = b"D\0\0\0\x06\0\0";
 
-fn ready(status: TransactionStatus) -> Vec<u8> {
+pub(super) fn ready(status: TransactionStatus) -> Vec<u8> {
     let mut out = Vec::new();
     write::ready_for_query(&mut out, status);
     out
 }
 
-fn complete(tag: &str) -> Vec<u8> {
+pub(super) fn complete(tag: &str) -> Vec<u8> {
     let mut out = Vec::new();
     write::command_complete(&mut out, tag);
     out
 }
 
-fn error(code: &'static str, message: &str) -> Vec<u8> {
+pub(super) fn error(code: &'static str, message: &str) -> Vec<u8> {
     let mut out = Vec::new();
     write::error_response(&mut out, &Report::error(code, message));
     out
 }
 
-fn begin(bench: &mut Bench) {
+pub(super) fn begin(bench: &mut Bench) {
     assert!(matches!(bench.plan(&query("begin")), Plan::Route(Route { read: false, .. })));
     bench.attach(false);
     bench.forward(&query("begin"));
@@ -402,8 +408,7 @@ fn a_refusal_of_a_replica_is_not_seen_and_the_unit_can_be_repeated() {
     bench.to_client.clear();
     bench.server_got();
     bench.server = Server::new(&[], "");
-    let cx = SessionCx { classifier: &FirstWord, statements: &bench.interner, split: true };
-    bench.session.repeat(&mut bench.server, false, &cx, &mut bench.to_server, &mut bench.to_client).unwrap();
+    bench.repeat(false);
     assert_eq!(bench.server_got(), "Q");
     bench.answer(&[ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.client_got(), "D C:SELECT 1 ZI");

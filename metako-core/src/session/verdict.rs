@@ -14,6 +14,8 @@ pub struct Verdict {
     pub may_commit: bool,
     /// What it does to a block, if it is one statement that does.
     pub verb: Option<TransactionVerb>,
+    /// Whether it commits a block somewhere in it, or may.
+    pub commits: bool,
     /// Whether it ends a block without opening the next one (`AND CHAIN`).
     pub ends_block: bool,
 }
@@ -25,6 +27,7 @@ impl Verdict {
         reason: "the text is not known",
         may_commit: true,
         verb: None,
+        commits: true,
         ends_block: false,
     };
 
@@ -37,12 +40,14 @@ impl Verdict {
             (Class::Write | Class::SessionChanging, _) => read::may_be_several(sql),
             (Class::TransactionControl | Class::Unknown, _) => true,
         };
+        let commit_inside = || read::may_be_several(sql) && contains_word(sql, b"commit");
         let ends = matches!(found.transaction, Some(TransactionVerb::Commit | TransactionVerb::Rollback));
         Self {
             class: found.class,
             reason: found.reason,
             may_commit,
             verb: found.transaction,
+            commits: found.transaction == Some(TransactionVerb::Commit) || commit_inside(),
             ends_block: ends && !contains_word(sql, b"chain"),
         }
     }

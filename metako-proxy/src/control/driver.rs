@@ -121,6 +121,11 @@ impl DriverHandle {
         }
     }
 
+    /// Resolves when the driver has ended, be it by a panic. Cancellation-safe.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
     /// The last decisions, oldest first.
     pub fn recent_decisions(&self, count: usize) -> Vec<Entry> {
         self.history.recent(count)

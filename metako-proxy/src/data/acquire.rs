@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use metako_core::NodeName;
 use metako_core::cluster::ServerLoss;
+use metako_core::config::FailoverSettings;
 use metako_core::plugin::PickCx;
 use metako_core::route::{self, Choice};
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
+use metako_core::{Epoch, NodeName};
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use super::Core;
+use super::hold::Ticket;
 use super::pools::{Attempt, CheckoutError, Lease, Who};
 use crate::backend::{ConnectError, ConnectErrorKind};
 use crate::env::Env;
@@ -49,8 +51,8 @@ pub(super) enum First<E: Env> {
 
 /// What the router picked.
 pub(super) enum Picked {
-    /// This node, and whether it is a replica.
-    Node(NodeName, bool),
+    /// This node, whether it is a replica, and the epoch in which that was so.
+    Node(NodeName, bool, Epoch),
     /// None, for this reason.
     Held(String),
 }
@@ -59,12 +61,10 @@ fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>) -> Picked {
     let view = core.view.load();
     let settings = core.settings.load();
     let cx = PickCx { now: core.env.now(), random: core.next_random(), session: wanted.session, zone: None };
-    let in_flight = |node: &NodeName| {
-        u32::try_from(core.traffic.node(node).in_use.load(Ordering::Relaxed)).unwrap_or(u32::MAX)
-    };
+    let in_flight = |node: &NodeName| settings.in_flight(node);
     match route::choose(&view, wanted.read, &wanted.avoid, &settings.balancer, &cx, in_flight) {
-        Choice::Replica(node) => Picked::Node(node.clone(), true),
-        Choice::Primary(node) => Picked::Node(node.clone(), false),
+        Choice::Replica(node) => Picked::Node(node.clone(), true, view.epoch),
+        Choice::Primary(node) => Picked::Node(node.clone(), false, view.epoch),
         Choice::Held { reason } => Picked::Held(reason.to_owned()),
     }
 }
@@ -84,8 +84,12 @@ pub(super) async fn acquire<E: Env>(
     loop {
         match picked {
             Picked::Held(reason) => return hold(core, wanted, reason).await,
-            Picked::Node(node, replica) => match checkout(core, wanted.who, &node).await {
+            Picked::Node(_, false, _) if !nobody_is_held(core) => {
+                return hold(core, wanted, "clients that were held before come first".to_owned()).await;
+            }
+            Picked::Node(node, replica, epoch) => match checkout(core, wanted.who, &node, epoch).await {
                 Ok(lease) => return Ok(Found { lease, replica }),
+                Err(CheckoutError::Stale) => {}
                 Err(error) if replica && is_of_the_node(&error) => wanted.avoid.push(node),
                 Err(error) if !replica && is_transient(&error) => {
                     return hold(core, wanted, describe(&error)).await;
@@ -100,26 +104,53 @@ pub(super) async fn acquire<E: Env>(
 /// Picks a node, and takes a server there that is idle at once, if there is one.
 pub(super) fn try_acquire<E: Env>(core: &Arc<Core<E>>, wanted: &Wanted<'_>) -> First<E> {
     let picked = pick(core, wanted);
-    if let Picked::Node(node, replica) = &picked
-        // Those who are held come first.
-        && (*replica || core.traffic.held.load(Ordering::Relaxed) == 0)
-        && let Some(lease) = core.pools.try_idle(core, wanted.who, node)
+    if let Picked::Node(node, replica, epoch) = &picked
+        && (*replica || nobody_is_held(core))
+        && let Some(lease) = core.pools.try_idle(core, wanted.who, node, *epoch)
+        && let Some(lease) = if_current(core, lease, *epoch)
     {
         return First::Found(Found { lease, replica: *replica });
     }
     First::Later(picked)
 }
 
+/// Takes a connection to a node that was picked in `epoch`. Between the pick and the end of the wait the primary may
+/// have changed: what was meant for the old one must not reach it by a connection that the new epoch vouches for.
 async fn checkout<E: Env>(
     core: &Arc<Core<E>>,
     who: &Who,
     node: &NodeName,
+    epoch: Epoch,
 ) -> Result<Lease<E>, CheckoutError> {
-    match core.pools.attempt(core, who, node) {
-        Attempt::Leased(lease) => Ok(lease),
-        Attempt::Later(later) => later.finish(core, who).await,
-        Attempt::Failed(error) => Err(error),
+    finish(core, who, core.pools.attempt(core, who, node, epoch), epoch).await
+}
+
+async fn finish<E: Env>(
+    core: &Arc<Core<E>>,
+    who: &Who,
+    attempt: Attempt<E>,
+    epoch: Epoch,
+) -> Result<Lease<E>, CheckoutError> {
+    let lease = match attempt {
+        Attempt::Leased(lease) => lease,
+        Attempt::Later(later) => later.finish(core, who, epoch).await?,
+        Attempt::Failed(error) => return Err(error),
+    };
+    if_current(core, lease, epoch).ok_or(CheckoutError::Stale)
+}
+
+/// The lease, unless it is not of `epoch` or that is over. A fence that falls later finds it in the register.
+fn if_current<E: Env>(core: &Core<E>, mut lease: Lease<E>, epoch: Epoch) -> Option<Lease<E>> {
+    if lease.conn().epoch == epoch && route::is_current(&core.view.load(), epoch) {
+        return Some(lease);
     }
+    lease.give_back();
+    None
+}
+
+/// Whether a new arrival may go straight to the primary.
+fn nobody_is_held<E: Env>(core: &Core<E>) -> bool {
+    core.traffic.held.load(Ordering::Relaxed) == 0
 }
 
 /// Waits in line until the primary takes connections, or for as long as `failover.hold_timeout` allows.
@@ -127,32 +158,10 @@ async fn hold<E: Env>(core: &Arc<Core<E>>, wanted: &Wanted<'_>, reason: String) 
     let failover = core.settings.load().config.cluster.failover.clone();
     let begun = Instant::now();
     let mut reason = reason;
-    let ticket = core.hold.enter(&core.traffic, &failover, wanted.bytes).map_err(|bound| {
-        Report::error(sqlstate::CANNOT_CONNECT_NOW, format!("no primary to write to: {reason}"))
-            .with_detail(format!("The statement was not sent and not held, because {bound}."))
-            .with_hint("Try again later.")
-    })?;
     tracing::debug!(%reason, "a client is held");
-    let found = async {
-        ticket.turn().await;
-        let mut views = core.view.subscribe();
-        loop {
-            views.borrow_and_update();
-            match pick(core, &Wanted { who: wanted.who, avoid: wanted.avoid.clone(), ..*wanted }) {
-                Picked::Held(why) => reason = why,
-                Picked::Node(node, replica) => match checkout(core, wanted.who, &node).await {
-                    Ok(lease) => return Ok(Found { lease, replica }),
-                    Err(error) if is_transient(&error) => reason = describe(&error),
-                    Err(error) => return Err(told(&error, &node)),
-                },
-            }
-            // Either a new view, or the time to try the same primary again. The cell outlives the wait.
-            let _ = tokio::time::timeout(RETRY, views.changed()).await;
-        }
-    };
-    let result = tokio::time::timeout(failover.hold_timeout, found).await;
-    drop(ticket);
-    result.unwrap_or_else(|_| {
+    let held = hold_until_found(core, wanted, &failover, &mut reason);
+    let found = tokio::time::timeout(failover.hold_timeout, held).await;
+    found.unwrap_or_else(|_| {
         let waited = begun.elapsed();
         Err(Report::error(sqlstate::CANNOT_CONNECT_NOW, format!("no primary to write to: {reason}"))
             .with_detail(format!(
@@ -160,6 +169,56 @@ async fn hold<E: Env>(core: &Arc<Core<E>>, wanted: &Wanted<'_>, reason: String) 
                 waited.as_millis()
             ))
             .with_hint("Nothing was changed: it can be run again."))
+    })
+}
+
+async fn hold_until_found<E: Env>(
+    core: &Arc<Core<E>>,
+    wanted: &Wanted<'_>,
+    failover: &FailoverSettings,
+    reason: &mut String,
+) -> Result<Found<E>, Report> {
+    let mut views = core.view.subscribe();
+    let mut ticket = None;
+    loop {
+        let place = match ticket.take() {
+            Some(place) => place,
+            None => enter_line(core, wanted, failover, reason)?,
+        };
+        let place: &Ticket<'_> = ticket.insert(place);
+        place.turn().await;
+        views.borrow_and_update();
+        match pick(core, wanted) {
+            Picked::Held(why) => *reason = why,
+            Picked::Node(node, replica, epoch) => {
+                let attempt = core.pools.attempt(core, wanted.who, &node, epoch);
+                if attempt.is_in_line() {
+                    // The primary is there: the others line up in its pool behind this one.
+                    ticket = None;
+                }
+                match finish(core, wanted.who, attempt, epoch).await {
+                    Ok(lease) => return Ok(Found { lease, replica }),
+                    Err(CheckoutError::Stale) => continue,
+                    Err(error) if is_transient(&error) => *reason = describe(&error),
+                    Err(error) => return Err(told(&error, &node)),
+                }
+            }
+        }
+        // Either a new view, or the time to try the same primary again. The cell outlives the wait.
+        let _ = tokio::time::timeout(RETRY, views.changed()).await;
+    }
+}
+
+fn enter_line<'a, E: Env>(
+    core: &'a Core<E>,
+    wanted: &Wanted<'_>,
+    failover: &FailoverSettings,
+    reason: &str,
+) -> Result<Ticket<'a>, Report> {
+    core.hold.enter(&core.traffic, failover, wanted.bytes).map_err(|bound| {
+        Report::error(sqlstate::CANNOT_CONNECT_NOW, format!("no primary to write to: {reason}"))
+            .with_detail(format!("The statement was not sent and not held, because {bound}."))
+            .with_hint("Try again later.")
     })
 }
 
@@ -180,7 +239,7 @@ fn is_transient(error: &CheckoutError) -> bool {
             | ConnectErrorKind::Tls(_) => false,
             _ => error.server_loss().is_some_and(|loss| loss != ServerLoss::ReadOnly),
         },
-        CheckoutError::NoNode => true,
+        CheckoutError::NoNode | CheckoutError::Stale => true,
         CheckoutError::Patience(_) | CheckoutError::Full => false,
     }
 }
@@ -188,6 +247,7 @@ fn is_transient(error: &CheckoutError) -> bool {
 fn describe(error: &CheckoutError) -> String {
     match error {
         CheckoutError::Open(error) => error.to_string(),
+        CheckoutError::Stale => "the primary changed meanwhile".to_owned(),
         CheckoutError::NoNode => "the node is no longer configured".to_owned(),
         CheckoutError::Patience(_) | CheckoutError::Full => "all server connections are in use".to_owned(),
     }
@@ -218,7 +278,7 @@ fn told(error: &CheckoutError, node: &NodeName) -> Report {
             sqlstate::TOO_MANY_CONNECTIONS,
             format!("too many clients wait for a server connection to node {node}"),
         ),
-        CheckoutError::Open(_) | CheckoutError::NoNode => Report::error(
+        CheckoutError::Open(_) | CheckoutError::NoNode | CheckoutError::Stale => Report::error(
             sqlstate::CONNECTION_FAILURE,
             format!("cannot connect to node {node}: {}", describe(error)),
         ),

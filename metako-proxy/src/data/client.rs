@@ -8,8 +8,8 @@ use metako_core::NodeName;
 use metako_core::cluster::ServerLoss;
 use metako_core::config::{PoolMode, Split};
 use metako_core::session::{Loss, LossCx, Plan, Session, SessionCx};
+use metako_core::wire::sqlstate;
 use metako_core::wire::write::{self, Report};
-use metako_core::wire::{TEXT_MAX, sqlstate};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::acquire::{First, Found, Wanted, acquire, try_acquire};
@@ -22,8 +22,9 @@ use super::{Core, Stop};
 use crate::env::Env;
 use crate::login::{self, Client, MaybeTls};
 
-/// The most that is read ahead of a client that waits for a server, in bytes: a text that is to be looked at, or a batch.
-const READ_AHEAD_MAX: usize = TEXT_MAX as usize + 4096;
+/// So much is read ahead of a client that waits for a server, in bytes, to see whether it is still there. What it had
+/// sent before is counted by `failover.hold_bytes`; this is not.
+const READ_AHEAD_MAX: usize = 4 << 10;
 
 /// How often one unit is tried on another server after it was lost or refused.
 const REPEATS_MAX: usize = 4;
@@ -67,6 +68,7 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, client: Client<MaybeTls<E:
         session,
         input: client.leftover,
         output: Outbox::default(),
+        stalled: false,
         leaving: false,
         timer: None,
         armed: false,
@@ -113,7 +115,7 @@ fn who<E: Env>(
         }
     }
     let parameters = Arc::new(parameters);
-    let variant = core.pools.variant(&parameters).ok_or_else(|| {
+    let (parameters, variant) = core.pools.variant(&parameters).ok_or_else(|| {
         Report::fatal(
             sqlstate::PROGRAM_LIMIT_EXCEEDED,
             "too many different sets of start-up parameters are in use",
@@ -259,7 +261,7 @@ impl<E: Env> ClientTask<E> {
         self.handle.wait();
         let (side, handle) = (&mut self.side, &self.handle);
         let watch = poll_fn(|cx| {
-            while side.input.len() < READ_AHEAD_MAX {
+            while side.input.len() < bytes.max(READ_AHEAD_MAX) {
                 match poll_input(side, cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(gone)) => return Poll::Ready(gone),
@@ -326,6 +328,16 @@ impl<E: Env> ClientTask<E> {
                 }
                 self.lost(lease, "fenced off, because the primary changes", read, avoid).await
             }
+            End::Stale => {
+                let node = lease.node().clone();
+                drop(lease);
+                self.handle.leave().await;
+                if !repeat {
+                    return Ok(Next::Done);
+                }
+                avoid.push(node);
+                self.repeat_elsewhere(read, avoid).await
+            }
             End::Ended => {
                 drop(lease);
                 self.flush().await?;
@@ -361,6 +373,7 @@ impl<E: Env> ClientTask<E> {
             cx: session_cx(&self.core, &settings),
             time_outs: TimeOuts::of(&settings.config),
             broken: None,
+            cancelled: false,
             read_only: false,
         };
         let mut end = relay.start(replica, repeat).await.err();
@@ -381,22 +394,34 @@ impl<E: Env> ClientTask<E> {
     }
 
     /// Gives a server back once no cancel can hit whoever has it next.
-    async fn give_back(&mut self, lease: Lease<E>) {
+    async fn give_back(&mut self, mut lease: Lease<E>) {
         let usable = match self.handle.try_leave() {
             Some(usable) => usable,
-            None => self.handle.leave().await,
+            None => {
+                let fenced = poll_fn(|cx| {
+                    let severed = lease.conn().registration.control.is_severed(cx);
+                    if severed { Poll::Ready(()) } else { Poll::Pending }
+                });
+                tokio::select! {
+                    usable = self.handle.leave() => usable,
+                    () = fenced => false,
+                }
+            }
         };
         if usable {
             lease.give_back();
         }
     }
 
-    /// The client is gone: what runs is cancelled, and the server, whose state nobody knows, closed.
+    /// The client is gone: the server, whose state nobody knows, is closed, and what runs there is cancelled. In this
+    /// order: a fence is not to wait for a server that takes no cancel.
     async fn abandon(&mut self, mut lease: Lease<E>) {
         let busy = self.side.session.is_busy(&lease.conn().server);
-        if busy && !self.side.leaving {
-            // If it does not arrive, closing the connection ends the statement later.
-            let _ = deliver(&self.core.env, &lease.conn().cancel).await;
+        let target = Arc::clone(&lease.conn().cancel);
+        drop(lease);
+        if busy {
+            // If it does not arrive, the statement ends when it next speaks to the connection.
+            let _ = deliver(&self.core.env, &target).await;
         }
         self.handle.leave().await;
     }

@@ -18,6 +18,10 @@ use crate::env::Env;
 /// How long the delivery of a cancel may take; a server whose cancel did not arrive in time is not used again.
 const CANCEL_MAX: Duration = Duration::from_secs(5);
 
+/// So many cancels of one client are under way at a time; more are dropped, as PostgreSQL drops those that come when
+/// nothing runs.
+const CANCELS_MAX: u32 = 4;
+
 /// A client's handle.
 #[derive(Debug)]
 pub(super) struct Handle {
@@ -111,6 +115,9 @@ impl Handle {
                 self.task.wake();
                 return;
             };
+            if state.running >= CANCELS_MAX {
+                return;
+            }
             state.running += 1;
             target
         };

@@ -43,6 +43,11 @@ impl Control {
         self.severed.load(Ordering::Acquire)
     }
 
+    /// Whether the connection must not carry another byte.
+    pub(super) fn is_severed_now(&self) -> bool {
+        self.severed.load(Ordering::Acquire)
+    }
+
     fn sever(&self) {
         self.severed.store(true, Ordering::Release);
         self.owner.wake();
@@ -73,7 +78,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
     /// Takes what came while nobody used it, without waiting; whether it is still alive and clean.
     pub(super) fn is_alive(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        if self.registration.control.severed.load(Ordering::Acquire) {
+        if self.registration.control.is_severed_now() {
             return false;
         }
         with_scratch(|scratch| {

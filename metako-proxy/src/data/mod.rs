@@ -108,7 +108,7 @@ impl<E: Env> DataPlane<E> {
         let mut salt_secret = [0; 32];
         env.entropy(&mut salt_secret);
         let core = Arc::new(Core {
-            settings: ArcSwap::from_pointee(Settings::new(config, &salt_secret)?),
+            settings: ArcSwap::from_pointee(Settings::new(config, &salt_secret, &traffic)?),
             view,
             evidence,
             traffic,
@@ -159,7 +159,8 @@ impl<E: Env> DataPlane<E> {
     /// that are gone are closed as they become free. On an error nothing has changed. Blocks on the file system where
     /// TLS is on.
     pub fn reconfigure(&self, config: Arc<Config>) -> Result<(), DataError> {
-        self.core.settings.store(Arc::new(Settings::new(config, &self.salt_secret)?));
+        let settings = Settings::new(config, &self.salt_secret, &self.core.traffic)?;
+        self.core.settings.store(Arc::new(settings));
         self.core.pools.reconfigure(&self.core);
         Ok(())
     }

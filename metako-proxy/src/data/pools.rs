@@ -49,6 +49,8 @@ pub(super) enum CheckoutError {
     Full,
     /// The configuration has no such node any more.
     NoNode,
+    /// The epoch is over in which the node was picked.
+    Stale,
 }
 
 /// What a client that waited gets.
@@ -239,9 +241,35 @@ impl<E: Env> Drop for Waiting<'_, E> {
 /// All pools.
 pub(super) struct Pools<E: Env> {
     cells: Mutex<Vec<(PoolKey, Arc<Cell<E>>)>>,
-    variants: Mutex<BTreeMap<Parameters, Variant>>,
+    variants: Mutex<Variants>,
     /// What servers reported after log-in, by database, user and variant.
     reported: Mutex<BTreeMap<ReportKey, Reported>>,
+}
+
+/// The sets of start-up parameters that are in use.
+#[derive(Debug, Default)]
+struct Variants {
+    known: BTreeMap<Parameters, Variant>,
+    /// Numbers are never given twice: a server connection may outlive the last client of its set.
+    last: u64,
+}
+
+impl Variants {
+    /// The number of a set; `None` if too many are in use. Those that no client has any more make room.
+    fn number(&mut self, parameters: &Parameters) -> Option<(Parameters, Variant)> {
+        if let Some((known, variant)) = self.known.get_key_value(parameters) {
+            return Some((Arc::clone(known), *variant));
+        }
+        if self.known.len() >= VARIANTS_MAX {
+            self.known.retain(|known, _| Arc::strong_count(known) > 1);
+            if self.known.len() >= VARIANTS_MAX {
+                return None;
+            }
+        }
+        self.last += 1;
+        self.known.insert(Arc::clone(parameters), Variant(self.last));
+        Some((Arc::clone(parameters), Variant(self.last)))
+    }
 }
 
 /// Names and values of start-up parameters, in the client's order.
@@ -264,6 +292,13 @@ pub(super) enum Attempt<E: Env> {
     Failed(CheckoutError),
 }
 
+impl<E: Env> Attempt<E> {
+    /// Whether it waits for a connection that others use.
+    pub(super) fn is_in_line(&self) -> bool {
+        matches!(self, Self::Later(Later { step: Step::Wait(..), .. }))
+    }
+}
+
 /// A checkout that has its place and has to wait: for its turn, or for the server to let it in.
 pub(super) struct Later<E: Env> {
     cell: Arc<Cell<E>>,
@@ -282,18 +317,9 @@ impl<E: Env> Default for Pools<E> {
 }
 
 impl<E: Env> Pools<E> {
-    /// The number of a set of start-up parameters; `None` if there are too many.
-    pub(super) fn variant(&self, parameters: &Parameters) -> Option<Variant> {
-        let mut variants = self.variants.lock();
-        if let Some(variant) = variants.get(parameters) {
-            return Some(*variant);
-        }
-        if variants.len() >= VARIANTS_MAX {
-            return None;
-        }
-        let variant = Variant(variants.len() as u64);
-        variants.insert(Arc::clone(parameters), variant);
-        Some(variant)
+    /// A set of start-up parameters as all clients share it, with its number; `None` if there are too many.
+    pub(super) fn variant(&self, parameters: &Parameters) -> Option<(Parameters, Variant)> {
+        self.variants.lock().number(parameters)
     }
 
     /// What a server reported to the first connection of this kind, if there was one.
@@ -416,16 +442,25 @@ impl<E: Env> Pools<E> {
             drop(state);
             drop(closed);
         }
+        // One that nobody uses, waits for or has a connection of is as good as one that was never made.
+        self.cells
+            .lock()
+            .retain(|(_, cell)| Arc::strong_count(cell) > 1 || !cell.state.lock().pool.is_empty());
         for (node, idle) in idle_by_node {
             core.traffic.node(&node).idle.store(idle, Ordering::Relaxed);
         }
     }
 
     /// Takes an idle connection, if there is one and nobody waits.
-    pub(super) fn try_idle(&self, core: &Arc<Core<E>>, who: &Who, node: &NodeName) -> Option<Lease<E>> {
+    pub(super) fn try_idle(
+        &self,
+        core: &Arc<Core<E>>,
+        who: &Who,
+        node: &NodeName,
+        epoch: Epoch,
+    ) -> Option<Lease<E>> {
         let cell = self.cell(core, who, node)?;
         loop {
-            let epoch = core.view.load().epoch;
             let mut state = cell.state.lock();
             let server = state.pool.take_idle(who.variant, epoch)?;
             let mut conn = state.idle.remove(&server)?;
@@ -440,10 +475,15 @@ impl<E: Env> Pools<E> {
     }
 
     /// Begins a checkout: takes an idle connection, or a place to open one, or a place in line. Does not wait.
-    pub(super) fn attempt(&self, core: &Arc<Core<E>>, who: &Who, node: &NodeName) -> Attempt<E> {
+    pub(super) fn attempt(
+        &self,
+        core: &Arc<Core<E>>,
+        who: &Who,
+        node: &NodeName,
+        epoch: Epoch,
+    ) -> Attempt<E> {
         let Some(cell) = self.cell(core, who, node) else { return Attempt::Failed(CheckoutError::NoNode) };
         loop {
-            let epoch = core.view.load().epoch;
             let patience = core.settings.load().config.pool.wait_timeout;
             let mut state = cell.state.lock();
             match state.pool.checkout(core.env.now(), who.variant, epoch, patience) {
@@ -480,7 +520,12 @@ impl<E: Env> Pools<E> {
 
 impl<E: Env> Later<E> {
     /// Waits for the connection. Cancelling gives place or connection to the next in line.
-    pub(super) async fn finish(self, core: &Arc<Core<E>>, who: &Who) -> Result<Lease<E>, CheckoutError> {
+    pub(super) async fn finish(
+        self,
+        core: &Arc<Core<E>>,
+        who: &Who,
+        epoch: Epoch,
+    ) -> Result<Lease<E>, CheckoutError> {
         let Self { cell, step } = self;
         let server = match step {
             Step::Open(server) => server,
@@ -496,13 +541,16 @@ impl<E: Env> Later<E> {
             }
         };
         let opening = Opening { core, cell: &cell, server: Some(server) };
-        open(opening, who).await
+        open(opening, who, epoch).await
     }
 }
 
-async fn open<E: Env>(mut opening: Opening<'_, E>, who: &Who) -> Result<Lease<E>, CheckoutError> {
+async fn open<E: Env>(
+    mut opening: Opening<'_, E>,
+    who: &Who,
+    epoch: Epoch,
+) -> Result<Lease<E>, CheckoutError> {
     let (core, cell) = (opening.core, opening.cell);
-    let epoch = core.view.load().epoch;
     let target = target(core, &cell.node, who).ok_or(CheckoutError::NoNode)?;
     let opened = tokio::time::timeout(OPEN_MAX, backend::connect(&core.env, &target)).await;
     let backend =
@@ -534,10 +582,11 @@ async fn open<E: Env>(mut opening: Opening<'_, E>, who: &Who) -> Result<Lease<E>
         partial: Vec::new(),
         registration: core.register.enter(&cell.node, epoch),
     };
+    let severed = conn.registration.control.is_severed_now();
     let lease = Lease::new(core, cell, Box::new(conn));
-    if epoch != core.view.load().epoch {
-        // The primary may have changed while it was being opened: whoever asked asks again.
-        let kind = ConnectErrorKind::Closed("the primary changed meanwhile".to_owned());
+    if severed {
+        // The fence fell while it was being opened: whoever asked waits for another primary.
+        let kind = ConnectErrorKind::Closed("the primary is being replaced".to_owned());
         return Err(CheckoutError::Open(ConnectError { node: cell.node.clone(), kind }));
     }
     Ok(lease)
@@ -554,4 +603,28 @@ fn target<E: Env>(core: &Core<E>, node: &NodeName, who: &Who) -> Option<Target> 
         target.parameters.push(("application_name".to_owned(), who.application_name.clone()));
     }
     Some(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(n: usize) -> Parameters {
+        Arc::new(vec![("options".to_owned(), format!("-c my.number={n}"))])
+    }
+
+    #[test]
+    fn sets_of_start_up_parameters_that_nobody_has_make_room_and_their_numbers_are_not_given_again() {
+        let mut variants = Variants::default();
+        let held = variants.number(&set(0)).expect("there is room");
+        for n in 1..3 * VARIANTS_MAX {
+            let (_, variant) = variants.number(&set(n)).expect("nobody holds the others");
+            assert_eq!(variant, Variant(n as u64 + 1));
+        }
+        assert_eq!(variants.number(&set(0)).expect("it is held").1, held.1);
+        let all: Vec<_> =
+            (0..VARIANTS_MAX).map(|n| variants.number(&set(n)).expect("there is room")).collect();
+        assert!(variants.number(&set(VARIANTS_MAX)).is_none());
+        drop(all);
+    }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use metako_core::config::Config;
 use metako_core::session::{Awaited, ClientFault, Effect, Session, SessionCx, UNIT_MAX};
@@ -17,6 +18,9 @@ use super::clients::Handle;
 use super::conn::Conn;
 use crate::shared::NodeTraffic;
 
+/// How long a server may take to end a statement that was cancelled there.
+const CANCELLED_MAX: Duration = Duration::from_secs(5);
+
 /// The most that is kept back of an answer while its unit may be repeated, in bytes.
 const HOLD_BACK_MAX: usize = 8 << 10;
 
@@ -27,6 +31,8 @@ pub(super) struct ClientSide<S> {
     /// What the client sent and nobody has taken yet.
     pub(super) input: Vec<u8>,
     pub(super) output: Outbox,
+    /// `input` holds what the session did not take because too many answers were outstanding.
+    pub(super) stalled: bool,
     /// The client said that it leaves; what it asked for before is finished.
     pub(super) leaving: bool,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
@@ -42,6 +48,8 @@ pub(super) enum End {
     ServerLost(String),
     /// The fence took the server connection away.
     Severed,
+    /// The fence took the server connection away before anything was sent.
+    Stale,
     /// A replica refused the unit.
     Refused,
     /// The server ended the session, and the client was told why.
@@ -59,8 +67,8 @@ pub(super) enum End {
 /// The time-outs in force.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TimeOuts {
-    read: Option<std::time::Duration>,
-    write: Option<std::time::Duration>,
+    read: Option<Duration>,
+    write: Option<Duration>,
 }
 
 impl TimeOuts {
@@ -80,6 +88,8 @@ pub(super) struct Relay<'a, C, S> {
     pub(super) time_outs: TimeOuts,
     /// Writing to the server failed.
     pub(super) broken: Option<io::Error>,
+    /// A time-out has passed and the statement was cancelled; nothing was heard since.
+    pub(super) cancelled: bool,
     /// The node refused a write because it is in recovery.
     pub(super) read_only: bool,
 }
@@ -126,6 +136,8 @@ where
         }
         match self.client.output.poll_flush(&mut self.client.stream, cx) {
             Poll::Ready(Ok(())) => {
+                // While the client was slow, the server was not read.
+                self.rearm();
                 self.look_around()?;
                 Ok(true)
             }
@@ -201,10 +213,11 @@ where
                 return Err(End::ClientGone);
             }
         }
+        self.cancelled = false;
         self.count();
         self.rearm();
         match answered.effect {
-            Effect::Continue => self.look_for_release(),
+            Effect::Continue => self.look_around(),
             Effect::Refused => Err(End::Refused),
             Effect::Lost => Err(End::ServerLost("it is shutting down".to_owned())),
             Effect::Ended => Err(End::Ended),
@@ -222,6 +235,10 @@ where
 
     fn read_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let wanted = self.client.session.wants_input(&self.conn.server);
+        if wanted && self.client.stalled && self.to_server.is_empty() {
+            with_scratch(|Scratch { first, second, .. }| self.forward_kept(cx, first, second))?;
+            return Ok(true);
+        }
         if !self.to_server.is_empty()
             || self.client.leaving
             || (!wanted && self.client.input.len() >= UNIT_MAX)
@@ -260,6 +277,9 @@ where
         S: Send,
     {
         std::future::poll_fn(move |cx| {
+            if self.conn.registration.control.is_severed(cx) {
+                return Poll::Ready(Err(End::Stale));
+            }
             Poll::Ready(with_scratch(|scratch| {
                 let Scratch { first: to_server, second: to_client, .. } = scratch;
                 if !repeat {
@@ -310,6 +330,7 @@ where
             .forward(&mut self.conn.server, input, &self.cx, to_server, to_client)
             .map_err(End::Fault)?;
         self.client.leaving |= forwarded.terminate;
+        self.client.stalled = !self.client.session.wants_input(&self.conn.server);
         self.send(cx, to_server);
         self.client.output.bytes().extend_from_slice(to_client);
         self.count();
@@ -329,7 +350,8 @@ where
             return Err(lost(&error));
         }
         self.look_for_release()?;
-        if self.client.leaving && !self.client.session.is_busy(&self.conn.server) {
+        if self.client.leaving && !self.client.session.will_finish(&self.conn.server) {
+            // Its rows, or its Sync, will not come.
             return Err(End::ClientGone);
         }
         Ok(())
@@ -353,6 +375,7 @@ where
     fn rearm(&mut self) {
         let span = match self.client.session.awaited(&self.conn.server) {
             Awaited::Unbounded => None,
+            _ if self.cancelled => Some(CANCELLED_MAX),
             Awaited::Read => self.time_outs.read,
             Awaited::Write => self.time_outs.write,
         };
@@ -367,11 +390,20 @@ where
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let client_is_slow = !self.client.output.is_empty() && !self.client.session.is_holding_back();
         if self.client.armed
+            && !client_is_slow
             && let Some(timer) = &mut self.client.timer
             && timer.as_mut().poll(cx).is_ready()
         {
             self.client.armed = false;
+            if self.cancelled {
+                return Poll::Ready(End::ServerLost(
+                    "it did not end a statement that was cancelled".to_owned(),
+                ));
+            }
+            self.cancelled = true;
+            self.rearm();
             let read = self.client.session.awaited(&self.conn.server) == Awaited::Read;
             let key = if read { "load_balancer.read_timeout" } else { "load_balancer.write_timeout" };
             return Poll::Ready(End::TimedOut(key));

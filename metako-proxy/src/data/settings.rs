@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use metako_core::NodeName;
 use metako_core::config::{Config, Node, Secret};
 use metako_core::plugin::{
     BuildError, Candidate, Class, Classification, LoadBalancer, Outcome, PickCx, QueryClassifier, Span,
@@ -11,6 +12,7 @@ use metako_core::plugin::{
 use metako_core::pool::PoolLimits;
 
 use crate::login::LoginContext;
+use crate::shared::{NodeTraffic, Traffic};
 use crate::tls_files::TlsFileError;
 
 /// Why the data plane cannot work by a configuration.
@@ -34,11 +36,18 @@ pub(super) struct Settings {
     pub(super) login: LoginContext,
     pub(super) balancer: ContainedBalancer,
     pub(super) classifier: ContainedClassifier,
+    /// The counters of each node, so that a pick locks nothing.
+    traffic: Vec<(NodeName, Arc<NodeTraffic>)>,
 }
 
 impl Settings {
     /// Blocks on the file system where TLS is on.
-    pub(super) fn new(config: Arc<Config>, salt_secret: &[u8; 32]) -> Result<Self, DataError> {
+    pub(super) fn new(
+        config: Arc<Config>,
+        salt_secret: &[u8; 32],
+        traffic: &Traffic,
+    ) -> Result<Self, DataError> {
+        let nodes = config.cluster.nodes.iter().map(|node| &node.name);
         Ok(Self {
             login: LoginContext::new(&config, salt_secret).map_err(DataError::Tls)?,
             balancer: ContainedBalancer {
@@ -49,12 +58,20 @@ impl Settings {
                 inner: config.strategies.classifier.build()?,
                 panics: AtomicU64::new(0),
             },
+            traffic: nodes.map(|name| (name.clone(), traffic.node(name))).collect(),
             config,
         })
     }
 
     pub(super) fn node(&self, name: &str) -> Option<&Node> {
         self.config.cluster.node(name)
+    }
+
+    /// How many server connections to a node are in use.
+    pub(super) fn in_flight(&self, node: &NodeName) -> u32 {
+        let known = self.traffic.iter().find(|(name, _)| name == node);
+        let in_use = known.map_or(0, |(_, traffic)| traffic.in_use.load(Ordering::Relaxed));
+        u32::try_from(in_use).unwrap_or(u32::MAX)
     }
 
     /// The password that a user logs in to the servers with.

@@ -493,3 +493,13 @@ async fn a_driver_asks_its_nodes_by_itself_and_stops_when_told() {
     assert_eq!(handle.operator(OperatorCommand::Adopt(NodeName::from("a"))).await, Err(Stopped));
     handle.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_driver_is_noticed_however_it_comes() {
+    let Bench { driver, handle, .. } = bench(&["a"], empty_store(), MockCut::new()).await;
+    let running = tokio::spawn(driver.run());
+    assert!(timeout(Duration::from_mins(1), handle.ended()).await.is_err(), "it runs");
+    // Dropped where it stands, as a panic would.
+    running.abort();
+    timeout(Duration::from_mins(1), handle.ended()).await.expect("it has ended");
+}

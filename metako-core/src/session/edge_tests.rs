@@ -1,0 +1,231 @@
+//! What goes wrong at the edges: messages that were skipped, units that are repeated, servers that are lost half-way.
+
+use super::tests::{
+    Bench, EXECUTE, ONE, ROW, SYNC, TWO, begin, bind, close, complete, error, parse, query, ready,
+};
+use super::*;
+
+#[test]
+fn a_statement_whose_second_parse_was_skipped_can_still_be_used_on_that_server() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[&parse("s", "select 1")[..], SYNC].concat());
+    // Pipelined behind it: whether the server has the statement is not known yet, and an error skips the second Parse.
+    bench.forward(&[&bind("nobody")[..], &bind("s"), SYNC].concat());
+    assert_eq!(bench.server_got(), "Pmetako_1 S Bnobody Cmetako_1 Pmetako_1 Bmetako_1 S");
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.answer(&[error("26000", "no"), ready(TransactionStatus::Idle)].concat());
+    bench.forward(&[&bind("s")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Cmetako_1 Pmetako_1 Bmetako_1 S");
+}
+
+#[test]
+fn a_statement_whose_eviction_was_skipped_is_closed_before_it_is_parsed_again() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    let name = |n: usize| format!("s{n}");
+    for n in 0..PREPARED_PER_SERVER_MAX {
+        bench.forward(&[&parse(&name(n), &format!("select {n}"))[..], SYNC].concat());
+        bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    }
+    bench.server_got();
+    bench.forward(&[&bind("nobody")[..], &parse("more", "select more"), SYNC].concat());
+    assert_eq!(bench.server_got(), "Bnobody Cmetako_1 Pmetako_201 S");
+    bench.answer(&[error("26000", "no"), ready(TransactionStatus::Idle)].concat());
+    bench.forward(&[&bind(&name(0))[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Cmetako_1 Pmetako_1 Bmetako_1 S");
+}
+
+#[test]
+fn a_unit_that_is_repeated_may_give_its_names_again() {
+    let mut bench = Bench::new();
+    bench.attach(true);
+    bench.forward(&[&parse("s", "select f()")[..], &bind("s"), EXECUTE, SYNC].concat());
+    bench.answer(&[ONE, TWO].concat());
+    let refused = [error("25006", "cannot execute"), ready(TransactionStatus::Idle)].concat();
+    assert_eq!(bench.answer(&refused), Effect::Refused);
+    bench.to_client.clear();
+    bench.server_got();
+    bench.server = Server::new(&[], "");
+    bench.repeat(false);
+    assert_eq!(bench.server_got(), "Pmetako_1 Bmetako_1 E S");
+    bench.answer(&[ONE, TWO, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "1 2 C:SELECT 1 ZI");
+    bench.session.release();
+    // Nor does a name stay that the client was never told of.
+    bench.attach(true);
+    bench.forward(&[&parse("t", "select 2")[..], SYNC].concat());
+    bench.answer(ONE);
+    assert_eq!(bench.lose(), Loss::Repeat);
+    bench.session.refuse_repeat(&Report::error("08006", "none left"), &mut bench.to_client);
+    bench.server_got();
+    bench.attach(false);
+    bench.forward(&[&bind("t")[..], SYNC].concat());
+    assert!(bench.server_got().ends_with("Bt S"));
+}
+
+#[test]
+fn what_follows_a_rollback_in_flight_may_have_been_committed() {
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    bench.forward(&[query("rollback"), query("insert")].concat());
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "E08007 ZI E08007 ZI");
+    // The rollback alone lost nothing that was to be kept, and the block is over.
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    bench.forward(&[query("insert"), query("rollback")].concat());
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "E40001 ZE E25P02 ZI");
+    assert!(matches!(bench.plan(&query("insert")), Plan::Route(_)));
+}
+
+#[test]
+fn closing_behind_a_flush_is_answered_at_once() {
+    let mut bench = Bench::new();
+    let input = [&close("x")[..], b"H\0\0\0\x04"].concat();
+    assert_eq!(bench.plan(&input), Plan::Consumed(input.len()));
+    assert_eq!(bench.client_got(), "3");
+    assert_eq!(bench.plan(SYNC), Plan::Consumed(5));
+    assert_eq!(bench.client_got(), "ZI");
+}
+
+#[test]
+fn a_replica_whose_settings_a_read_changed_is_let_go_and_not_given_to_others() {
+    let mut bench = Bench::new();
+    bench.server = Server::new(&[("TimeZone".into(), "UTC".into())], "");
+    bench.attach(true);
+    bench.forward(&query("select view"));
+    let mut answer = [ROW, &complete("SELECT 1")].concat();
+    write::parameter_status(&mut answer, "TimeZone", "Asia/Seoul");
+    answer.extend(ready(TransactionStatus::Idle));
+    bench.answer(&answer);
+    assert!(bench.session.releasable(&bench.server));
+    assert!(!bench.server.is_clean());
+    assert_eq!(bench.session.pinned(), None);
+}
+
+#[test]
+fn a_long_bind_in_a_lost_block_fails_like_a_short_one() {
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    bench.lose();
+    let mut long = Vec::new();
+    write::frame(&mut long, b'B', |out| out.extend_from_slice(&[0; 10_000]));
+    let input = [&long[..], EXECUTE, SYNC].concat();
+    let mut rest = &input[..];
+    while let Plan::Consumed(taken) = bench.plan(&rest[..rest.len().min(9_000)]) {
+        rest = &rest[taken..];
+    }
+    assert!(rest.is_empty());
+    assert_eq!(bench.client_got(), "E40001 ZE");
+}
+
+#[test]
+fn an_application_name_set_by_stealth_does_not_stay() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("select f()"));
+    let mut answer = complete("SELECT 1");
+    write::parameter_status(&mut answer, "application_name", "stealth");
+    answer.extend(ready(TransactionStatus::Idle));
+    bench.answer(&answer);
+    assert!(bench.session.releasable(&bench.server));
+    bench.session.release();
+    bench.server_got();
+    bench.attach(false);
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("SET application_name TO ''"));
+}
+
+#[test]
+fn only_printable_characters_of_an_application_name_reach_the_server() {
+    let mut bench = Bench::new();
+    bench.session = Session::new("a\u{1}\u{e9}\\'", 1 << 30);
+    bench.attach(false);
+    let sent = String::from_utf8_lossy(&bench.to_server).into_owned();
+    assert!(sent.contains(r"E'a???\\'''"), "{sent}");
+}
+
+#[test]
+fn a_server_that_could_not_be_given_the_clients_name_is_not_used_again() {
+    let mut bench = Bench::new();
+    bench.session = Session::new("named", 1 << 30);
+    bench.attach(false);
+    bench.forward(&query("select 1"));
+    // A cancel that was meant for the statement hits what metako says first.
+    bench.answer(&[error("57014", "canceling"), ready(TransactionStatus::Idle)].concat());
+    bench.answer(&[ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "D C:SELECT 1 ZI");
+    assert!(bench.session.releasable(&bench.server) && !bench.server.is_clean());
+}
+
+#[test]
+fn a_commit_under_way_is_not_timed_whatever_was_sent_behind_it() {
+    let mut bench = Bench::new();
+    begin(&mut bench);
+    bench.forward(&[query("commit"), query("select 1")].concat());
+    assert_eq!(bench.session.awaited(&bench.server), Awaited::Unbounded);
+    bench.answer(&[complete("COMMIT"), ready(TransactionStatus::Idle)].concat());
+    bench.answer(&[ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    bench.forward(&query("select 1"));
+    assert_eq!(bench.session.awaited(&bench.server), Awaited::Read);
+    bench.answer(&[ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    bench.forward(&query("insert; commit"));
+    assert_eq!(bench.session.awaited(&bench.server), Awaited::Unbounded);
+}
+
+#[test]
+fn a_statement_whose_result_type_changed_is_made_anew_when_it_is_prepared_again() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[&parse("s", "select 1")[..], SYNC].concat());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.forward(&[&bind("s")[..], EXECUTE, SYNC].concat());
+    let mut stale = Vec::new();
+    write::frame(&mut stale, b'E', |out| {
+        out.extend_from_slice(b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0");
+        out.extend_from_slice(b"RRevalidateCachedQuery\0\0");
+    });
+    bench.answer(&[stale, ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
+    bench.server_got();
+    bench.forward(&[&close("s")[..], &parse("s", "select 1"), &bind("s"), EXECUTE, SYNC].concat());
+    assert_eq!(bench.server_got(), "Pmetako_2 Bmetako_2 E S");
+}
+
+#[test]
+fn a_read_that_a_replica_ends_the_session_over_is_repeated() {
+    let mut bench = Bench::new();
+    bench.attach(true);
+    bench.forward(&query("select 1"));
+    let mut fatal = Vec::new();
+    write::error_response(&mut fatal, &Report::fatal("40001", "conflict with recovery"));
+    assert_eq!(bench.answer(&fatal), Effect::Lost);
+    assert_eq!(bench.lose(), Loss::Repeat);
+}
+
+#[test]
+fn a_client_that_leaves_is_finished_only_while_its_units_are_whole() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("insert"));
+    assert!(bench.session.will_finish(&bench.server));
+    // Nobody will send the rows.
+    bench.answer(b"G\0\0\0\x07\0\0\0");
+    assert!(!bench.session.will_finish(&bench.server));
+    // Nobody will send the Sync.
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[parse("", "insert"), bind(""), EXECUTE.to_vec()].concat());
+    assert!(!bench.session.will_finish(&bench.server));
+}
+
+#[test]
+fn an_unnamed_statement_whose_parse_was_skipped_is_never_anothers() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    // The server still has what somebody else parsed.
+    bench.forward(&[&bind("nobody")[..], &parse("", "select mine"), SYNC].concat());
+    bench.forward(&[&bind("")[..], EXECUTE, SYNC].concat());
+    assert_eq!(bench.server_got(), "Bnobody P S P B E S");
+}
