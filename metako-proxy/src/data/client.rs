@@ -395,17 +395,16 @@ impl<E: Env> ClientTask<E> {
 
     /// Gives a server back once no cancel can hit whoever has it next.
     async fn give_back(&mut self, mut lease: Lease<E>) {
-        let usable = match self.handle.try_leave() {
-            Some(usable) => usable,
-            None => {
-                let fenced = poll_fn(|cx| {
-                    let severed = lease.conn().registration.control.is_severed(cx);
-                    if severed { Poll::Ready(()) } else { Poll::Pending }
-                });
-                tokio::select! {
-                    usable = self.handle.leave() => usable,
-                    () = fenced => false,
-                }
+        let usable = if let Some(usable) = self.handle.try_leave() {
+            usable
+        } else {
+            let fenced = poll_fn(|cx| {
+                let severed = lease.conn().registration.control.is_severed(cx);
+                if severed { Poll::Ready(()) } else { Poll::Pending }
+            });
+            tokio::select! {
+                usable = self.handle.leave() => usable,
+                () = fenced => false,
             }
         };
         if usable {
