@@ -31,14 +31,14 @@ async fn eventually(client: &Client, sql: &str, wanted: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelines_of_any_length_and_cut_anywhere_are_answered_in_order() {
+    /// More than may be outstanding at a time, all sent before anything is read.
+    const MANY: usize = 100_000;
     let bench = Bench::start(0, "pool: { size: 2 }").await;
     let watcher = direct(&bench, "node-1").await;
     let mut raw = Raw::connect(&bench).await;
     raw.send(&query("create table t (id int)")).await;
     assert_eq!(raw.ready().await, "CZ");
 
-    // More than may be outstanding at a time, all sent before anything is read.
-    const MANY: usize = 100_000;
     let (mut reader, many) = (raw, query("").repeat(MANY));
     let (from, mut to) = reader.stream.into_split();
     let writer = tokio::spawn(async move {
