@@ -7,6 +7,7 @@ use std::task::Poll;
 use metako_core::NodeName;
 use metako_core::cluster::ServerLoss;
 use metako_core::config::{PoolMode, Split};
+use metako_core::plugin::{LoadBalancer as _, Outcome};
 use metako_core::session::{Loss, LossCx, Plan, Session, SessionCx};
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::{self, Report};
@@ -303,7 +304,14 @@ impl<E: Env> ClientTask<E> {
     ) -> Result<Next<E>, Gone> {
         let Found { mut lease, replica } = found;
         self.handle.serve(&lease.conn().cancel);
+        let begun = self.core.env.now();
         let end = self.relay(&mut lease, replica, repeat).await;
+        if replica {
+            let took = self.core.env.now().since(begun);
+            let ok = !matches!(end, End::ServerLost(_) | End::Severed);
+            let outcome = Outcome { node: lease.node().as_str(), took, ok };
+            self.core.settings.load().balancer.observe(&outcome);
+        }
         match end {
             End::Released => {
                 self.side.session.release();
