@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use futures_util::FutureExt;
+use futures_util::future::{Fuse, FusedFuture};
 use metako_core::NodeName;
 use metako_core::cluster::{ClusterView, OperatorCommand};
 use metako_core::config::{Config, changes};
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, watch};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, Notify, oneshot, watch};
 
 use crate::admin::{self, Admin, Reply};
 use crate::check::load_file;
@@ -23,6 +25,8 @@ use crate::env::{Env, Listener, TokioEnv};
 use crate::shared::{EvidenceSender, Traffic, ViewCell};
 use crate::{control, logging, state_dir};
 
+/// How long a shutdown waits for the last decisions to reach the disk.
+const HISTORY_MAX: Duration = Duration::from_secs(5);
 /// How long clients may finish their transactions after SIGTERM.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Decisions that `metako status` shows.
@@ -30,6 +34,14 @@ const DECISIONS_SHOWN: usize = 20;
 
 /// `metako run`: runs until SIGTERM or SIGINT.
 pub(crate) async fn run(path: &Path) -> Exit {
+    // First of all: a SIGHUP that comes during the start must not end the process.
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("metako: cannot listen for signals: {error}");
+            return Exit::Failed;
+        }
+    };
     let loaded = match load_file(path) {
         Ok(loaded) => loaded,
         Err(problems) => {
@@ -42,7 +54,7 @@ pub(crate) async fn run(path: &Path) -> Exit {
         return Exit::Usage;
     }
     for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
+        tracing::warn!("{}:{warning}", loaded.file);
     }
     let app = match App::start(TokioEnv::new(), loaded.config, path).await {
         Ok(app) => app,
@@ -51,31 +63,61 @@ pub(crate) async fn run(path: &Path) -> Exit {
             return Exit::Failed;
         }
     };
-    let ended = follow_signals(&app).await;
-    app.shutdown().await;
-    match ended {
-        Ok(()) => Exit::Done,
-        Err(error) => {
-            eprintln!("metako: cannot listen for signals: {error}");
-            Exit::Failed
+    let exit = follow_signals(&app, &mut signals).await;
+    let again = async {
+        signals.stop().await;
+        tracing::warn!("asked a second time to stop: open transactions are cut off");
+    };
+    app.shutdown_until(again).await;
+    exit
+}
+
+/// The signals that a running metako obeys.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on none of them ends the process by itself.
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Resolves when metako is asked to stop. Cancellation-safe.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
 }
 
-async fn follow_signals(app: &App<TokioEnv>) -> std::io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+/// Reloads at each SIGHUP until a stop is asked for, also while a reload is under way. Fails when the control plane has
+/// ended by itself: without it no failure of a node would be noticed, and a supervisor can start metako again.
+async fn follow_signals(app: &App<TokioEnv>, signals: &mut Signals) -> Exit {
+    let mut reload = std::pin::pin!(Fuse::terminated());
     loop {
+        let idle = reload.is_terminated();
         tokio::select! {
-            // What came of it is logged by the reload itself.
-            _ = hangup.recv() => drop(app.reload().await),
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            // What came of it is logged by the reload itself. Signals that come meanwhile count as one more.
+            _ = &mut reload, if !idle => {}
+            _ = signals.hangup.recv(), if idle => reload.set(app.reload().fuse()),
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            () = app.inner.control.ended() => {
+                tracing::error!("the cluster controller has ended by itself: metako stops");
+                return Exit::Failed;
+            }
         }
     }
     tracing::info!("asked to stop: no new clients; open transactions may end within {DRAIN_MAX:?}");
-    Ok(())
+    Exit::Done
 }
 
 /// Why metako cannot start.
@@ -118,6 +160,8 @@ pub struct App<E: Env> {
     inner: Arc<Inner<E>>,
     addresses: Vec<SocketAddr>,
     stop: watch::Sender<bool>,
+    history: Arc<History>,
+    history_written: oneshot::Receiver<()>,
 }
 
 struct Inner<E: Env> {
@@ -129,6 +173,8 @@ struct Inner<E: Env> {
     control: DriverHandle,
     /// One reload at a time.
     reloading: Mutex<()>,
+    /// `log.report_interval` has another value.
+    report_changed: Notify,
 }
 
 impl<E: Env> App<E> {
@@ -147,14 +193,14 @@ impl<E: Env> App<E> {
             env.clone(),
             Arc::clone(&config),
             Arc::clone(&view),
-            evidence,
+            evidence.clone(),
             Arc::clone(&traffic),
         )?;
         let parts = Parts {
             config: ControlConfig::build(&config)?,
-            servers: Arc::new(PgServers::new(env.clone())),
+            servers: Arc::new(PgServers::new(env.clone()).telling(evidence)),
             journal: Arc::new(journal),
-            history,
+            history: Arc::clone(&history),
             view: Arc::clone(&view),
             fence: data.fence(),
             evidence: losses,
@@ -169,7 +215,12 @@ impl<E: Env> App<E> {
             source,
         })?;
 
-        env.spawn(writer.run());
+        let (written, history_written) = oneshot::channel();
+        env.spawn(async move {
+            writer.run().await;
+            // Nobody waits for it but a shutdown.
+            let _ = written.send(());
+        });
         env.spawn(driver.run());
         let (stop, stopping) = watch::channel(false);
         let inner = Arc::new(Inner {
@@ -180,6 +231,7 @@ impl<E: Env> App<E> {
             data: Arc::clone(&data),
             control,
             reloading: Mutex::new(()),
+            report_changed: Notify::new(),
         });
         for listener in listeners {
             env.spawn(until(stopping.clone(), Arc::clone(&data).serve(listener)));
@@ -191,7 +243,7 @@ impl<E: Env> App<E> {
         for address in &addresses {
             tracing::info!(%address, admin = %socket_path.display(), "metako listens");
         }
-        Ok(Self { inner, addresses, stop })
+        Ok(Self { inner, addresses, stop, history, history_written })
     }
 
     /// The addresses that clients can connect to.
@@ -216,10 +268,22 @@ impl<E: Env> App<E> {
 
     /// Stops accepting, lets open transactions end for some seconds, closes the rest, and stops the control plane.
     pub async fn shutdown(self) {
+        self.shutdown_until(std::future::pending()).await;
+    }
+
+    /// As [`Self::shutdown`], but transactions that are still open when `hurry` resolves are cut off.
+    async fn shutdown_until(self, hurry: impl Future<Output = ()>) {
         // There may be nobody left to tell.
         let _ = self.stop.send(true);
-        self.inner.data.shutdown(DRAIN_MAX).await;
+        tokio::select! {
+            () = self.inner.data.shutdown(DRAIN_MAX) => {}
+            () = hurry => self.inner.data.shutdown(Duration::ZERO).await,
+        }
         self.inner.control.stop().await;
+        self.history.close();
+        if tokio::time::timeout(HISTORY_MAX, self.history_written).await.is_err() {
+            tracing::warn!("the last decisions did not reach the history file within {HISTORY_MAX:?}");
+        }
     }
 }
 
@@ -244,18 +308,20 @@ async fn until(mut stopping: watch::Receiver<bool>, work: impl Future<Output = (
     }
 }
 
-/// The periodic report, with the interval and format of the configuration in force.
+/// The periodic report. A reload that changes the interval counts from then on.
 async fn report<E: Env>(inner: Arc<Inner<E>>) {
-    /// How often a switched-off report looks whether it was switched on.
-    const IDLE: Duration = Duration::from_secs(1);
     loop {
         let log = inner.config.load().log.clone();
-        let Some(every) = log.report_interval else {
-            tokio::time::sleep(IDLE).await;
-            continue;
+        let due = async {
+            match log.report_interval {
+                Some(every) => tokio::time::sleep(every).await,
+                None => std::future::pending().await,
+            }
         };
-        tokio::time::sleep(every).await;
-        control::log_report(&inner.status(), log.format);
+        tokio::select! {
+            () = due => control::log_report(&inner.status(), log.format),
+            () = inner.report_changed.notified() => {}
+        }
     }
 }
 
@@ -275,15 +341,23 @@ impl<E: Env> Inner<E> {
         let old = self.config.load_full();
         let new = Arc::new(loaded.config);
         let differences = changes(&old, &new);
-        if let Some(fixed) = differences.iter().find(|change| change.needs_restart()) {
-            return Err(format!("{fixed}; this cannot change while metako runs: nothing was changed"));
+        let fixed: Vec<String> =
+            differences.iter().filter(|change| change.needs_restart()).map(ToString::to_string).collect();
+        if !fixed.is_empty() {
+            return Err(format!("{}: nothing was changed", fixed.join("; ")));
         }
+        let filter = logging::filter(&new.log)?;
         let control =
             ControlConfig::build(&new).map_err(|error| format!("a strategy cannot be built: {error}"))?;
         // The data plane goes first: it may still refuse, and a node must be known to it before it is routed to.
         self.data.reconfigure(Arc::clone(&new)).map_err(|error| error.to_string())?;
         self.control.reconfigure(control).await.map_err(|error| error.to_string())?;
+        logging::follow(filter);
+        let report_changed = old.log.report_interval != new.log.report_interval;
         self.config.store(new);
+        if report_changed {
+            self.report_changed.notify_one();
+        }
         let mut lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
         lines.extend(loaded.warnings.iter().map(|warning| format!("warning: {warning}")));
         Ok(lines)

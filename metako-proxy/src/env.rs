@@ -7,12 +7,16 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use metako_core::Tick;
+use nix::sys::stat::Mode;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Programs on the same machine that may wait to be accepted.
+const LOCAL_BACKLOG: i32 = 128;
 
 /// A world to run in. Cloning is cheap.
 pub trait Env: Clone + Send + Sync + 'static {
@@ -32,8 +36,8 @@ pub trait Env: Clone + Send + Sync + 'static {
     /// Binds `address` (`host:port`).
     fn bind(&self, address: &str) -> impl Future<Output = io::Result<Self::Listener>> + Send;
 
-    /// Binds a local socket that only its owner may use, at `path`. Replaces a socket file that nobody listens on any
-    /// more; fails with `AddrInUse` when somebody does.
+    /// Binds a local socket that only its owner may use, at `path`. Replaces a socket that nobody listens on any
+    /// more, and no other file; fails with `AddrInUse` when somebody does.
     fn bind_local(&self, path: &Path) -> impl Future<Output = io::Result<Self::LocalListener>> + Send;
 
     /// Connects to a local socket.
@@ -116,15 +120,14 @@ impl Env for TokioEnv {
     }
 
     async fn bind_local(&self, path: &Path) -> io::Result<Self::LocalListener> {
-        if tokio::net::UnixStream::connect(path).await.is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on it"));
-        }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = tokio::net::UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        remove_stale(path).await?;
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+        // Before it has a name: at no moment can others open it. (Linux makes the file with the socket's own mode.)
+        nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        socket.bind(&socket2::SockAddr::unix(path)?)?;
+        socket.listen(LOCAL_BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        let listener = tokio::net::UnixListener::from_std(socket.into())?;
         Ok(UnixAcceptor { listener, path: path.to_owned() })
     }
 
@@ -192,6 +195,24 @@ impl Drop for UnixAcceptor {
     fn drop(&mut self) {
         // A file that is gone already is what was wanted.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Removes a socket that nobody listens on any more, and nothing else.
+async fn remove_stale(path: &Path) -> io::Result<()> {
+    let there = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        there => there?,
+    };
+    if !there.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is there"));
+    }
+    match tokio::net::UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on it")),
+        // It is not known to be dead.
+        Err(error) => Err(error),
     }
 }
 

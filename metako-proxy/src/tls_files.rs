@@ -1,6 +1,6 @@
 //! Reading the certificate and key that clients are shown, for the check of a configuration and for the listener alike.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +8,9 @@ use metako_core::config::TlsFiles;
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+
+/// The longest file that is read, in bytes.
+const FILE_MAX: u64 = 1 << 20;
 
 /// Which of the two files is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +131,18 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFileError> {
 }
 
 fn read(file: TlsFile, path: &Path) -> Result<Vec<u8>, TlsFileError> {
-    std::fs::read(path).map_err(|source| TlsFileError::Read { file, path: path.to_owned(), source })
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|opened| opened.take(FILE_MAX + 1).read_to_end(&mut bytes));
+    let read = read.and_then(|read| {
+        if read as u64 > FILE_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("it is longer than {FILE_MAX} bytes"),
+            ));
+        }
+        Ok(bytes)
+    });
+    read.map_err(|source| TlsFileError::Read { file, path: path.to_owned(), source })
 }
 
 fn pem_error(file: TlsFile, path: &Path, error: PemError) -> TlsFileError {
@@ -246,6 +260,12 @@ mod tests {
         let faults = faults(cert, key);
         assert!(faults[0].1.contains("not valid PEM"), "{faults:?}");
         assert!(!faults[0].1.contains("c2VjcmV0"), "{faults:?}");
+    }
+
+    #[test]
+    fn a_file_without_end_is_refused() {
+        let faults = faults(PathBuf::from("/dev/zero"), PathBuf::from("/dev/zero"));
+        assert!(faults.iter().all(|(_, text)| text.contains("longer than")), "{faults:?}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Reload, status, TLS for clients, time-outs, the periodic report: a metako process on a real cluster.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test where they stand")]
+
 mod running;
 
 use std::path::{Path, PathBuf};
@@ -112,6 +114,16 @@ fn clients_may_use_tls_with_the_certificate_of_the_configuration() {
     let verified = format!("host=localhost sslmode=verify-full sslrootcert={}", cert.display());
     let conninfo = client(&cluster, "psql", metako.port, &["-XAt", "-d", &verified, "-c", "\\conninfo"]);
     assert!(conninfo.contains("SSL connection"), "{conninfo}");
+
+    certificate(folder.path());
+    let arguments = ["-XAt", "-d", &verified, "-c", "select 1"];
+    let stale = client_output(&cluster, "psql", metako.port, &arguments);
+    assert!(text(&stale.stderr).contains("certificate verify failed"), "{}", text(&stale.stderr));
+    metako.signal(Signal::SIGHUP);
+    eventually("the renewed certificate is shown", || {
+        let output = client_output(&cluster, "psql", metako.port, &arguments);
+        if output.status.success() { Ok(()) } else { Err(text(&output.stderr)) }
+    });
 
     metako.rewrite(&running::configuration(
         &cluster,

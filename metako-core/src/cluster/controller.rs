@@ -49,6 +49,8 @@ pub struct Controller {
     pub(super) touched: BTreeMap<NodeName, Moment>,
     /// The primary whose settings as a standby were reset, and in which epoch.
     pub(super) primary_reset: Option<(Epoch, NodeName)>,
+    /// The former primary, while its connections are to be cut before an adopted one serves.
+    pub(super) replaced: Option<NodeName>,
     /// Whether the primary has answered as such since the start.
     pub(super) confirmed: bool,
     /// Why the primary's failure leads to no failover, when it should: writes are held.
@@ -86,6 +88,8 @@ pub(super) enum Then {
     GoOn,
     /// The journal's primary serves.
     Serve,
+    /// The journal's primary serves when nothing can come from the former one any more.
+    Adopt,
     /// The journal's primary is under suspicion again.
     Doubt,
     /// The journal's candidate is promoted.
@@ -114,6 +118,7 @@ impl Controller {
             suspected: Moment(0),
             touched: BTreeMap::new(),
             primary_reset: None,
+            replaced: None,
             confirmed: false,
             stuck: None,
             failover: None,
@@ -166,6 +171,11 @@ impl Controller {
     /// Where the controller is.
     pub fn phase(&self) -> &Phase {
         &self.phase
+    }
+
+    /// The configuration in force: a new one may be refused, or wait until a failover is over.
+    pub fn settings(&self) -> &Arc<ClusterSettings> {
+        &self.settings
     }
 
     /// The journal as it is on disk.
@@ -224,6 +234,7 @@ impl Controller {
         match writing.then {
             Then::GoOn => {}
             Then::Serve => self.serve(),
+            Then::Adopt => self.cut_replaced(),
             Then::Doubt => self.doubt(),
             Then::Promote => self.promote(),
         }
@@ -285,6 +296,7 @@ impl Controller {
                 self.primary_reset = Some((self.epoch, node.clone()));
             }
             (Task::SetSync, _) => self.on_sync_set(),
+            (Task::Sever, _) if self.replaced.is_some() => self.replaced = None,
             (task, node) => {
                 if task == Task::Prepare {
                     self.slots.append(&mut self.preparing);

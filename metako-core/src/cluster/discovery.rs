@@ -2,10 +2,11 @@
 
 use super::controller::Then;
 use super::failover::Failover;
-use super::{Controller, DecisionKind, Journal, JournalPhase, Phase, SyncRule};
+use super::work::{Lane, Task};
+use super::{Action, Controller, DecisionKind, Journal, JournalPhase, Phase, SyncRule};
 use crate::config::RoleHint;
 use crate::plugin::NodeReport;
-use crate::{Epoch, Lsn, NodeName};
+use crate::{Epoch, NodeName};
 
 impl Controller {
     /// Goes on where the journal says.
@@ -68,6 +69,10 @@ impl Controller {
 
     /// With a journal, its primary only has to say that it still is one.
     fn step_confirming(&mut self, primary: &NodeName) {
+        if let Some(node) = self.replaced.clone() {
+            let epoch = self.epoch;
+            return self.start_in(Lane::Sever, Task::Sever, |id| Action::Sever { id, node, epoch });
+        }
         let Some(state) = self.nodes.get(primary) else { return };
         if state.answer.is_none() {
             return;
@@ -178,6 +183,12 @@ impl Controller {
         }
     }
 
+    /// A client may still wait for the answer of the former primary: none comes through from now on.
+    pub(super) fn cut_replaced(&mut self) {
+        let Some(former) = &self.replaced else { return self.serve() };
+        self.phase = Phase::Discovering { reason: format!("connections to {former} are being cut") };
+    }
+
     /// Makes `primary`, which answers as one, the primary of a new epoch.
     fn adopt(&mut self, primary: &NodeName, reason: &str) {
         let Some((system_id, timeline)) =
@@ -204,7 +215,10 @@ impl Controller {
             journal.tainted.clone_from(&former.tainted);
             if former.timeline == timeline && former.primary == *primary {
                 journal.fork = former.fork;
-                journal.sync = former.sync.clone();
+                // Once a candidate is chosen the rule is the one for its epoch.
+                if !matches!(former.phase, JournalPhase::Promoting { .. }) {
+                    journal.sync = former.sync.clone();
+                }
             }
             let tried = former.attempts.iter().map(|attempt| attempt.node.clone());
             journal.tainted.extend(tried.filter(|node| node != primary));
@@ -225,10 +239,12 @@ impl Controller {
             format!("{reason}{hint}; writes open when the journal is written"),
         );
         self.failover = None;
+        self.replaced =
+            self.journal.as_ref().map(|former| former.primary.clone()).filter(|former| former != primary);
         if let Some(state) = self.nodes.get_mut(primary) {
-            state.flushed = Lsn::default();
+            state.flushed = None;
         }
-        self.persist(journal, Then::Serve);
+        self.persist(journal, Then::Adopt);
     }
 
     /// A primary serves: the one that the journal names.
@@ -273,10 +289,12 @@ impl Controller {
             "is in recovery now: somebody made it a standby".to_owned()
         } else if report.timeline != journal.timeline {
             format!("is on timeline {}, the journal has {}", report.timeline, journal.timeline)
-        } else if let Some(state) = self.nodes.get(primary)
-            && report.position().is_some_and(|position| position < state.flushed)
+        } else if let Some((timeline, flushed)) = self.nodes.get(primary).and_then(|state| state.flushed)
+            && timeline == report.timeline
+            && report.position().is_some_and(|position| position < flushed)
         {
-            format!("went back to {:?} from {}: restored from a backup?", report.position(), state.flushed)
+            let position = report.position().unwrap_or_default();
+            format!("went back to {position} from {flushed}: restored from a backup?")
         } else {
             return Ok(());
         };

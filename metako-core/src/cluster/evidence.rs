@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::conninfo::{Conninfo, same_host};
 use super::node::Moment;
-use super::{Controller, DecisionKind, Phase, SyncRule, settings};
+use super::witness::Witness;
+use super::{Controller, DecisionKind, Phase, SyncRule};
 use crate::NodeName;
 use crate::config::{FailoverMode, Priority};
 use crate::plugin::{Assessment, Evidence, NodeReport, PrimaryEvidence, WitnessCount};
@@ -14,17 +14,6 @@ use crate::plugin::{Assessment, Evidence, NodeReport, PrimaryEvidence, WitnessCo
 const CLEAN_ROUNDS: u32 = 3;
 /// The least pause after which a policy is asked again.
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(10);
-
-/// What a standby says of a primary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Witness {
-    /// It streams from the primary, or from somebody who cannot be told from it.
-    Fresh,
-    /// It answers and has lost the stream.
-    Lost,
-    /// It does not answer, or says nothing that counts.
-    Unseen,
-}
 
 /// Why a failover that the policy wants does not happen.
 enum Veto {
@@ -55,9 +44,10 @@ impl Controller {
         if self.journal.is_none() || self.judge(primary, report).is_err() {
             return;
         }
-        let position = report.position().unwrap_or_default();
+        let (timeline, position) = (report.timeline, report.position().unwrap_or_default());
         let Some(state) = self.nodes.get_mut(primary) else { return };
-        state.flushed = state.flushed.max(position);
+        let known = state.flushed.filter(|(known, _)| *known == timeline);
+        state.flushed = Some((timeline, known.map_or(position, |(_, known)| known.max(position))));
         if self.looking.is_some_and(|since| state.answered_after(since)) {
             self.looking = None;
         }
@@ -207,11 +197,6 @@ impl Controller {
         }
     }
 
-    /// How many standbys have answered no probe after `since` yet, neither well nor badly.
-    fn mute_standbys(&self, primary: &NodeName, since: Moment) -> usize {
-        self.all_but(primary).iter().filter(|standby| !self.answered_after(standby, since)).count()
-    }
-
     /// The evidence of probes after `since`; `None` while the primary has no failed probe of that time.
     fn evidence(&self, primary: &NodeName, since: Moment) -> Option<Evidence> {
         let state = self.nodes.get(primary).filter(|state| state.answered_after(since))?;
@@ -239,23 +224,19 @@ impl Controller {
         })
     }
 
-    /// What a standby's answer to a probe after `since` says of the primary.
-    pub(super) fn witness(&self, standby: &NodeName, primary: &NodeName, since: Moment) -> Witness {
-        let Some(report) = self.nodes.get(standby).and_then(|state| state.current_after(since)) else {
-            return Witness::Unseen;
-        };
-        // One that metako itself froze lost the stream for no fault of the primary.
-        if report.is_primary() || self.is_foreign(report) || settings::has_token(report) {
-            return Witness::Unseen;
-        }
-        match report.streaming_receiver() {
-            None => Witness::Lost,
-            // From an address that nobody has: it may be the primary under another name.
-            Some(receiver) => match self.node_at(&receiver.sender_host, receiver.sender_port) {
-                Some(upstream) if upstream != *primary => Witness::Lost,
-                _ => Witness::Fresh,
-            },
-        }
+    /// Why the next timeline cannot be begun: a node has it already, so that there would be two of the same number, which
+    /// not even `pg_rewind` can tell apart.
+    pub(super) fn timeline_in_use(&self) -> Option<String> {
+        let timeline = self.journal.as_ref()?.timeline;
+        self.nodes.iter().find_map(|(name, state)| {
+            let report = state.report.as_ref().filter(|report| !self.is_foreign(report))?;
+            (report.timeline > timeline).then(|| {
+                format!(
+                    "{name} is on timeline {} already, which somebody began: a promotion could make it a second time",
+                    report.timeline
+                )
+            })
+        })
     }
 
     fn veto(&self, evidence: &Evidence, since: Moment) -> Option<Veto> {
@@ -290,6 +271,9 @@ impl Controller {
         if let Some(why) = self.too_few(&seen(Witness::Lost)) {
             return Some(why);
         }
+        if let Some(why) = self.timeline_in_use() {
+            return Some(Veto::Person(why));
+        }
         let (most, span) = self.settings.failover.budget;
         let spent = self.promotions.iter().filter(|began| self.now.since(**began) < span).count();
         if spent >= usize::try_from(most).unwrap_or(usize::MAX) {
@@ -300,7 +284,10 @@ impl Controller {
         }
         let reasons: Vec<String> = standbys
             .iter()
-            .filter_map(|standby| self.unelectable(standby).map(|why| format!("{standby} {why}")))
+            .filter_map(|standby| {
+                let report = self.heard_after(standby, since);
+                self.unelectable(standby, report).map(|why| format!("{standby} {why}"))
+            })
             .collect();
         if reasons.len() == standbys.len() {
             let reasons =
@@ -334,10 +321,10 @@ impl Controller {
         })
     }
 
-    /// Why a node cannot be promoted, as far as can be told before it is frozen.
-    pub(super) fn unelectable(&self, standby: &NodeName) -> Option<String> {
+    /// Why a node that reports this cannot be promoted, as far as can be told before it is frozen.
+    pub(super) fn unelectable(&self, standby: &NodeName, report: Option<&NodeReport>) -> Option<String> {
         let Some(journal) = &self.journal else { return Some("belongs to no known cluster".to_owned()) };
-        let Some(report) = self.report(standby) else { return Some("does not answer".to_owned()) };
+        let Some(report) = report else { return Some("does not answer".to_owned()) };
         if self.node(standby).is_none_or(|node| node.priority == Priority::Never) {
             return Some("is never to be promoted (priority)".to_owned());
         }
@@ -361,24 +348,6 @@ impl Controller {
 
     pub(super) fn is_foreign(&self, report: &NodeReport) -> bool {
         self.journal.as_ref().is_some_and(|journal| journal.system_id != report.system_id)
-    }
-
-    /// The node at an address, by how other nodes reach it or by how metako does.
-    pub(super) fn node_at(&self, host: &str, port: u16) -> Option<NodeName> {
-        let nodes = &self.settings.nodes;
-        let by_replication = nodes
-            .iter()
-            .find(|node| node.replication.port == port && same_host(&node.replication.host, host));
-        by_replication
-            .or_else(|| nodes.iter().find(|node| node.port == port && same_host(&node.host, host)))
-            .map(|node| node.name.clone())
-    }
-
-    /// The node that a standby's `primary_conninfo` leads to, if it leads to one of ours.
-    pub(super) fn configured_upstream(&self, report: &NodeReport) -> Option<NodeName> {
-        let conninfo = Conninfo::parse(settings::setting(report, settings::CONNINFO)?)?;
-        let (host, port) = conninfo.address()?;
-        self.node_at(host, port)
     }
 }
 

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::controller::Then;
-use super::evidence::Witness;
 use super::freeze::Choice;
 use super::node::Moment;
+use super::witness::Witness;
 use super::work::{Lane, Task};
 use super::{Action, Controller, DecisionKind, JournalPhase, Phase, settings};
+use crate::plugin::NodeReport;
 use crate::{NodeName, Tick};
 
 /// What is known of the running failover besides the journal. All of it can be found out again after a restart.
@@ -68,8 +69,11 @@ impl Controller {
         let mut journal = journal.clone();
         journal.epoch = self.next_epoch();
         journal.phase = JournalPhase::Fencing;
-        let expected: Vec<NodeName> =
-            self.all_but(old).into_iter().filter(|standby| self.freezable(standby)).collect();
+        let expected: Vec<NodeName> = self
+            .all_but(old)
+            .into_iter()
+            .filter(|standby| self.can_freeze(standby, self.heard_after(standby, self.suspected)))
+            .collect();
         for standby in &expected {
             self.save_settings(&mut journal, standby);
         }
@@ -137,9 +141,12 @@ impl Controller {
 
     /// Whether a node is a standby that can be asked to freeze.
     pub(super) fn freezable(&self, standby: &NodeName) -> bool {
+        self.can_freeze(standby, self.report(standby))
+    }
+
+    fn can_freeze(&self, standby: &NodeName, report: Option<&NodeReport>) -> bool {
         let tainted = self.journal.as_ref().is_some_and(|journal| journal.tainted.contains(standby));
-        self.report(standby)
-            .is_some_and(|report| !report.is_primary() && !self.is_foreign(report) && !tainted)
+        report.is_some_and(|report| !report.is_primary() && !self.is_foreign(report) && !tainted)
     }
 
     /// Notes in the journal what a freeze of the standby replaces; `false` if that was there already.

@@ -1,14 +1,15 @@
 //! Freezing standbys, proving that they stand still, and choosing the one to be promoted.
 
 use super::controller::Then;
-use super::evidence::{Witness, needed};
+use super::evidence::needed;
 use super::failover::FREEZE_WAIT;
 use super::node::Moment;
+use super::witness::Witness;
 use super::work::Task;
 use super::{Action, Attempt, Controller, DecisionKind, JournalPhase, Phase, SyncRule, settings};
 use crate::config::{NoVoter, Priority};
 use crate::plugin::{Electable, ReportedRole};
-use crate::{Lsn, NodeName, Tick};
+use crate::{Lsn, NodeName, Tick, TimelineId};
 
 /// A choice that has still to be confirmed by a look at all frozen standbys, taken after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl Controller {
         let Some(failover) = &self.failover else { return Vec::new() };
         let token = settings::token(self.epoch);
         let proven = |(standby, done): (&NodeName, &Moment)| {
-            let report = self.nodes.get(standby)?.current_after(*done)?;
+            let report = self.heard_after(standby, *done)?;
             if self.is_foreign(report) {
                 return None;
             }
@@ -154,7 +155,9 @@ impl Controller {
     fn choose(&mut self, old: &NodeName, frozen: Vec<(NodeName, Lsn)>) {
         let standing = self.failover.as_mut().and_then(|failover| failover.choice.take());
         if let Some(choice) = standing.filter(|choice| choice.positions == frozen) {
-            let looked = |(standby, _): &(NodeName, Lsn)| self.answered_after(standby, choice.at);
+            let looked = |(standby, _): &(NodeName, Lsn)| {
+                self.nodes.get(standby).is_some_and(|state| state.reported_after(choice.at))
+            };
             if frozen.iter().all(looked) {
                 return self.commit_choice(&choice, old);
             }
@@ -184,11 +187,9 @@ impl Controller {
     /// The first of the policy's ranking that is as far as the most advanced frozen node.
     fn best(&mut self, frozen: &[(NodeName, Lsn)]) -> Result<NodeName, String> {
         let timeline = self.journal.as_ref().map(|journal| journal.timeline).unwrap_or_default();
-        let on_it =
-            |standby: &NodeName| self.report(standby).is_some_and(|report| report.timeline == timeline);
-        if let Some((ahead, _)) = frozen
-            .iter()
-            .find(|(standby, _)| self.report(standby).is_some_and(|report| report.timeline > timeline))
+        let on_it = |standby: &NodeName| self.last_timeline(standby) == Some(timeline);
+        if let Some((ahead, _)) =
+            frozen.iter().find(|(standby, _)| self.last_timeline(standby).is_some_and(|last| last > timeline))
         {
             return Err(format!(
                 "{ahead} is on a timeline after {timeline}: somebody promoted a node; a person has to look"
@@ -198,7 +199,7 @@ impl Controller {
         let Some(most) = most else { return Err(format!("no frozen standby is on timeline {timeline}")) };
         let mut electable: Vec<Electable> = frozen
             .iter()
-            .filter(|(standby, _)| self.unelectable(standby).is_none())
+            .filter(|(standby, _)| self.unelectable(standby, self.report(standby)).is_none())
             .filter_map(|(standby, position)| self.electable(standby, *position))
             .collect();
         let at_most = |name: &NodeName| frozen.iter().any(|(standby, at)| standby == name && *at == most);
@@ -207,7 +208,10 @@ impl Controller {
             let holders: Vec<String> = frozen
                 .iter()
                 .filter(|(standby, at)| *at == most && on_it(standby))
-                .map(|(standby, _)| format!("{standby} {}", self.unelectable(standby).unwrap_or_default()))
+                .map(|(standby, _)| {
+                    let why = self.unelectable(standby, self.report(standby)).unwrap_or_default();
+                    format!("{standby} {why}")
+                })
                 .collect();
             return Err(format!("the most advanced standby cannot be promoted: {}", holders.join(", ")));
         }
@@ -249,13 +253,16 @@ impl Controller {
         let Some(journal) = &self.journal else { return };
         let mut journal = journal.clone();
         let candidate = choice.candidate.clone();
-        let timeline = journal.timeline.next();
+        let (present, timeline) = (journal.timeline, journal.timeline.next());
         if let Some(other) = journal.attempts.iter().find(|attempt| attempt.node != candidate) {
             let reason = format!(
                 "timeline {} was already attempted on {}: promoting {candidate} could make it twice",
                 other.timeline, other.node
             );
             return self.need_person(None, reason);
+        }
+        if let Some(why) = self.timeline_in_use() {
+            return self.need_person(None, why);
         }
         let Some((_, fork)) = choice.positions.iter().find(|(standby, _)| *standby == candidate).cloned()
         else {
@@ -265,7 +272,7 @@ impl Controller {
             .positions
             .iter()
             .map(|(standby, _)| standby.clone())
-            .filter(|standby| *standby != candidate && self.on_timeline_of_journal(standby))
+            .filter(|standby| *standby != candidate && self.last_timeline(standby) == Some(present))
             .collect();
         journal.phase = JournalPhase::Promoting { candidate: candidate.clone(), timeline, fork };
         journal.attempts.push(Attempt { node: candidate.clone(), timeline });
@@ -298,9 +305,9 @@ impl Controller {
         self.persist(journal, Then::Promote);
     }
 
-    fn on_timeline_of_journal(&self, standby: &NodeName) -> bool {
-        let timeline = self.journal.as_ref().map(|journal| journal.timeline);
-        self.report(standby).is_some_and(|report| Some(report.timeline) == timeline)
+    /// The timeline of which a standby, frozen or not, last spoke.
+    fn last_timeline(&self, standby: &NodeName) -> Option<TimelineId> {
+        Some(self.nodes.get(standby)?.report.as_ref()?.timeline)
     }
 
     /// Whom commits of the new primary wait for: those that follow it now. Others join later.

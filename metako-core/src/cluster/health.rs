@@ -84,12 +84,15 @@ impl Controller {
             ObservedRole::Foreign => return Some("it is of another cluster (system identifier)".to_owned()),
             ObservedRole::Unknown => return Some("its role is not known".to_owned()),
         }
-        if let Some((kind, _)) = state.failing {
+        if let Some((kind, since)) = state.failing {
             let at_once = matches!(
                 kind,
                 PrimaryEvidence::Refused | PrimaryEvidence::Starting | PrimaryEvidence::ShuttingDown
             );
-            if at_once || state.failures >= self.settings.failure_threshold {
+            let threshold = self.settings.failure_threshold;
+            // Under suspicion it is asked more often than the threshold is meant for.
+            let long = self.settings.interval * threshold.saturating_sub(1);
+            if at_once || state.failures >= threshold && self.now >= since + long {
                 let failure = state.failure().map(ToString::to_string).unwrap_or_default();
                 return Some(format!("it does not answer: {failure}"));
             }

@@ -14,7 +14,7 @@
 //! | `controller` | events in, actions out, the journal on its way to disk |
 //! | `probes`, `node` | when nodes are asked, what their answers leave behind |
 //! | `discovery` | who is primary when that is not known |
-//! | `evidence` | suspicion, witnesses, the policy's judgement and the core's vetoes |
+//! | `evidence`, `witness` | suspicion, the policy's judgement and the core's vetoes, what standbys say of the primary |
 //! | `failover`, `freeze`, `promote` | fence, freeze and choose, promote and verify |
 //! | `standbys`, `sync` | standbys and synchronous replication while a primary serves |
 //! | `settings`, `conninfo` | what is set on nodes, and the proof that a frozen one is frozen |
@@ -44,6 +44,7 @@ mod sync;
 mod tests;
 mod view;
 mod views;
+mod witness;
 mod work;
 
 pub use action::{Action, ActionId, ProbeId, Promotion, SettingsChange};

@@ -2,7 +2,7 @@
 
 use super::ProbeId;
 use crate::plugin::{NodeReport, PrimaryEvidence, ProbeFailure};
-use crate::{Lsn, Tick};
+use crate::{Lsn, Tick, TimelineId};
 
 /// A point in the order of probes: those that are asked for after it are later, whatever the clock says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +30,8 @@ pub(super) struct NodeState {
     pub(super) answer: Option<Answer>,
     /// The last good answer.
     pub(super) report: Option<NodeReport>,
+    /// The probe that it answered.
+    reported: Option<ProbeId>,
     /// Failures in a row.
     pub(super) failures: u32,
     /// What the failures say, and since when they say the same.
@@ -38,8 +40,8 @@ pub(super) struct NodeState {
     pub(super) successes: u32,
     /// When it was last seen streaming.
     pub(super) streamed: Option<Tick>,
-    /// The furthest position that it ever reported as a primary on this timeline.
-    pub(super) flushed: Lsn,
+    /// The furthest position that it ever reported as the primary, and on which timeline.
+    pub(super) flushed: Option<(TimelineId, Lsn)>,
 }
 
 impl NodeState {
@@ -51,10 +53,17 @@ impl NodeState {
                 self.failures = 0;
                 self.failing = None;
                 self.successes += 1;
+                // What a standby streamed before it was a primary, or before it was restarted, says nothing of it now.
+                if self.report.as_ref().is_none_or(|former| {
+                    report.is_primary() || former.is_primary() || former.started_at != report.started_at
+                }) {
+                    self.streamed = None;
+                }
                 if report.streaming_receiver().is_some() {
                     self.streamed = Some(sent);
                 }
                 self.report = Some(report);
+                self.reported = Some(id);
                 self.answer = Some(Answer { id, sent, failure: None });
             }
             Err(failure) => {
@@ -77,6 +86,24 @@ impl NodeState {
     /// The report, if the last answer is one and was asked for after that moment.
     pub(super) fn current_after(&self, moment: Moment) -> Option<&NodeReport> {
         self.current().filter(|_| self.answered_after(moment))
+    }
+
+    /// The last report, if it was asked for after that moment and nothing conclusive came after it: a probe or two that
+    /// timed out on a slow machine do not take back what a node has said.
+    pub(super) fn heard_after(&self, moment: Moment, failure_threshold: u32) -> Option<&NodeReport> {
+        let stands = match self.failing {
+            None => true,
+            Some((PrimaryEvidence::Silent | PrimaryEvidence::Unclear, _)) => {
+                self.failures < failure_threshold
+            }
+            Some(_) => false,
+        };
+        self.report.as_ref().filter(|_| stands && self.reported_after(moment))
+    }
+
+    /// Whether the last good answer is to a probe that was asked for after that moment.
+    pub(super) fn reported_after(&self, moment: Moment) -> bool {
+        self.reported.is_some_and(|reported| reported.0 > moment.0)
     }
 
     /// Whether the last answer, good or bad, is to a probe that was asked for after that moment.

@@ -225,8 +225,23 @@ impl Controller {
             return self.need_person(None, reason);
         }
         self.stuck = self.awaited_voters(&candidate);
+        if self.restore_sync_of_candidate(&candidate) {
+            return;
+        }
         let (node, epoch) = (candidate.clone(), self.epoch);
         self.start(&candidate, Task::Verify, |id| Action::Verify { id, node, epoch });
+    }
+
+    /// Whether the candidate has other synchronous standbys than its epoch asks for: it was promoted by somebody else before
+    /// it was prepared.
+    fn restore_sync_of_candidate(&mut self, candidate: &NodeName) -> bool {
+        let Some(rule) = self.journal.as_ref().map(|journal| journal.sync.clone()) else { return false };
+        let differs = rule != SyncRule::Async
+            && self.sync_names_of(candidate) != Some(settings::sync_names(&self.settings, &rule));
+        if differs {
+            self.set_sync(candidate, &rule, "the journal asks for it before the first commit");
+        }
+        differs
     }
 
     /// Whom the first commit waits for, if too few of them stream.

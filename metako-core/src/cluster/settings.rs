@@ -155,7 +155,9 @@ fn own_slot(cluster: &ClusterSettings, standby: &NodeName) -> String {
     let plain = |name: &NodeName| -> String {
         let plain =
             |letter: char| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '_' };
-        name.as_str().chars().take(50).map(plain).collect()
+        let own: String = name.as_str().chars().take(50).map(plain).collect();
+        // A node whose slot looks like a token would pass for a frozen one for ever.
+        if format!("metako_{own}").starts_with(TOKEN) { format!("node_{own}") } else { own }
     };
     let own = plain(standby);
     let earlier = cluster.nodes.iter().take_while(|node| node.name != *standby);

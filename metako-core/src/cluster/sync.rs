@@ -42,7 +42,7 @@ impl Controller {
             _ if present == wanted => {
                 self.sync_step = None;
                 if report.names != settings::sync_names(&self.settings, &present) {
-                    self.set_sync(&primary, &present, "the setting on the primary differs from the journal");
+                    self.restore_sync(&primary, &present, &report.names);
                 }
             }
             (SyncRule::Quorum { acks: now, .. }, SyncRule::Quorum { acks: then, .. }) if then < now => {
@@ -76,9 +76,34 @@ impl Controller {
         }
     }
 
+    /// How many standbys stream from the primary under the names by which commits wait for them.
     pub(super) fn streaming_to(&self, primary: &NodeName) -> usize {
-        let report = self.sync_report(primary);
-        report.map_or(0, |report| report.senders.iter().filter(|sender| sender.streaming).count())
+        let Some(report) = self.sync_report(primary) else { return 0 };
+        let streams = |standby: &&NodeName| {
+            let name = self.node(standby).map(|node| &node.application_name);
+            report.senders.iter().any(|sender| sender.streaming && Some(&sender.application_name) == name)
+        };
+        self.all_but(primary).iter().filter(streams).count()
+    }
+
+    /// The setting is not what the journal says. If commits may have been acknowledged by fewer than that, no failover may
+    /// rely on the rule before it is in force again.
+    fn restore_sync(&mut self, primary: &NodeName, rule: &SyncRule, names: &str) {
+        let SyncRule::Quorum { acks, voters } = rule else { return };
+        let demands_more = (*acks..=voters.len()).any(|acks| {
+            names == settings::sync_names(&self.settings, &SyncRule::Quorum { acks, voters: voters.clone() })
+        });
+        if demands_more {
+            return self.set_sync(primary, rule, "the journal asks for less");
+        }
+        let Some(mut journal) = self.journal.clone() else { return };
+        let reason = format!(
+            "synchronous_standby_names on {primary} is `{names}`, which metako did not set: no failover may rely on what \
+             commits waited for, until the rule is in force again"
+        );
+        self.record(DecisionKind::SyncChanged, Some(primary), reason);
+        journal.sync = SyncRule::Async;
+        self.persist(journal, Then::GoOn);
     }
 
     fn bring_into_force(&mut self, rule: SyncRule, primary: &NodeName, report: &SyncReport) {
@@ -117,7 +142,11 @@ impl Controller {
         self.sync_step = Some(step);
     }
 
-    fn set_sync(&mut self, primary: &NodeName, rule: &SyncRule, why: &str) {
+    pub(super) fn sync_names_of(&self, primary: &NodeName) -> Option<String> {
+        Some(self.sync_report(primary)?.names)
+    }
+
+    pub(super) fn set_sync(&mut self, primary: &NodeName, rule: &SyncRule, why: &str) {
         let change = settings::sync_change(&self.settings, rule);
         let names = settings::sync_names(&self.settings, rule);
         self.record_once(

@@ -20,6 +20,7 @@ pub(super) fn check(file: &File, secrets: &Secrets, checks: &mut Checks<'_>) {
     nodes(&file.nodes, checks);
     hosts_and_ports(&file.nodes, &listen, checks);
     users(file, checks);
+    zero_bytes(file, checks);
     passwords(file, secrets, checks);
     times(file, checks);
     failover(file, checks);
@@ -196,7 +197,8 @@ fn no_host(text: &str) -> String {
             .to_owned();
     }
     // A whole connection string may hold a password.
-    let found = if text.contains('@') { "a connection string".to_owned() } else { format!("{text:?}") };
+    let found =
+        if text.contains(['@', '=']) { "a connection string".to_owned() } else { format!("{text:?}") };
     format!("found {found}; expected a host name or an IP address, without a port")
 }
 
@@ -218,6 +220,25 @@ fn users(file: &File, checks: &mut Checks<'_>) {
         if replication.passfile.is_some() && replication.secret != super::raw::SecretText::default() {
             let key = node_key(index, "replication.passfile");
             checks.problem(&[&key], "is given beside a password; expected one of them");
+        }
+    }
+}
+
+/// Names of users and databases end at a zero byte in PostgreSQL's protocol: with one in them no log-in could succeed.
+fn zero_bytes(file: &File, checks: &mut Checks<'_>) {
+    let of_nodes = file.nodes.iter().enumerate().flat_map(|(index, node)| {
+        [(node_key(index, "username"), &node.username), (node_key(index, "database"), &node.database)]
+    });
+    let of_users =
+        file.users.iter().enumerate().map(|(index, user)| (format!("users[{index}].name"), &user.name));
+    let one = of_nodes.chain(of_users).filter_map(|(key, text)| Some((key, text.as_ref()?)));
+    let databases = file.users.iter().enumerate().flat_map(|(user, found)| {
+        let key = move |index| format!("users[{user}].databases[{index}]");
+        found.databases.iter().enumerate().map(move |(index, text)| (key(index), text))
+    });
+    for (key, text) in one.chain(databases) {
+        if text.contains('\0') {
+            checks.problem(&[&key], format!("found {text:?}; expected a name without a zero byte"));
         }
     }
 }

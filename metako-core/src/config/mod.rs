@@ -93,7 +93,7 @@ pub fn load(file_name: &str, text: &str, secrets: &dyn SecretSource) -> Result<L
 }
 
 /// Text of single keys (paths such as `admin.socket`), whatever else is wrong with the file, in the order asked for;
-/// `None` where a key is not there or is no scalar. A command on a running proxy finds its socket so, also while the
+/// `None` where a key is not there, is empty or `none`, or is no scalar. A command on a running proxy finds its socket so, also while the
 /// file is being edited.
 ///
 /// # Errors
@@ -111,7 +111,11 @@ pub fn peek<const N: usize>(
             inside.entries().iter().find(|entry| entry.key == part).map(|entry| &entry.value)
         })?;
         match &found.value {
-            tree::Value::Scalar { text, .. } if !found.is_null() => Some(text.clone()),
+            tree::Value::Scalar { text, .. }
+                if !text.is_empty() && !found.is_null() && !schema::is_none(found) =>
+            {
+                Some(text.clone())
+            }
             _ => None,
         }
     }))

@@ -414,4 +414,10 @@ fn single_keys_can_be_read_from_a_file_that_does_not_pass() {
     let found = peek("x.yaml", text, ["state_dir", "admin.socket", "nodez", "none"]).unwrap();
     assert_eq!(found, [Some("/var/lib/x".to_owned()), None, None, None]);
     assert!(peek("x.yaml", "a: [", ["a"]).is_err());
+    // `load` takes all of these for not given.
+    for nothing in ["none", "''", "~", "null", ""] {
+        let text = format!("state_dir: {nothing}\nadmin: {{ socket: 'none' }}\n");
+        let found = peek("x.yaml", &text, ["state_dir", "admin.socket"]).unwrap();
+        assert_eq!(found, [None, Some("none".to_owned())], "{nothing}");
+    }
 }

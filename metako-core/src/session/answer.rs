@@ -2,7 +2,7 @@
 
 use super::replies::Owed;
 use super::statements::{NO_SUCH_NAME, PREFIX};
-use super::{Attachment, Awaited, Here, Server, Session, State, ends_connection};
+use super::{Attachment, Awaited, Here, Open, Server, Session, State, ends_connection};
 use crate::wire::read::{self, ErrorFields};
 use crate::wire::write::{self, TransactionStatus};
 use crate::wire::{FrameError, Header, Piece};
@@ -191,9 +191,7 @@ impl Session {
         }
         self.stop_holding_back();
         if server.replies.settled() {
-            self.may_commit = false;
-            self.rolling_back = false;
-            self.committing = false;
+            self.open = Open::default();
         }
         if server.status != TransactionStatus::Idle {
             // A block on a replica, which the classifier did not foresee: the whole of it stays there.

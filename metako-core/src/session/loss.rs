@@ -1,7 +1,7 @@
 //! What a client gets when its server connection is gone.
 
 use super::local::LostBlock;
-use super::{Attachment, Server, Session, State};
+use super::{Attachment, Open, Server, Session, State};
 use crate::config::UnknownOutcome;
 use crate::wire::write::{self, Report, TransactionStatus};
 use crate::wire::{sqlstate, write::ready_for_query};
@@ -67,7 +67,7 @@ impl Session {
             }
             _ => {}
         }
-        let (may_commit, rolling_back) = (self.may_commit, self.rolling_back);
+        let Open { may_commit, rolling_back, .. } = self.open;
         self.release();
         if in_block && !may_commit {
             let ended = rolling_back && outstanding > 0 && !unsynced;

@@ -151,6 +151,17 @@ enum Here {
     Yes,
 }
 
+/// What was sent and has not been answered.
+#[derive(Debug, Clone, Copy, Default)]
+struct Open {
+    /// Something that may commit.
+    may_commit: bool,
+    /// A ROLLBACK: what follows it is outside the block.
+    rolling_back: bool,
+    /// A COMMIT: nothing is timed meanwhile.
+    committing: bool,
+}
+
 /// One client's session.
 #[derive(Debug)]
 pub struct Session {
@@ -160,15 +171,10 @@ pub struct Session {
     unnamed: Unnamed,
     application_name: String,
     pinned: Option<&'static str>,
-    /// Something that may commit was sent and not answered.
-    may_commit: bool,
-    /// A ROLLBACK was sent and not answered: what follows it is outside the block.
-    rolling_back: bool,
+    open: Open,
     /// The statement that the last Bind bound.
     bound: Verdict,
     awaited: Awaited,
-    /// A COMMIT was sent and not answered: nothing is timed meanwhile.
-    committing: bool,
     timed_out: Option<&'static str>,
     counts: Counts,
     /// A replica refused the unit at hand.
@@ -190,11 +196,9 @@ impl Session {
             unnamed: Unnamed::default(),
             application_name: application_name.to_owned(),
             pinned: None,
-            may_commit: false,
-            rolling_back: false,
+            open: Open::default(),
             bound: Verdict::UNREAD,
             awaited: Awaited::Unbounded,
-            committing: false,
             timed_out: None,
             counts: Counts::default(),
             refused: false,
@@ -232,7 +236,7 @@ impl Session {
 
     /// By what the answer that is awaited is bounded in time.
     pub fn awaited(&self, server: &Server) -> Awaited {
-        if self.committing || server.replies.outstanding() == 0 || server.replies.copying_in() {
+        if self.open.committing || server.replies.outstanding() == 0 || server.replies.copying_in() {
             Awaited::Unbounded
         } else {
             self.awaited
@@ -268,9 +272,7 @@ impl Session {
             if replica { Attachment::Unit { complete: false, holding: true } } else { Attachment::Open };
         self.state = State::Attached(attachment);
         self.unnamed.here = Here::No;
-        self.may_commit = false;
-        self.rolling_back = false;
-        self.committing = false;
+        self.open = Open::default();
         self.timed_out = None;
         self.refused = false;
         self.forget_unit();
@@ -301,9 +303,7 @@ impl Session {
     pub fn release(&mut self) {
         self.state = State::Detached;
         self.unnamed.here = Here::No;
-        self.may_commit = false;
-        self.rolling_back = false;
-        self.committing = false;
+        self.open = Open::default();
         self.awaited = Awaited::Unbounded;
         self.timed_out = None;
         self.forget_unit();
@@ -360,12 +360,12 @@ impl Session {
 
     /// Notes that a statement is sent.
     fn note(&mut self, verdict: Verdict) {
-        self.may_commit |= verdict.may_commit || self.rolling_back;
-        self.rolling_back |= verdict.verb == Some(TransactionVerb::Rollback);
+        self.open.may_commit |= verdict.may_commit || self.open.rolling_back;
+        self.open.rolling_back |= verdict.verb == Some(TransactionVerb::Rollback);
         if verdict.class == Class::SessionChanging {
             self.pin(verdict.reason);
         }
-        self.committing |= verdict.commits;
+        self.open.committing |= verdict.commits;
         self.awaited = if verdict.class.is_read() { Awaited::Read } else { Awaited::Write };
     }
 

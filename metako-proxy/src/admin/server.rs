@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use crate::env::{Env, LocalListener};
 
@@ -42,7 +43,7 @@ pub async fn serve<E: Env>(env: E, mut listener: E::LocalListener, owner: u32, a
         match listener.accept().await {
             Ok((stream, uid)) if uid == owner || uid == 0 => {
                 let admin = Arc::clone(&admin);
-                env.spawn(async move { exchange(stream, admin).await });
+                env.spawn(exchange(env.clone(), stream, admin));
             }
             Ok((_, uid)) => tracing::warn!(uid, "admin socket: a process of another user was turned away"),
             Err(error) => {
@@ -53,13 +54,10 @@ pub async fn serve<E: Env>(env: E, mut listener: E::LocalListener, owner: u32, a
     }
 }
 
-async fn exchange<S>(stream: S, admin: Arc<dyn Admin>)
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
+async fn exchange<E: Env>(env: E, stream: E::LocalStream, admin: Arc<dyn Admin>) {
     let service = service_fn(move |request| {
-        let admin = Arc::clone(&admin);
-        async move { Ok::<_, Infallible>(answer(request, admin.as_ref()).await) }
+        let (env, admin) = (env.clone(), Arc::clone(&admin));
+        async move { Ok::<_, Infallible>(answer(&env, request, admin).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -73,7 +71,7 @@ where
     }
 }
 
-async fn answer(request: Request<Incoming>, admin: &dyn Admin) -> Response<Full<Bytes>> {
+async fn answer<E: Env>(env: &E, request: Request<Incoming>, admin: Arc<dyn Admin>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let body = match Limited::new(body, BODY_MAX).collect().await {
         Ok(body) => body.to_bytes(),
@@ -83,9 +81,9 @@ async fn answer(request: Request<Incoming>, admin: &dyn Admin) -> Response<Full<
     };
     let reply = match (&head.method, head.uri.path()) {
         (&Method::GET, "/status") => Ok(admin.status()),
-        (&Method::POST, "/reload") => admin.reload().await,
+        (&Method::POST, "/reload") => to_its_end(env, async move { admin.reload().await }).await,
         (&Method::POST, "/adopt") => match node_of(&body) {
-            Ok(node) => admin.adopt(&node).await,
+            Ok(node) => to_its_end(env, async move { admin.adopt(&node).await }).await,
             Err(why) => return refused(StatusCode::BAD_REQUEST, &why),
         },
         (method, path) => return refused(StatusCode::NOT_FOUND, &format!("there is no {method} {path}")),
@@ -94,6 +92,17 @@ async fn answer(request: Request<Incoming>, admin: &dyn Admin) -> Response<Full<
         Ok(facts) => respond(StatusCode::OK, &facts),
         Err(why) => refused(StatusCode::CONFLICT, &why),
     }
+}
+
+/// Runs a command to its end, also when whoever sent it hangs up: a reload that is dropped between the data plane and the
+/// control plane would leave each with another configuration.
+async fn to_its_end<E: Env>(env: &E, command: impl Future<Output = Reply> + Send + 'static) -> Reply {
+    let (sender, reply) = oneshot::channel();
+    env.spawn(async move {
+        // Whoever asked may have hung up.
+        let _ = sender.send(command.await);
+    });
+    reply.await.unwrap_or_else(|_| Err("metako panicked over it; its log says more".to_owned()))
 }
 
 fn node_of(body: &[u8]) -> Result<String, String> {
@@ -116,4 +125,78 @@ fn respond(status: StatusCode, facts: &Value) -> Response<Full<Bytes>> {
         .headers_mut()
         .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::env::TokioEnv;
+
+    #[derive(Default)]
+    struct Slow {
+        begun: Notify,
+        go_on: Notify,
+        done: Notify,
+        panics: AtomicBool,
+    }
+
+    #[async_trait]
+    impl Admin for Slow {
+        fn status(&self) -> Value {
+            Value::Null
+        }
+
+        async fn reload(&self) -> Reply {
+            assert!(!self.panics.load(Ordering::Relaxed), "as it was told to");
+            self.begun.notify_one();
+            self.go_on.notified().await;
+            self.done.notify_one();
+            Ok(json!({ "schema": 1 }))
+        }
+
+        async fn adopt(&self, _node: &str) -> Reply {
+            Err("not here".to_owned())
+        }
+    }
+
+    /// What all of this may take, far more than it should.
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    async fn served(admin: &Arc<Slow>) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = TokioEnv::new().bind_local(&path).await.unwrap();
+        let owner = nix::unistd::geteuid().as_raw();
+        tokio::spawn(serve(TokioEnv::new(), listener, owner, Arc::clone(admin) as Arc<dyn Admin>));
+        (folder, path)
+    }
+
+    #[tokio::test]
+    async fn a_command_whose_sender_hangs_up_is_done_all_the_same() {
+        let admin = Arc::new(Slow::default());
+        let (_folder, path) = served(&admin).await;
+        let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+        stream.write_all(b"POST /reload HTTP/1.1\r\nHost: metako\r\n\r\n").await.unwrap();
+        tokio::time::timeout(LIMIT, admin.begun.notified()).await.expect("the command begins");
+        drop(stream);
+        // Another exchange, so that the end of the first connection has been seen.
+        let env = TokioEnv::new();
+        crate::admin::call(&env, &path, Method::GET, "status", None).await.unwrap();
+        admin.go_on.notify_one();
+        tokio::time::timeout(LIMIT, admin.done.notified()).await.expect("it goes on to its end");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_panics_is_answered() {
+        let admin = Arc::new(Slow { panics: AtomicBool::new(true), ..Slow::default() });
+        let (_folder, path) = served(&admin).await;
+        let answer = crate::admin::call(&TokioEnv::new(), &path, Method::POST, "reload", None).await.unwrap();
+        let crate::admin::Answer::Refused(why) = answer else { panic!("{answer:?}") };
+        assert!(why.contains("panicked"), "{why}");
+    }
 }

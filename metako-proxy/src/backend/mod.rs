@@ -11,6 +11,7 @@ mod open;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -72,7 +73,6 @@ impl Target {
 }
 
 /// A server connection that is logged in and idle outside a transaction; no byte that it sent is unread.
-#[derive(Debug)]
 pub struct Backend<S> {
     /// The stream.
     pub stream: S,
@@ -82,6 +82,12 @@ pub struct Backend<S> {
     pub process_id: i32,
     /// Its secret, for cancels: four bytes in protocol 3.0. Empty if the server named none.
     pub secret_key: Vec<u8>,
+}
+
+impl<S> fmt::Debug for Backend<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backend").field("process_id", &self.process_id).finish_non_exhaustive()
+    }
 }
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,13 +1,14 @@
 //! Commands on the running proxy that `--config` names.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use hyper::Method;
 use metako_core::config::{Problems, peek};
 use serde_json::{Value, json};
 
-use super::Exit;
-use crate::admin::{Answer, call};
+use super::{Exit, written};
+use crate::admin::{Answer, ClientError, call};
 use crate::check::read_text;
 use crate::control::Status;
 use crate::env::TokioEnv;
@@ -66,10 +67,7 @@ async fn ask(
     };
     match call(&TokioEnv::new(), &socket, method, command, body).await {
         Ok(Answer::Done(facts)) => match show(&facts) {
-            Ok(text) => {
-                println!("{text}");
-                Exit::Done
-            }
+            Ok(text) => written(writeln!(io::stdout(), "{text}"), Exit::Done),
             Err(problem) => {
                 eprintln!("metako: the running metako answered what this one does not understand: {problem}");
                 Exit::Failed
@@ -81,7 +79,10 @@ async fn ask(
         }
         Err(error) => {
             eprintln!("metako: {error}");
-            Exit::Unreachable
+            match error {
+                ClientError::Unreachable { .. } => Exit::Unreachable,
+                ClientError::TimedOut { .. } | ClientError::Garbled { .. } => Exit::Failed,
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use metako_core::config::Node;
-use metako_core::plugin::{NodeAccess, NodeReport, ProbeFailure};
+use metako_core::plugin::{NodeAccess, NodeReport, ProbeFailure, ReportedRole};
 use metako_core::{Tick, TimelineId};
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::timeout;
@@ -14,6 +14,7 @@ use super::connection::{Connection, Row};
 use super::node_report;
 use super::session::{Kind, Session};
 use crate::env::Env;
+use crate::shared::EvidenceSender;
 
 /// Writes WAL and flushes it, and waits for no standby. The message belongs to nobody: logical decoding passes it to
 /// those who ask for messages with the prefix `metako`. Where writing is impossible, nothing is tried.
@@ -34,7 +35,8 @@ pub struct PgNode<E: Env> {
     env: E,
     node: Arc<Node>,
     sql: Session<E>,
-    /// Open only while the node is a standby without a receiver, whose timeline only a replication command tells.
+    /// For a standby without a receiver, whose timeline only a replication command tells. Kept ready while it has one: when
+    /// the primary dies, all standbys are asked at once, and none should have to wait for a log-in then.
     replication: Session<E>,
     /// For probes' own statements, which may leave the session in any state.
     custom: Session<E>,
@@ -49,10 +51,11 @@ struct CommitAttempt {
 }
 
 impl<E: Env> PgNode<E> {
-    /// Access to `node`; nothing is opened yet.
-    pub fn new(env: E, node: Arc<Node>) -> Self {
+    /// Access to `node`; nothing is opened yet. `evidence` is told when the standing connection breaks between probes.
+    pub fn new(env: E, node: Arc<Node>, evidence: Option<EvidenceSender>) -> Self {
         let session = |kind| Session::new(env.clone(), Arc::clone(&node), kind);
         let (sql, replication, custom) = (session(Kind::Sql), session(Kind::Replication), session(Kind::Sql));
+        let sql = sql.telling(evidence);
         Self { env, node, sql, replication, custom, committing: None, commit: None }
     }
 
@@ -123,7 +126,10 @@ impl<E: Env> NodeAccess for PgNode<E> {
         self.sql.give_back(connection);
         let timeline = match answer.timeline {
             Some(timeline) => {
-                self.replication.close();
+                match answer.role {
+                    ReportedRole::Standby { .. } => self.replication.prepare(),
+                    ReportedRole::Primary { .. } => self.replication.close(),
+                }
                 timeline
             }
             None => self.replayed_timeline().await?,

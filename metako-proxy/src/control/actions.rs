@@ -4,6 +4,7 @@
 //! changed is [`ActionFailure::Failed`]; one that came after is [`ActionFailure::Unknown`].
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +17,10 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::access::PgNode;
-use super::connection::Connection;
+use super::connection::{Connection, Row};
 use super::sql::{self, PromotionAnswer};
 use crate::env::Env;
+use crate::shared::EvidenceSender;
 
 /// How long a change of settings may take until it is in force.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,6 +79,7 @@ pub trait Servers: Send + Sync {
 /// Real servers, over connections of its own, so that a hanging probe never stands in their way.
 pub struct PgServers<E: Env> {
     env: E,
+    evidence: Option<EvidenceSender>,
     idle: Mutex<BTreeMap<NodeName, Vec<Idle>>>,
 }
 
@@ -89,7 +92,14 @@ struct Idle {
 impl<E: Env> PgServers<E> {
     /// Without a connection yet.
     pub fn new(env: E) -> Self {
-        Self { env, idle: Mutex::default() }
+        Self { env, evidence: None, idle: Mutex::default() }
+    }
+
+    /// Has `evidence` told when the standing connection of a node's probes breaks: the death of an idle cluster's primary
+    /// is noticed at once as well.
+    #[must_use]
+    pub fn telling(self, evidence: EvidenceSender) -> Self {
+        Self { evidence: Some(evidence), ..self }
     }
 
     /// An idle connection that still answers, or a new one.
@@ -100,6 +110,32 @@ impl<E: Env> PgServers<E> {
             }
         }
         Connection::open(&self.env, node).await
+    }
+
+    /// A commit whose acknowledgement means that the synchronous policy held, and holds for those that follow.
+    async fn verify(
+        &self,
+        connection: &Connection,
+        node: &Arc<Node>,
+        epoch: Epoch,
+    ) -> Result<ActionOutcome, ActionFailure> {
+        connection.rows(sql::END_FORMER_VERIFICATIONS).await.map_err(|failure| failed(node, &failure))?;
+        let statement = sql::verify(epoch);
+        if !flag(connection.rows(sql::COMMITS_SHOULD_WAIT).await, node)? {
+            let rows = connection.rows(&statement).await;
+            verified(connection, node, rows.map_err(|failure| refused_or_unknown(node, &failure)))?;
+            return Ok(ActionOutcome::Done);
+        }
+        let committing = self.connection(node).await.map_err(|failure| failed(node, &failure))?;
+        loop {
+            let commit = watched_commit(connection, &committing, node, &statement, Watch::Answer);
+            let (rows, waited) = commit.await?;
+            verified(&committing, node, Ok(rows))?;
+            if waited {
+                self.give_back(node, committing);
+                return Ok(ActionOutcome::Done);
+            }
+        }
     }
 
     fn take_idle(&self, name: &NodeName) -> Option<Idle> {
@@ -118,7 +154,7 @@ impl<E: Env> PgServers<E> {
 #[async_trait]
 impl<E: Env> Servers for PgServers<E> {
     fn access(&self, node: &Arc<Node>) -> Box<dyn NodeAccess> {
-        Box::new(PgNode::new(self.env.clone(), Arc::clone(node)))
+        Box::new(PgNode::new(self.env.clone(), Arc::clone(node), self.evidence.clone()))
     }
 
     async fn carry_out(&self, node: &Arc<Node>, order: Order) -> Result<ActionOutcome, ActionFailure> {
@@ -128,9 +164,18 @@ impl<E: Env> Servers for PgServers<E> {
             let connection = self.connection(node).await.map_err(|failure| failed(node, &failure))?;
             touched = true;
             let outcome = match &order {
-                Order::Change { slots, change } => change_settings(&connection, node, slots, change).await,
+                Order::Change { slots, change } => {
+                    let outcome = change_settings(&connection, node, slots, change).await?;
+                    if sql::is_about_waiting(change)
+                        && flag(connection.rows(sql::COMMITS_SHOULD_WAIT).await, node)?
+                    {
+                        let other = self.connection(node).await.map_err(|failure| unknown(node, &failure))?;
+                        commits_wait(&connection, &other, node).await?;
+                    }
+                    Ok(outcome)
+                }
                 Order::Promote(promotion) => promote(&connection, node, promotion).await,
-                Order::Verify(epoch) => verify(&connection, node, *epoch).await,
+                Order::Verify(epoch) => self.verify(&connection, node, *epoch).await,
             }?;
             self.give_back(node, connection);
             Ok(outcome)
@@ -160,6 +205,10 @@ fn unknown(node: &Node, problem: &dyn std::fmt::Display) -> ActionFailure {
 /// Whether the server said in so many words that it did not do it.
 fn refused_by_server(failure: &ProbeFailure) -> bool {
     matches!(failure, ProbeFailure::Unexpected(_) | ProbeFailure::ReadOnly(_))
+}
+
+fn refused_or_unknown(node: &Node, failure: &ProbeFailure) -> ActionFailure {
+    if refused_by_server(failure) { failed(node, failure) } else { unknown(node, failure) }
 }
 
 /// Slots, then each setting in a statement of its own (ALTER SYSTEM allows no transaction), then one reload, all under
@@ -251,9 +300,7 @@ async fn promote(
     promotion: &Promotion,
 ) -> Result<ActionOutcome, ActionFailure> {
     let statement = sql::promote(&promotion.token);
-    let rows = connection.rows(&statement).await.map_err(|failure| {
-        if refused_by_server(&failure) { failed(node, &failure) } else { unknown(node, &failure) }
-    })?;
+    let rows = connection.rows(&statement).await.map_err(|failure| refused_or_unknown(node, &failure))?;
     match sql::parse_promotion(&rows) {
         PromotionAnswer::Sent | PromotionAnswer::AlreadyPrimary => Ok(ActionOutcome::Done),
         PromotionAnswer::OtherToken | PromotionAnswer::Locked => Ok(ActionOutcome::Declined),
@@ -264,26 +311,78 @@ async fn promote(
     }
 }
 
-/// A commit whose acknowledgement means that the synchronous policy held.
-async fn verify(connection: &Connection, node: &Node, epoch: Epoch) -> Result<ActionOutcome, ActionFailure> {
-    connection.rows(sql::END_FORMER_VERIFICATIONS).await.map_err(|failure| failed(node, &failure))?;
-    let rows = connection.rows(&sql::verify(epoch)).await.map_err(|failure| {
-        if refused_by_server(&failure) { failed(node, &failure) } else { unknown(node, &failure) }
-    })?;
-    if rows.first().is_some_and(|row| row.first().is_some_and(|text| text.as_deref() == Some("in recovery")))
+/// Checks what the first commit of an epoch brought.
+fn verified(
+    connection: &Connection,
+    node: &Node,
+    rows: Result<Vec<Row>, ActionFailure>,
+) -> Result<(), ActionFailure> {
+    if rows?.first().is_some_and(|row| row.first().is_some_and(|text| text.as_deref() == Some("in recovery")))
     {
         return Err(failed(node, &"still in recovery"));
     }
     if connection.sync_wait_was_cut() {
         return Err(unknown(node, &"the wait of the first commit for its standbys was cancelled"));
     }
-    Ok(ActionOutcome::Done)
+    Ok(())
 }
 
-fn single(
-    rows: Result<Vec<super::connection::Row>, ProbeFailure>,
+/// Ends when a commit was seen waiting for standbys, whether or not they answer.
+async fn commits_wait(
+    watching: &Connection,
+    committing: &Connection,
     node: &Node,
-) -> Result<String, ActionFailure> {
+) -> Result<(), ActionFailure> {
+    watching.rows(sql::END_FORMER_VERIFICATIONS).await.map_err(|failure| unknown(node, &failure))?;
+    let statement = sql::commit_that_waits("synchronous standbys");
+    while !watched_commit(watching, committing, node, &statement, Watch::Wait).await?.1 {}
+    Ok(())
+}
+
+/// What of a watched commit is awaited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// Its answer.
+    Answer,
+    /// That it waits for standbys. The connection that commits is not to be used again.
+    Wait,
+}
+
+/// Commits on one connection while another one looks whether that commit waits for standbys. Gives what it brought and
+/// whether it was seen waiting; a wait may be too short to be seen.
+///
+/// What a session shows of `synchronous_standby_names` proves nothing: commits wait only once the checkpointer has read the
+/// setting as well, and that one may be busy with a checkpoint for seconds. If one commit waits, all later ones do.
+async fn watched_commit(
+    watching: &Connection,
+    committing: &Connection,
+    node: &Node,
+    statement: &str,
+    watch: Watch,
+) -> Result<(Vec<Row>, bool), ActionFailure> {
+    let look = sql::waits_for_standbys(&single(committing.rows(sql::OWN_PROCESS).await, node)?);
+    let failure = |failure| refused_or_unknown(node, &failure);
+    let mut commit = pin!(committing.rows(statement));
+    let mut rows = None;
+    loop {
+        let mut look = pin!(watching.rows(&look));
+        let seen = loop {
+            tokio::select! {
+                biased;
+                answer = &mut commit, if rows.is_none() => rows = Some(answer.map_err(failure)?),
+                seen = &mut look => break flag(seen, node)?,
+            }
+        };
+        match rows.take() {
+            Some(rows) => return Ok((rows, seen)),
+            None if seen && watch == Watch::Wait => return Ok((Vec::new(), true)),
+            None if seen => return Ok((commit.await.map_err(failure)?, true)),
+            None => {}
+        }
+    }
+}
+
+fn single(rows: Result<Vec<Row>, ProbeFailure>, node: &Node) -> Result<String, ActionFailure> {
     let rows = rows.map_err(|failure| unknown(node, &failure))?;
     rows.into_iter()
         .next()
@@ -291,6 +390,6 @@ fn single(
         .ok_or_else(|| unknown(node, &"an answer is missing"))
 }
 
-fn flag(rows: Result<Vec<super::connection::Row>, ProbeFailure>, node: &Node) -> Result<bool, ActionFailure> {
+fn flag(rows: Result<Vec<Row>, ProbeFailure>, node: &Node) -> Result<bool, ActionFailure> {
     Ok(single(rows, node)? == "t")
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use metako_core::NodeName;
+use metako_core::cluster::ServerLoss;
 use metako_core::config::Node;
 use metako_core::plugin::ProbeFailure;
 use parking_lot::Mutex;
@@ -19,6 +20,7 @@ use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage};
 use super::replication::ReplicationStream;
 use crate::backend::{self, ConnectError, ConnectErrorKind, MaybeTls, ServerError};
 use crate::env::Env;
+use crate::shared::EvidenceSender;
 
 /// Settings of every control session. The statement time-out only clears up after a question that nobody waits for any
 /// more; the waits that matter are bounded by whoever asks.
@@ -41,6 +43,8 @@ pub(super) struct Connection {
 #[derive(Default)]
 struct Fate {
     end: Mutex<Option<ProbeFailure>>,
+    /// Who wants to know when it breaks.
+    told: Mutex<Option<EvidenceSender>>,
     sync_wait_cut: AtomicBool,
 }
 
@@ -95,10 +99,13 @@ impl Connection {
                     Some(Ok(_)) => {}
                     Some(Err(error)) => {
                         *seen.end.lock() = Some(standing_failure(&whose, &error));
-                        return;
+                        break;
                     }
-                    None => return,
+                    None => break,
                 }
+            }
+            if let Some(evidence) = seen.told.lock().take() {
+                evidence.report(&whose, ServerLoss::Broken);
             }
         });
         Ok(Self { node, client, fate, _open: open })
@@ -118,9 +125,19 @@ impl Connection {
         Ok(rows.collect())
     }
 
+    /// Has `evidence` told when the server ends the connection, which is not waited for by anybody.
+    pub(super) fn tell_when_lost(&self, evidence: &EvidenceSender) {
+        self.fate.told.lock().get_or_insert_with(|| evidence.clone());
+    }
+
+    /// Whether the connection is known to have ended.
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
     /// Whether the server still answers on this connection.
     pub(super) async fn answers(&self) -> bool {
-        !self.client.is_closed() && self.client.simple_query("").await.is_ok()
+        !self.is_closed() && self.client.simple_query("").await.is_ok()
     }
 
     /// Whether a commit on this connection was answered although its wait for standbys was cut short: the server says

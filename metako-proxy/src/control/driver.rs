@@ -121,6 +121,11 @@ impl DriverHandle {
         }
     }
 
+    /// Resolves when the driver has ended, be it by a panic. Cancellation-safe.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
     /// The last decisions, oldest first.
     pub fn recent_decisions(&self, count: usize) -> Vec<Entry> {
         self.history.recent(count)
@@ -135,7 +140,10 @@ impl DriverHandle {
 pub struct Driver<E: Env> {
     env: E,
     controller: Controller,
+    /// The configuration that nodes and probes are of: the one that the controller has in force.
     settings: Arc<ClusterSettings>,
+    /// The configuration that was handed to the controller last, until it is in force.
+    offered: Option<ControlConfig>,
     nodes: Vec<Arc<Node>>,
     probes: Probes<E>,
     servers: Arc<dyn Servers>,
@@ -187,6 +195,7 @@ impl<E: Env> Driver<E> {
             env,
             controller,
             settings,
+            offered: None,
             nodes,
             probes,
             servers,
@@ -209,7 +218,7 @@ impl<E: Env> Driver<E> {
         let stopped = loop {
             let mut answered = VecDeque::from([event]);
             while let Some(event) = answered.pop_front() {
-                self.controller.handle(self.env.now(), event, &mut actions);
+                self.handle(event, &mut actions);
                 for action in actions.drain(..) {
                     answered.extend(self.carry_out(action));
                 }
@@ -234,7 +243,7 @@ impl<E: Env> Driver<E> {
         let event = tokio::select! {
             biased;
             command = receive(&mut self.commands) => match command {
-                Command::Reconfigure(config) => self.reconfigure(*config),
+                Command::Reconfigure(config) => self.offer(*config),
                 Command::Operator(command) => Event::Operator(command),
                 Command::Stop(ended) => return ControlFlow::Break(ended),
             },
@@ -248,8 +257,28 @@ impl<E: Env> Driver<E> {
         ControlFlow::Continue(event)
     }
 
-    fn reconfigure(&mut self, config: ControlConfig) -> Event {
-        let ControlConfig { settings, policy, probe, probe_name } = config;
+    fn offer(&mut self, config: ControlConfig) -> Event {
+        let event = Event::Reconfigured {
+            settings: Arc::clone(&config.settings),
+            policy: Arc::clone(&config.policy),
+        };
+        self.offered = Some(config);
+        event
+    }
+
+    fn handle(&mut self, event: Event, actions: &mut Vec<Action>) {
+        self.controller.handle(self.env.now(), event, actions);
+        // What it refuses, or keeps for later, must not take away nodes that it goes on to ask and to order about.
+        if !Arc::ptr_eq(&self.settings, self.controller.settings())
+            && let Some(config) =
+                self.offered.take_if(|offered| Arc::ptr_eq(&offered.settings, self.controller.settings()))
+        {
+            self.reconfigure(config);
+        }
+    }
+
+    fn reconfigure(&mut self, config: ControlConfig) {
+        let ControlConfig { settings, policy: _, probe, probe_name } = config;
         self.settings = Arc::clone(&settings);
         self.nodes = settings
             .nodes
@@ -261,7 +290,6 @@ impl<E: Env> Driver<E> {
             .collect();
         self.servers.retain(&self.nodes);
         self.probes.reconfigure(probe, probe_name, &self.nodes);
-        Event::Reconfigured { settings, policy }
     }
 
     /// Begins an action. Gives the event that answers it if it cannot begin.

@@ -25,5 +25,5 @@ pub use contained::ContainedPolicy;
 pub use driver::{Driver, DriverHandle, Parts, StartError, Stopped};
 pub use journal::{FileJournal, Found, JOURNAL_VERSION, JournalError, JournalStore};
 pub use record::{Entry, History, HistoryWriter, timestamp};
-pub use report::{log as log_report, report_periodically};
+pub use report::log as log_report;
 pub use status::{NodeStatus, OverallHealth, Queries, Status, render};

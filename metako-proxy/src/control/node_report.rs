@@ -104,7 +104,7 @@ pub(super) fn parse(rows: &[Row]) -> Result<Answer, ProbeFailure> {
     let senders = columns.json::<Vec<SenderRow>>("senders")?.unwrap_or_default();
     let synchronous_standby_names = columns.text("synchronous_standby_names")?.to_owned();
     let read_only = columns.text("read_only")? == "on";
-    let settings: BTreeMap<String, SettingValue> = columns.json("settings")?.unwrap_or_default();
+    let settings: Option<BTreeMap<String, SettingValue>> = columns.json("settings")?;
     let receiver_process = columns.flag()?;
     let startup_wait = columns.optional()?.map(str::to_owned);
     let receiver = columns.json::<ReceiverRow>("receiver")?.map(receiver);
@@ -113,6 +113,9 @@ pub(super) fn parse(rows: &[Row]) -> Result<Answer, ProbeFailure> {
     let replay_lag = columns.optional()?.map(microseconds).transpose()?;
     let (timeline, role) = if in_recovery {
         let timeline = receiver.as_ref().map(|receiver| receiver.timeline);
+        let settings = settings.ok_or_else(|| {
+            ProbeFailure::Unexpected("it left recovery while it was asked; the next answer tells".to_owned())
+        })?;
         let role = ReportedRole::Standby {
             received,
             replayed,
@@ -282,6 +285,15 @@ mod tests {
             ["7711756926004959880", "2", "0/3000060", "postgres"].map(|text| Some(text.to_owned()));
         assert_eq!(parse_identify_system(&[identified.to_vec()]), Ok(TimelineId(2)));
         assert!(parse_identify_system(&[]).is_err());
+    }
+
+    /// A promotion between two columns: what a standby without any settings seems to say is no answer at all.
+    #[test]
+    fn a_standby_that_is_promoted_while_it_answers_is_asked_again() {
+        let mut row = standby();
+        row[10] = None;
+        let failure = parse(&[row]).unwrap_err();
+        assert!(failure.to_string().contains("left recovery while it was asked"), "{failure}");
     }
 
     #[test]

@@ -41,7 +41,6 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct History {
     state: Mutex<State>,
-    lines: Option<mpsc::Sender<String>>,
 }
 
 #[derive(Debug)]
@@ -49,6 +48,8 @@ struct State {
     next: u64,
     recent: VecDeque<Entry>,
     unwritten: u64,
+    /// To the writer; none when there is none, or no longer.
+    lines: Option<mpsc::Sender<String>>,
 }
 
 /// Writes the lines of a [`History`] to its file.
@@ -63,14 +64,14 @@ impl History {
     pub fn open(directory: &Path) -> io::Result<(Arc<Self>, HistoryWriter)> {
         let (file, last) = HistoryFile::open(directory, FILE_BYTES_MAX)?;
         let (sender, lines) = mpsc::channel(WAITING_MAX);
-        let state = State { next: last + 1, recent: VecDeque::new(), unwritten: 0 };
-        Ok((Arc::new(Self { state: Mutex::new(state), lines: Some(sender) }), HistoryWriter { file, lines }))
+        let state = State { next: last + 1, recent: VecDeque::new(), unwritten: 0, lines: Some(sender) };
+        Ok((Arc::new(Self { state: Mutex::new(state) }), HistoryWriter { file, lines }))
     }
 
     /// A history in memory only.
     pub fn in_memory() -> Arc<Self> {
-        let state = State { next: 1, recent: VecDeque::new(), unwritten: 0 };
-        Arc::new(Self { state: Mutex::new(state), lines: None })
+        let state = State { next: 1, recent: VecDeque::new(), unwritten: 0, lines: None };
+        Arc::new(Self { state: Mutex::new(state) })
     }
 
     /// Writes a decision down. `wall_clock` is the time since 1970. Does not wait for the disk: when that is far behind,
@@ -80,9 +81,10 @@ impl History {
         let mut state = self.state.lock();
         let entry = Entry { v: 1, seq: state.next, at: timestamp(wall_clock), decision };
         state.next += 1;
-        if let Some(lines) = &self.lines {
+        if let Some(lines) = &state.lines {
             let line = serde_json::to_string(&entry).expect("an entry has only text keys");
-            if lines.try_send(line).is_err() {
+            let refused = lines.try_send(line).is_err();
+            if refused {
                 state.unwritten += 1;
                 tracing::warn!(
                     unwritten = state.unwritten,
@@ -94,6 +96,12 @@ impl History {
             state.recent.pop_front();
         }
         state.recent.push_back(entry);
+    }
+
+    /// Ends the file: the writer writes what it has been given, and ends. Later decisions are in memory and in the log
+    /// only.
+    pub fn close(&self) {
+        self.state.lock().lines = None;
     }
 
     /// The last decisions since the start, oldest first.
@@ -155,7 +163,7 @@ fn is_warning(kind: DecisionKind) -> bool {
 }
 
 impl HistoryWriter {
-    /// Writes until the history is dropped.
+    /// Writes until the history is [closed](History::close) or dropped.
     pub async fn run(self) {
         let Self { mut file, mut lines } = self;
         let mut batch = Vec::new();
@@ -270,8 +278,10 @@ mod tests {
             let (history, writer) = History::open(directory.path()).unwrap();
             history.record(Duration::from_millis(1_700_000_000_123), decision(reason));
             assert_eq!(history.recent(10).len(), 1);
-            drop(history);
+            history.close();
+            history.record(Duration::ZERO, decision("after the end of the file"));
             writer.run().await;
+            assert_eq!(history.recent(10).len(), 2);
         }
         assert_eq!(
             lines(directory.path()),

@@ -1,29 +1,8 @@
 //! The periodic report of the cluster in the log.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use metako_core::config::LogFormat;
-use tokio::time::{MissedTickBehavior, interval};
 
 use super::status::{OverallHealth, Status, render};
-
-/// Logs a report every `every`, until the future is dropped. A report tells the whole state, so one that was missed is not
-/// made up for.
-pub async fn report_periodically(
-    every: Duration,
-    format: LogFormat,
-    status: Arc<dyn Fn() -> Status + Send + Sync>,
-) {
-    let mut ticks = interval(every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first tick is at once, when nothing is known yet.
-    ticks.tick().await;
-    loop {
-        ticks.tick().await;
-        log(&status(), format);
-    }
-}
 
 /// Writes one report as one event: for people a table, for machines its figures as fields, the nodes as a JSON text.
 pub fn log(status: &Status, format: LogFormat) {
@@ -62,6 +41,7 @@ fn log_fields(status: &Status) {
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::sync::Arc;
 
     use metako_core::cluster::ClusterView;
     use parking_lot::Mutex;
@@ -112,19 +92,5 @@ mod tests {
         let text = String::from_utf8(buffer.0.lock().clone()).unwrap();
         assert!(text.contains("cluster main: unavailable, primary none"), "{text}");
         assert!(!text.contains("queries_total="), "{text}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn reports_come_at_the_interval_and_not_at_once() {
-        let made = Arc::new(Mutex::new(0));
-        let count = Arc::clone(&made);
-        let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(move || {
-            *count.lock() += 1;
-            status()
-        });
-        let every = Duration::from_secs(10);
-        let reports = report_periodically(every, LogFormat::Human, status);
-        let _ = tokio::time::timeout(Duration::from_secs(35), reports).await;
-        assert_eq!(*made.lock(), 3);
     }
 }

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::connection::Connection;
 use crate::env::Env;
+use crate::shared::EvidenceSender;
 
 /// How long a log-in may take that nobody waits for any more.
 const LOG_IN_GIVEN_UP: Duration = Duration::from_secs(10);
@@ -33,6 +34,7 @@ pub(super) struct Session<E: Env> {
     kind: Kind,
     standing: Option<Connection>,
     earlier: Option<LogIn>,
+    evidence: Option<EvidenceSender>,
 }
 
 struct LogIn {
@@ -49,14 +51,20 @@ async fn log_in<E: Env>(env: &E, node: &Node, kind: Kind) -> Result<Connection, 
 
 impl<E: Env> Session<E> {
     pub(super) fn new(env: E, node: Arc<Node>, kind: Kind) -> Self {
-        Self { env, node, kind, standing: None, earlier: None }
+        Self { env, node, kind, standing: None, earlier: None, evidence: None }
+    }
+
+    /// Has `evidence` told when the standing connection breaks, so that nobody has to ask first.
+    pub(super) fn telling(self, evidence: Option<EvidenceSender>) -> Self {
+        Self { evidence, ..self }
     }
 
     /// The standing connection, or a new one. Whoever takes it gives it back when it is fit for another question.
     ///
     /// Cancellation-safe: a log-in that was begun goes on.
     pub(super) async fn take(&mut self) -> Result<Connection, ProbeFailure> {
-        if let Some(connection) = self.standing.take() {
+        // That one broke while nobody used it says less than whether another can be opened.
+        if let Some(connection) = self.standing.take().filter(|standing| !standing.is_closed()) {
             return Ok(connection);
         }
         let now = self.env.now();
@@ -84,7 +92,30 @@ impl<E: Env> Session<E> {
         }
     }
 
+    /// Sees to it that a connection is at hand when it will be needed. Does not wait for it; a log-in that failed is not
+    /// tried again for a while.
+    pub(super) fn prepare(&mut self) {
+        self.standing.take_if(|standing| standing.is_closed());
+        if self.standing.is_some() {
+            return;
+        }
+        let now = self.env.now();
+        self.earlier.take_if(|earlier| now.since(earlier.begun) >= LOG_IN_GIVEN_UP);
+        match &mut self.earlier {
+            None => self.earlier = Some(self.begin()),
+            Some(earlier) => {
+                if let Ok(Ok(connection)) = earlier.answer.try_recv() {
+                    self.standing = Some(connection);
+                    self.earlier = None;
+                }
+            }
+        }
+    }
+
     pub(super) fn give_back(&mut self, connection: Connection) {
+        if let Some(evidence) = &self.evidence {
+            connection.tell_when_lost(evidence);
+        }
         self.standing = Some(connection);
     }
 

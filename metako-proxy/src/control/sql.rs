@@ -159,12 +159,40 @@ pub(super) const END_FORMER_VERIFICATIONS: &str = "SELECT count(pg_terminate_bac
      AND query LIKE '/* metako: verify */%'";
 
 /// A transaction that marks the epoch in the WAL and waits for standbys as far as the node's own setting of
-/// `synchronous_standby_names` asks. No statement time-out may end that wait: it would be answered as a success.
+/// `synchronous_standby_names` asks.
 pub(super) fn verify(epoch: Epoch) -> String {
+    commit_that_waits(&format!("epoch {epoch}"))
+}
+
+/// A transaction that writes a message to the WAL and waits for standbys. No statement time-out may end that wait: it would
+/// be answered as a success.
+pub(super) fn commit_that_waits(message: &str) -> String {
     format!(
         "/* metako: verify */ BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = 0; \
          SELECT CASE WHEN pg_is_in_recovery() THEN 'in recovery' \
-         ELSE pg_logical_emit_message(true, 'metako', 'epoch {epoch}')::text END; COMMIT"
+         ELSE pg_logical_emit_message(true, 'metako', {})::text END; COMMIT",
+        literal(message)
+    )
+}
+
+/// Whether a change may make commits wait for standbys that did not before.
+pub(super) fn is_about_waiting(change: &SettingsChange) -> bool {
+    change.set.iter().any(|(name, _)| name == "synchronous_standby_names")
+}
+
+/// Whether commits should wait for standbys, by the setting as this session has it.
+pub(super) const COMMITS_SHOULD_WAIT: &str =
+    "SELECT NOT pg_is_in_recovery() AND current_setting('synchronous_standby_names') <> ''";
+
+pub(super) const OWN_PROCESS: &str = "SELECT pg_backend_pid()";
+
+/// Whether a session is seen waiting for standbys while it is looked at many times in a row: such a wait may last less than
+/// a question and its answer take.
+pub(super) fn waits_for_standbys(process: &str) -> String {
+    format!(
+        "SELECT EXISTS (SELECT FROM generate_series(1, 1000) AS look, \
+         LATERAL (SELECT wait_event FROM pg_stat_get_activity({process} + 0 * look)) AS session \
+         WHERE wait_event = 'SyncRep')"
     )
 }
 

@@ -7,6 +7,7 @@ use std::task::Poll;
 use metako_core::NodeName;
 use metako_core::cluster::ServerLoss;
 use metako_core::config::{PoolMode, Split};
+use metako_core::plugin::{LoadBalancer as _, Outcome};
 use metako_core::session::{Loss, LossCx, Plan, Session, SessionCx};
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::{self, Report};
@@ -303,7 +304,14 @@ impl<E: Env> ClientTask<E> {
     ) -> Result<Next<E>, Gone> {
         let Found { mut lease, replica } = found;
         self.handle.serve(&lease.conn().cancel);
+        let begun = self.core.env.now();
         let end = self.relay(&mut lease, replica, repeat).await;
+        if replica {
+            let took = self.core.env.now().since(begun);
+            let ok = !matches!(end, End::ServerLost(_) | End::Severed);
+            let outcome = Outcome { node: lease.node().as_str(), took, ok };
+            self.core.settings.load().balancer.observe(&outcome);
+        }
         match end {
             End::Released => {
                 self.side.session.release();
@@ -395,17 +403,16 @@ impl<E: Env> ClientTask<E> {
 
     /// Gives a server back once no cancel can hit whoever has it next.
     async fn give_back(&mut self, mut lease: Lease<E>) {
-        let usable = match self.handle.try_leave() {
-            Some(usable) => usable,
-            None => {
-                let fenced = poll_fn(|cx| {
-                    let severed = lease.conn().registration.control.is_severed(cx);
-                    if severed { Poll::Ready(()) } else { Poll::Pending }
-                });
-                tokio::select! {
-                    usable = self.handle.leave() => usable,
-                    () = fenced => false,
-                }
+        let usable = if let Some(usable) = self.handle.try_leave() {
+            usable
+        } else {
+            let fenced = poll_fn(|cx| {
+                let severed = lease.conn().registration.control.is_severed(cx);
+                if severed { Poll::Ready(()) } else { Poll::Pending }
+            });
+            tokio::select! {
+                usable = self.handle.leave() => usable,
+                () = fenced => false,
             }
         };
         if usable {

@@ -17,6 +17,8 @@ const BEFORE: Duration = Duration::from_secs(3);
 const AFTER: Duration = Duration::from_secs(3);
 /// How long the first answers to all clients, a replica's replay, and the recovery may take.
 const LIMIT: Duration = Duration::from_mins(1);
+/// How long a node may take to answer the demo's own questions.
+const ASK_LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs traffic, kills the primary, waits for the recovery, and counts.
 pub(super) async fn run<M: Metako>(
@@ -224,11 +226,20 @@ async fn streaming(primary: &Node) -> Result<usize, DemoError> {
     Ok(ask(primary, sql).await?.len())
 }
 
-/// The first column of all rows, from the node itself, past metako.
+/// The first column of all rows, from the node itself, past metako. A node that does not answer is an error too.
 async fn ask(node: &Node, sql: &str) -> Result<Vec<String>, DemoError> {
     let failed = |source| DemoError::Sql { what: "asking a node past metako", source };
-    let client = node.connect_to(Cluster::DATABASE).await?;
-    let messages = client.simple_query(sql).await.map_err(failed)?;
+    let answer = tokio::time::timeout(ASK_LIMIT, async {
+        let client = node.connect_to(Cluster::DATABASE).await?;
+        client.simple_query(sql).await.map_err(failed)
+    });
+    let messages = answer.await.unwrap_or_else(|_| {
+        Err(DemoError::from(PlaygroundError::TimedOut {
+            what: format!("{}: the answer to {sql}", node.name()),
+            after: ASK_LIMIT,
+            last: "silence".to_owned(),
+        }))
+    })?;
     Ok(messages
         .iter()
         .filter_map(|message| match message {

@@ -179,8 +179,10 @@ async fn with_cluster<M: Metako>(
             Some(_) => Err(DemoError::Interrupted),
         },
     };
-    screen.line("stopping ...")?;
+    // A reader that went away is no reason to leave metako running.
+    let told = screen.line("stopping ...");
     metako.shutdown().await;
+    told?;
     outcome
 }
 

@@ -13,6 +13,7 @@ mod steps;
 mod tests;
 mod users;
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -79,7 +80,6 @@ pub fn tls_server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, Vec<TlsF
 pub type Entropy<'a> = &'a (dyn Fn(&mut [u8]) + Send + Sync);
 
 /// What became of a connection.
-#[derive(Debug)]
 pub enum Accepted<S> {
     /// A client has logged in.
     Session(Client<MaybeTls<S>>),
@@ -93,6 +93,23 @@ pub enum Accepted<S> {
         /// As given to the client, 4 to 256 bytes: to be compared in constant time.
         secret_key: Vec<u8>,
     },
+}
+
+impl<S> fmt::Debug for Accepted<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Session(client) => {
+                let Client { user, database, .. } = client;
+                f.debug_struct("Session")
+                    .field("user", user)
+                    .field("database", database)
+                    .finish_non_exhaustive()
+            }
+            Self::Cancel { process_id, .. } => {
+                f.debug_struct("Cancel").field("process_id", process_id).finish_non_exhaustive()
+            }
+        }
+    }
 }
 
 /// A client that has logged in and waits for ParameterStatus, BackendKeyData and ReadyForQuery ([`welcome`]).

@@ -1,6 +1,7 @@
 //! Who may log in to metako, and to which databases.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use metako_core::config::Config;
 
@@ -8,14 +9,14 @@ use super::scram::{Verifier, salt_of};
 
 /// The users that clients may log in as: each distinct user of a node, for that node's database only, and those of
 /// `users:` for theirs. Passwords are kept as SCRAM verifiers.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Users {
     by_name: BTreeMap<String, User>,
     databases: BTreeSet<String>,
     salt_secret: Vec<u8>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct User {
     verifier: Verifier,
     /// `None`: any.
@@ -30,6 +31,12 @@ pub(super) enum Access {
     Denied,
     /// metako serves no such database.
     NoSuchDatabase,
+}
+
+impl fmt::Debug for Users {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Users").field("databases", &self.databases).finish_non_exhaustive()
+    }
 }
 
 impl Users {
@@ -140,6 +147,12 @@ mod tests {
         // The salt is the same in the next life of the table, as a reload makes it, and another for another secret.
         assert_eq!(users.verifier("app"), Users::new(&config, &[1; 32]).verifier("app"));
         assert_ne!(users.verifier("app"), Users::new(&config, &[2; 32]).verifier("app"));
+    }
+
+    #[test]
+    fn the_salt_secret_is_not_shown() {
+        let shown = format!("{:?}", Users::empty(&[213; 32]));
+        assert!(!shown.contains("213"), "{shown}");
     }
 
     #[test]

@@ -57,7 +57,6 @@ struct Running {
     journal: watch::Receiver<Option<Journal>>,
     handle: DriverHandle,
     fence: Arc<NoClients>,
-    evidence: EvidenceSender,
     task: JoinHandle<()>,
 }
 
@@ -72,7 +71,7 @@ impl Running {
         let (last, journal) = watch::channel(None);
         let parts = Parts {
             config: ControlConfig::build(&config(cluster)).unwrap(),
-            servers: Arc::new(PgServers::new(env.clone())),
+            servers: Arc::new(PgServers::new(env.clone()).telling(evidence)),
             journal: Arc::new(Kept { file: FileJournal::open(state).unwrap(), last }),
             history,
             view: Arc::clone(&view),
@@ -80,7 +79,7 @@ impl Running {
             evidence: losses,
         };
         let (driver, handle) = Driver::start(env, parts).await.unwrap();
-        Self { view, journal, handle, fence, evidence, task: tokio::spawn(driver.run()) }
+        Self { view, journal, handle, fence, task: tokio::spawn(driver.run()) }
     }
 
     /// Waits for a view, as the data plane would see it.
@@ -150,7 +149,6 @@ async fn replace_killed_primary(builder: Builder, rule: impl Fn(&SyncRule) -> bo
     cluster.node("node-1").sql("CREATE TABLE t AS SELECT 1 AS a").unwrap();
 
     cluster.node("node-1").kill_9_all().unwrap();
-    running.evidence.report(&old, metako_core::cluster::ServerLoss::Broken);
     let view = running
         .view("a new primary with one standby", |view| {
             let new = view.primary().filter(|primary| **primary != old);

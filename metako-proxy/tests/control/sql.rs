@@ -10,6 +10,8 @@ use metako_core::{Epoch, TimelineId};
 use metako_proxy::control::{Order, PgServers, Servers};
 use metako_proxy::env::TokioEnv;
 use metako_proxy::playground::{Builder, Cluster};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::{config, eventually};
 
@@ -159,6 +161,97 @@ async fn a_first_commit_whose_wait_for_a_standby_was_cancelled_verifies_nothing(
     assert!(matches!(outcome, Err(ActionFailure::Unknown(_))), "{outcome:?}");
 }
 
+/// The checkpointer decides whether commits wait for standbys. On a busy disk it may read a setting long after sessions do.
+#[tokio::test]
+async fn a_first_commit_verifies_only_when_commits_wait_for_standbys_in_fact() {
+    let bench = Bench::start(Builder::new().replicas(2)).await;
+    let mut chosen = bench.access(1);
+    let token = "metako_epoch_2";
+    let freeze = change(&[("primary_conninfo", Some("")), ("primary_slot_name", Some(token))]);
+    assert_eq!(bench.order(1, freeze.clone()).await, DONE);
+    assert_eq!(bench.order(2, freeze).await, DONE);
+    while !is_frozen(&chosen.report().await.unwrap(), token) {}
+
+    let client = bench.cluster.nodes()[1].connect().await.unwrap();
+    let question = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    let checkpointer = Pid::from_raw(client.query_one(question, &[]).await.unwrap().get(0));
+    kill(checkpointer, Signal::SIGSTOP).unwrap();
+    let prepare = with_slots(&["node_3"], &[("synchronous_standby_names", Some("ANY 1 (\"node-3\")"))]);
+    assert_eq!(bench.order(1, prepare).await, DONE);
+    assert_eq!(bench.order(1, promotion(&bench.nodes[1], token)).await, DONE);
+    while !chosen.report().await.unwrap().is_primary() {}
+
+    let position = async || {
+        let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap();
+        row.get::<_, String>(0).parse::<metako_core::Lsn>().unwrap()
+    };
+    let verify = bench.order(1, Order::Verify(Epoch(2)));
+    tokio::pin!(verify);
+    let before = position().await;
+    tokio::select! {
+        biased;
+        outcome = &mut verify => panic!("nobody follows, and yet: {outcome:?}"),
+        () = eventually("an unwaited commit", async || (position().await > before).then_some(())) => {}
+    }
+    kill(checkpointer, Signal::SIGCONT).unwrap();
+    let waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    tokio::select! {
+        biased;
+        outcome = &mut verify => panic!("nobody follows, and yet: {outcome:?}"),
+        _ = eventually("a commit that waits", async || client.query_opt(waits, &[]).await.unwrap()) => {}
+    }
+    let port = bench.nodes[1].port;
+    let conninfo = format!(
+        "host=127.0.0.1 port={port} user=postgres password={} application_name=node-3",
+        bench.cluster.superuser_password()
+    );
+    let follow = change(&[("primary_conninfo", Some(&conninfo)), ("primary_slot_name", Some("node_3"))]);
+    assert_eq!(bench.order(2, follow).await, DONE);
+    assert_eq!(verify.await, DONE);
+}
+
+#[tokio::test]
+async fn a_rule_for_synchronous_standbys_is_in_force_only_when_commits_wait_in_fact() {
+    let bench = Bench::start(Builder::new().replicas(1)).await;
+    let client = bench.cluster.nodes()[0].connect().await.unwrap();
+    let question = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    let checkpointer = Pid::from_raw(client.query_one(question, &[]).await.unwrap().get(0));
+    kill(checkpointer, Signal::SIGSTOP).unwrap();
+    let position = async || {
+        let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap();
+        row.get::<_, String>(0).parse::<metako_core::Lsn>().unwrap()
+    };
+    let before = position().await;
+    let rule = bench.order(0, change(&[("synchronous_standby_names", Some("ANY 1 (\"node-2\")"))]));
+    tokio::pin!(rule);
+    tokio::select! {
+        biased;
+        outcome = &mut rule => panic!("commits wait for nobody, and yet: {outcome:?}"),
+        () = eventually("an unwaited commit", async || (position().await > before).then_some(())) => {}
+    }
+    kill(checkpointer, Signal::SIGCONT).unwrap();
+    assert_eq!(rule.await, DONE);
+}
+
+#[tokio::test]
+async fn odd_passwords_and_names_reach_postgresql_as_they_are() {
+    let bench = Bench::start(Builder::new().replicas(1)).await;
+    let client = bench.cluster.nodes()[0].connect().await.unwrap();
+    client.batch_execute(r#"ALTER ROLE replicator PASSWORD 'it''s a \ "b" = $1 '"#).await.unwrap();
+    let conninfo = format!(
+        r#"host='127.0.0.1' port='{}' user='replicator' password='it\'s a \\ "b" = $1 ' application_name='Od"d, \'n\\'"#,
+        bench.nodes[0].port
+    );
+    assert_eq!(bench.order(1, change(&[("primary_conninfo", Some(&conninfo))])).await, DONE);
+    let names = r#"ANY 1 ("nobody","Od""d, 'n\")"#;
+    assert_eq!(bench.order(0, change(&[("synchronous_standby_names", Some(names))])).await, DONE);
+    let question = "SELECT application_name FROM pg_stat_replication WHERE sync_state = 'quorum'";
+    let row =
+        eventually("the standby streams and counts", async || client.query_opt(question, &[]).await.unwrap());
+    assert_eq!(row.await.get::<_, &str>(0), r#"Od"d, 'n\"#);
+    assert_eq!(bench.order(0, Order::Verify(Epoch(2))).await, DONE);
+}
+
 #[tokio::test]
 async fn what_hangs_on_a_server_does_not_add_up() {
     let bench = Bench::start(Builder::new().replicas(0)).await;
@@ -222,7 +315,7 @@ async fn trouble_is_typed_and_the_next_question_gets_a_fresh_connection() {
 
     node.kill_9_all().unwrap();
     let lost = access.report().await;
-    assert!(matches!(lost, Err(ProbeFailure::Lost(_))), "{lost:?}");
+    assert!(matches!(lost, Err(ProbeFailure::Lost(_) | ProbeFailure::Refused(_))), "{lost:?}");
     let refused = access.report().await;
     assert!(matches!(refused, Err(ProbeFailure::Refused(_))), "{refused:?}");
     let refused = bench.order(0, change(&[("primary_conninfo", None)])).await;

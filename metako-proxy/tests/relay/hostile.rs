@@ -31,14 +31,14 @@ async fn eventually(client: &Client, sql: &str, wanted: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelines_of_any_length_and_cut_anywhere_are_answered_in_order() {
+    /// A little more than may be outstanding, so that the last are read ahead; sent while the server sleeps.
+    const MANY: usize = 67_000;
     let bench = Bench::start(0, "pool: { size: 2 }").await;
     let watcher = direct(&bench, "node-1").await;
     let mut raw = Raw::connect(&bench).await;
     raw.send(&query("create table t (id int)")).await;
     assert_eq!(raw.ready().await, "CZ");
 
-    // A little more than may be outstanding at a time, so that the last is read ahead; sent while the server sleeps.
-    const MANY: usize = 67_000;
     let (mut reader, many) = (raw, [query("select pg_sleep(0.5)"), query("").repeat(MANY)].concat());
     let (from, mut to) = reader.stream.into_split();
     let writer = tokio::spawn(async move {

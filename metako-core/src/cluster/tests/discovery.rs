@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use super::fake::{Eager, Line, settings};
+use super::fake::{Eager, Line, settings, synchronous};
 use super::lab::{Lab, Treat};
-use crate::cluster::{Controller, DecisionKind, Journal, ObservedRole};
-use crate::config::RoleHint;
+use crate::cluster::{Action, Controller, DecisionKind, Journal, ObservedRole, SyncRule};
+use crate::config::{NoVoter, RoleHint};
 use crate::{Epoch, SystemId, TimelineId};
 
 #[test]
@@ -167,4 +167,41 @@ fn a_primary_on_another_timeline_than_the_journals_needs_a_person() {
 fn the_state_can_be_printed() {
     let controller = Controller::new(Arc::new(settings()), Arc::new(Eager), None, crate::Tick::ZERO);
     assert!(format!("{controller:?}").contains("Discovering"));
+}
+
+/// A client may wait for the answer of the primary that nobody could reach; the adopted one serves when none can come.
+#[test]
+fn an_adopted_primary_serves_when_the_former_ones_connections_are_cut() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("b").primary = true;
+    lab.fake("b").timeline = TimelineId(2);
+    lab.fake("a").line = Line::Refused;
+    lab.fake("a").reachable_by_others = false;
+    lab.pass(3000);
+    assert_eq!(lab.phase(), "manual_needed", "{:?}", lab.held());
+    lab.treat.insert("sever", Treat::Keep);
+    lab.adopt("b");
+    lab.pass(1000);
+    assert!(lab.held().unwrap().contains("connections to a are being cut"), "{:?}", lab.held());
+    assert!(matches!(lab.did("sever")[..], [Action::Sever { node, epoch, .. }]
+        if node.as_str() == "a" && *epoch == lab.disk.as_ref().unwrap().epoch));
+    lab.release();
+    lab.pass(100);
+    assert_eq!(lab.primary(), Some("b"));
+}
+
+#[test]
+fn a_primary_adopted_in_mid_promotion_does_not_inherit_the_rule_of_the_candidate() {
+    let mut lab = Lab::steady(synchronous(1, NoVoter::Block));
+    lab.treat.insert("promote", Treat::Unknown);
+    lab.kill("a");
+    lab.pass(70_000);
+    assert_eq!(lab.phase(), "manual_needed");
+    lab.revive("a");
+    lab.treat.insert("set_sync", Treat::Fail);
+    lab.pass(1000);
+    lab.adopt("a");
+    assert_eq!(lab.primary(), Some("a"));
+    assert_eq!(lab.disk.as_ref().unwrap().sync, SyncRule::Async);
+    assert_eq!(lab.disk.as_ref().unwrap().tainted, ["c".into()]);
 }

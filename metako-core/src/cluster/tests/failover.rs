@@ -503,3 +503,108 @@ fn reads_go_on_while_there_is_no_primary() {
     assert_eq!(lab.phase(), "promoting");
     assert_eq!(lab.readers(), ["b", "c"]);
 }
+
+/// Somebody promoted b by hand: its timeline 2 is not to be begun a second time on c.
+#[test]
+fn a_timeline_that_another_node_has_is_not_begun_again() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("b").primary = true;
+    lab.fake("b").timeline = TimelineId(2);
+    lab.pass(1100);
+    assert_eq!(lab.view.node("b").unwrap().role, ObservedRole::StalePrimary);
+    lab.fake("b").line = Line::Silent;
+    lab.kill("a");
+    lab.pass(5000);
+    assert!(lab.did("promote").is_empty());
+    assert_eq!(lab.phase(), "manual_needed");
+    assert!(lab.held().unwrap().contains("b is on timeline 2 already"), "{:?}", lab.held());
+    lab.revive("a");
+    lab.pass(3000);
+    assert_eq!(lab.primary(), Some("a"));
+}
+
+#[test]
+fn a_timeline_that_another_node_begins_during_the_freeze_is_not_begun_again() {
+    let mut lab = Lab::steady(settings());
+    lab.treat.insert("sever", Treat::Keep);
+    lab.kill("a");
+    lab.pass(200);
+    lab.fake("b").primary = true;
+    lab.fake("b").timeline = TimelineId(2);
+    lab.pass(200);
+    lab.release();
+    lab.pass(5000);
+    assert!(lab.did("promote").is_empty());
+    assert_eq!(lab.phase(), "manual_needed");
+    lab.adopt("b");
+    lab.pass(100);
+    assert_eq!(lab.primary(), Some("b"));
+}
+
+/// Each failover goes on from a position below what an earlier primary once had.
+#[test]
+fn a_node_that_becomes_primary_again_is_measured_by_its_new_timeline() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("a").replayed = Lsn(9000);
+    lab.pass(1100);
+    lab.fake("b").received = Some(Lsn(1000));
+    lab.fake("c").received = Some(Lsn(1000));
+    lab.fake("b").replayed = Lsn(1000);
+    lab.fake("c").replayed = Lsn(1000);
+    lab.kill("a");
+    lab.fake("b").settings.insert("primary_conninfo".to_owned(), String::new());
+    lab.pass(3000);
+    let first = lab.primary().unwrap().to_owned();
+    let fork = lab.disk.as_ref().unwrap().fork.unwrap();
+    let upstream = lab.fake(&first).clone();
+    // a is rewound and follows.
+    let back = lab.fake("a");
+    back.primary = false;
+    back.timeline = TimelineId(2);
+    back.replayed = fork;
+    back.received = Some(upstream.position());
+    back.settings.insert("primary_conninfo".to_owned(), format!("host=localhost port={}", upstream.port));
+    lab.revive("a");
+    lab.pass(3000);
+    let other = if first == "b" { "c" } else { "b" };
+    lab.fake(other).line = Line::Refused;
+    lab.kill(&first);
+    lab.pass(5000);
+    assert_eq!(lab.primary(), Some("a"), "{:?}", lab.held());
+    assert!(lab.fake("a").position() < Lsn(9000));
+    lab.pass(5000);
+    assert_eq!(lab.primary(), Some("a"), "{:?}", lab.held());
+}
+
+#[test]
+fn a_rule_that_somebody_took_from_the_primary_is_not_relied_on() {
+    let mut lab = Lab::steady(synchronous(1, NoVoter::Block));
+    lab.fake("a").settings.clear();
+    lab.treat.insert("set_sync", Treat::Fail);
+    lab.pass(1500);
+    assert_eq!(lab.disk.as_ref().unwrap().sync, SyncRule::Async);
+    lab.kill("a");
+    lab.pass(2000);
+    assert_eq!(lab.phase(), "manual_needed");
+    assert!(lab.held().unwrap().contains("synchronous replication was not in force"), "{:?}", lab.held());
+    assert!(lab.did("promote").is_empty());
+}
+
+#[test]
+fn a_candidate_that_somebody_else_promoted_gets_its_synchronous_standbys_before_its_first_commit() {
+    let mut lab = Lab::steady(synchronous(1, NoVoter::Block));
+    lab.treat.insert("prepare", Treat::Keep);
+    lab.kill("a");
+    lab.pass(600);
+    assert_eq!(lab.phase(), "promoting");
+    lab.fake("c").primary = true;
+    lab.fake("c").timeline = TimelineId(2);
+    lab.fake("c").settings.insert("synchronous_standby_names".to_owned(), String::new());
+    lab.treat.clear();
+    lab.restart();
+    lab.pass(5000);
+    assert_eq!(lab.primary(), Some("c"), "{:?}", lab.held());
+    let first = |kind| lab.actions.iter().position(|action| name_of(action) == kind);
+    assert!(first("set_sync").is_some() && first("set_sync") < first("verify"));
+    assert_eq!(lab.fake("c").setting("synchronous_standby_names"), r#"ANY 1 ("b")"#);
+}

@@ -110,6 +110,7 @@ pub(super) struct Fake {
     pub(super) startup_wait: Option<String>,
     pub(super) settings: BTreeMap<String, String>,
     pub(super) port: u16,
+    pub(super) started_at: i64,
 }
 
 impl Fake {
@@ -132,6 +133,7 @@ impl Fake {
             startup_wait: Some("RecoveryWalStream".to_owned()),
             settings,
             port,
+            started_at: 1,
         }
     }
 

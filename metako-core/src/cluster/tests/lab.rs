@@ -527,7 +527,7 @@ impl Lab {
         NodeReport {
             system_id: fake.system_id,
             version: 150_020,
-            started_at: 1,
+            started_at: fake.started_at,
             timeline: fake.timeline,
             role,
             latency: Duration::from_millis(1),

@@ -112,7 +112,7 @@ const TRANSITIONS: [(&str, &[&str]); 8] = [
     ("freezing", &["promoting", "steady", "suspect", "manual_needed"]),
     ("promoting", &["verifying", "manual_needed"]),
     ("verifying", &["steady", "manual_needed"]),
-    ("manual_needed", &["steady", "suspect", "verifying"]),
+    ("manual_needed", &["steady", "suspect", "verifying", "discovering"]),
 ];
 
 fn check_transitions(lab: &Lab) {

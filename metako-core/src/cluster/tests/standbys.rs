@@ -163,3 +163,42 @@ fn synchronous_replication_can_be_turned_on_and_off_and_strengthened() {
     assert_eq!(lab.fake("a").setting("synchronous_standby_names"), "");
     assert_eq!(lab.disk.as_ref().unwrap().sync, crate::cluster::SyncRule::Async);
 }
+
+/// It streamed once, as a standby of an earlier primary; since then it was the primary itself.
+#[test]
+fn an_old_primary_that_comes_back_as_a_standby_serves_no_reads_before_it_streams() {
+    let mut lab = Lab::steady(settings());
+    lab.kill("a");
+    lab.pass(2000);
+    assert_eq!(lab.primary(), Some("c"));
+    lab.pass(8000);
+    lab.kill("c");
+    lab.pass(1500);
+    assert_eq!(lab.primary(), Some("b"), "{:?}", lab.held());
+    let back = lab.fake("c");
+    back.primary = false;
+    back.started_at = 2;
+    lab.revive("c");
+    lab.fake("c").connecting = true;
+    lab.pass(2000);
+    assert!(lab.readers().is_empty(), "{:?}", lab.readers());
+    assert!(unfit(&lab, "c").contains("has not been seen streaming"), "{}", unfit(&lab, "c"));
+    lab.fake("c").connecting = false;
+    lab.pass(3000);
+    assert_eq!(lab.readers(), ["c"]);
+}
+
+#[test]
+fn a_node_whose_slot_would_look_like_a_token_is_not_taken_for_a_frozen_one() {
+    let mut odd = settings();
+    odd.nodes[1] = node("epoch-2", 5002);
+    let mut lab = Lab::new(odd);
+    let mut standby = lab.nodes.remove(&crate::NodeName::from("b")).unwrap();
+    standby.settings.clear();
+    lab.nodes.insert("epoch-2".into(), standby);
+    lab.start();
+    lab.pass(5000);
+    assert_eq!(lab.readers(), ["epoch-2", "c"]);
+    assert_eq!(lab.fake("epoch-2").setting("primary_slot_name"), "metako_node_epoch_2");
+    assert_eq!(lab.did("repoint").len(), 1);
+}

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
-use super::fake::{Eager, Line, settings};
+use super::fake::{Eager, Line, settings, synchronous};
 use super::lab::Lab;
 use crate::cluster::{DecisionKind, Event, Health, ProbeId, ServerLoss};
-use crate::config::{FailoverMode, Priority};
+use crate::config::{FailoverMode, NoVoter, Priority};
 use crate::plugin::ProbeFailure;
 use crate::{Epoch, Lsn, TimelineId};
 
@@ -231,4 +231,99 @@ fn a_replica_leaves_the_read_pool_at_once_when_it_refuses_and_by_threshold_when_
     lab.revive("b");
     lab.pass(1100);
     assert_eq!(lab.readers(), ["b"]);
+}
+
+#[test]
+fn standbys_that_answer_only_now_and_then_are_witnesses_all_the_same() {
+    let mut lab = Lab::steady(synchronous(1, NoVoter::Block));
+    lab.fake("c").line = Line::Silent;
+    lab.kill("a");
+    lab.pass(60);
+    // b has said that it lost the primary; its next probes time out, and only then c answers.
+    lab.fake("b").line = Line::Silent;
+    lab.pass(570);
+    assert_eq!(lab.phase(), "suspect");
+    lab.fake("c").line = Line::Up;
+    lab.pass(550);
+    assert!(lab.view.epoch > Epoch(1), "{:?}", lab.held());
+    lab.fake("b").line = Line::Up;
+    lab.pass(3000);
+    assert_eq!(lab.primary(), Some("c"));
+}
+
+#[test]
+fn a_standby_that_streamed_and_is_silent_since_is_no_witness() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("a").line = Line::Silent;
+    lab.pass(1700);
+    assert_eq!(lab.phase(), "suspect");
+    lab.fake("c").line = Line::Silent;
+    lab.fake("a").reachable_by_others = false;
+    lab.pass(5000);
+    assert_eq!(lab.primary(), Some("b"), "{:?}", lab.held());
+}
+
+#[test]
+fn a_standby_that_was_gone_before_is_not_awaited() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("c").line = Line::Silent;
+    lab.pass(6000);
+    lab.kill("a");
+    lab.pass(150);
+    assert!(lab.view.epoch > Epoch(1), "{}", lab.phase());
+    lab.pass(1000);
+    assert_eq!(lab.primary(), Some("b"));
+}
+
+#[test]
+fn a_standby_that_said_it_lost_the_primary_is_awaited_although_its_last_probe_timed_out() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("b").received = Some(Lsn(2000));
+    lab.fake("c").line = Line::Silent;
+    // c's probe is on its way when a dies, so that its next one is the last to be answered.
+    lab.pass(1010);
+    lab.kill("a");
+    lab.pass(60);
+    lab.fake("b").line = Line::Silent;
+    lab.pass(500);
+    assert_eq!(lab.phase(), "suspect");
+    lab.fake("c").line = Line::Up;
+    lab.pass(480);
+    assert!(lab.view.epoch > Epoch(1), "{:?}", lab.held());
+    lab.fake("b").line = Line::Up;
+    lab.pass(2000);
+    assert_eq!(lab.primary(), Some("b"), "it has more than c");
+}
+
+#[test]
+fn many_probes_under_suspicion_do_not_empty_the_read_pool_sooner() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("a").line = Line::Silent;
+    lab.fake("b").line = Line::Silent;
+    lab.pass(2600);
+    assert_eq!(lab.phase(), "suspect");
+    assert_eq!(lab.readers(), ["b", "c"], "three failures in a row, but not for three intervals");
+    lab.pass(1000);
+    assert_eq!(lab.readers(), ["c"]);
+}
+
+/// c streams from b and b from a; this proxy reaches c alone.
+#[test]
+fn a_standby_that_streams_from_another_one_is_no_witness_of_its_own() {
+    let mut lab = Lab::new(settings());
+    lab.fake("c").settings.insert("primary_conninfo".to_owned(), "host=localhost port=5002".to_owned());
+    lab.start();
+    lab.pass(3000);
+    assert_eq!(lab.phase(), "steady");
+    lab.fake("a").line = Line::Refused;
+    lab.fake("b").line = Line::Silent;
+    lab.pass(60_000);
+    assert!(lab.did("sever").is_empty(), "a may live and write, and c still receives all of it");
+    assert_eq!(lab.phase(), "suspect");
+    lab.fake("b").line = Line::Up;
+    lab.pass(2000);
+    assert!(lab.did("sever").is_empty(), "b streams from a");
+    lab.fake("a").reachable_by_others = false;
+    lab.pass(3000);
+    assert!(lab.primary().is_some_and(|primary| primary != "a"), "{:?}", lab.held());
 }

@@ -212,7 +212,8 @@ fn names(kind: Kind) -> Vec<&'static str> {
     strategies().into_iter().filter(|info| info.kind == kind).map(|info| info.name).collect()
 }
 
-fn is_none(tree: &Tree) -> bool {
+/// Whether it is the word `none`, which stands for a key that is not given.
+pub(super) fn is_none(tree: &Tree) -> bool {
     matches!(&tree.value, Value::Scalar { text, plain: true } if text == "none")
 }
 

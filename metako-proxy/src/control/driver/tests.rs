@@ -286,7 +286,7 @@ async fn a_node_that_changed_is_asked_anew_and_its_old_answer_counts_for_nothing
     let mut bench = bench(&["a", "slow"], empty_store(), MockCut::new()).await;
     assert!(bench.driver.carry_out(probe(1, "slow")).is_none());
     let changed = config(vec![node("a", 1), node("slow", 99)]);
-    assert!(matches!(bench.driver.reconfigure(changed), Event::Reconfigured { .. }));
+    bench.driver.reconfigure(changed);
     let (_, result) = probed(bench.answer().await);
     assert!(matches!(result, Err(ProbeFailure::Unexpected(_))), "{result:?}");
     let started_at = |event| probed(event).1.unwrap().started_at;
@@ -296,6 +296,30 @@ async fn a_node_that_changed_is_asked_anew_and_its_old_answer_counts_for_nothing
     bench.driver.reconfigure(config(vec![node("slow", 99)]));
     let gone = bench.driver.carry_out(probe(3, "a")).unwrap();
     assert!(matches!(probed(gone), (3, Err(ProbeFailure::Unexpected(_)))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configuration_that_the_controller_refuses_changes_no_node() {
+    let mut store = MockJournalStore::new();
+    store.expect_load().returning(|| Ok(Found::Journal(Box::new(journal("main", 3)))));
+    let mut bench = bench(&["a", "b"], store, MockCut::new()).await;
+    let mut actions = Vec::new();
+    let offer = |bench: &mut Bench, names: &[&str], actions: &mut Vec<Action>| {
+        let nodes = names.iter().zip(1..).map(|(name, port)| node(name, port)).collect();
+        let event = bench.driver.offer(config(nodes));
+        bench.driver.handle(event, actions);
+    };
+    offer(&mut bench, &["b"], &mut actions);
+    let refused = actions.iter().any(|action| {
+        matches!(action, Action::Record { decision } if decision.reason.contains("cannot be removed"))
+    });
+    assert!(refused, "{actions:?}");
+    assert!(probed(bench.carry_out(probe(77, "a")).await).1.is_ok(), "the primary is still asked");
+
+    offer(&mut bench, &["a", "c"], &mut actions);
+    assert!(probed(bench.carry_out(probe(78, "c")).await).1.is_ok());
+    let gone = bench.driver.carry_out(probe(79, "b")).unwrap();
+    assert!(matches!(probed(gone), (79, Err(ProbeFailure::Unexpected(_)))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -468,4 +492,14 @@ async fn a_driver_asks_its_nodes_by_itself_and_stops_when_told() {
     running.await.unwrap();
     assert_eq!(handle.operator(OperatorCommand::Adopt(NodeName::from("a"))).await, Err(Stopped));
     handle.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_driver_is_noticed_however_it_comes() {
+    let Bench { driver, handle, .. } = bench(&["a"], empty_store(), MockCut::new()).await;
+    let running = tokio::spawn(driver.run());
+    assert!(timeout(Duration::from_mins(1), handle.ended()).await.is_err(), "it runs");
+    // Dropped where it stands, as a panic would.
+    running.abort();
+    timeout(Duration::from_mins(1), handle.ended()).await.expect("it has ended");
 }
