@@ -1,28 +1,27 @@
 //! The pools: sockets for the state machines of [`metako_core::pool`].
 
+mod checkout;
+mod lease;
+mod variants;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use metako_core::cluster::ServerLoss;
-use metako_core::pool::{Checkin, Checkout, Grant, Pool, ServerId, Variant, WaiterId};
-use metako_core::session::Server;
+use metako_core::pool::{Checkin, Grant, Pool, ServerId, Variant, WaiterId};
 use metako_core::{Epoch, NodeName};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+pub(super) use self::checkout::{Attempt, CheckoutError};
+pub(super) use self::lease::Lease;
+use self::variants::{Parameters, VARIANTS_MAX, Variants};
 use super::Core;
-use super::conn::{CancelTarget, Conn, Reported};
-use crate::backend::{self, ConnectError, ConnectErrorKind, MaybeTls, Target};
+use super::conn::{Conn, Reported};
+use crate::backend::MaybeTls;
 use crate::env::Env;
 use crate::shared::NodeTraffic;
-
-/// How long opening a connection may take.
-const OPEN_MAX: Duration = Duration::from_secs(5);
-
-/// So many different sets of start-up parameters are known at a time.
-const VARIANTS_MAX: usize = 4096;
 
 pub(super) type ServerConn<E> = Conn<MaybeTls<<E as Env>::Stream>>;
 
@@ -36,21 +35,6 @@ pub(super) struct Who {
     pub(super) parameters: Parameters,
     /// The number of those.
     pub(super) variant: Variant,
-}
-
-/// Why there is no connection.
-#[derive(Debug)]
-pub(super) enum CheckoutError {
-    /// It could not be opened.
-    Open(ConnectError),
-    /// All were in use for as long as one may wait.
-    Patience(Duration),
-    /// Too many wait already.
-    Full,
-    /// The configuration has no such node any more.
-    NoNode,
-    /// The epoch is over in which the node was picked.
-    Stale,
 }
 
 /// What a client that waited gets.
@@ -147,97 +131,6 @@ impl<E: Env> Cell<E> {
     }
 }
 
-/// A server connection in use by one client. Dropping it closes the connection; [`Lease::give_back`] does not.
-pub(super) struct Lease<E: Env> {
-    conn: Option<Box<ServerConn<E>>>,
-    cell: Arc<Cell<E>>,
-    core: Arc<Core<E>>,
-}
-
-impl<E: Env> Lease<E> {
-    fn new(core: &Arc<Core<E>>, cell: &Arc<Cell<E>>, conn: Box<ServerConn<E>>) -> Self {
-        cell.traffic.in_use.fetch_add(1, Ordering::Relaxed);
-        Self { conn: Some(conn), cell: Arc::clone(cell), core: Arc::clone(core) }
-    }
-
-    pub(super) fn node(&self) -> &NodeName {
-        &self.cell.node
-    }
-
-    pub(super) fn traffic(&self) -> &NodeTraffic {
-        &self.cell.traffic
-    }
-
-    pub(super) fn conn(&mut self) -> &mut ServerConn<E> {
-        self.conn.as_mut().expect("a lease has its connection until it is given back")
-    }
-
-    /// The connection and the node's counters, side by side.
-    pub(super) fn parts(&mut self) -> (&mut ServerConn<E>, &NodeTraffic) {
-        let conn = self.conn.as_mut().expect("a lease has its connection until it is given back");
-        (conn, &self.cell.traffic)
-    }
-
-    /// The client is done with it.
-    pub(super) fn give_back(mut self) {
-        if let Some(conn) = self.conn.take() {
-            self.cell.traffic.in_use.fetch_sub(1, Ordering::Relaxed);
-            let clean = conn.is_clean();
-            self.cell.give_back(&self.core, conn, clean);
-        }
-    }
-}
-
-impl<E: Env> Drop for Lease<E> {
-    fn drop(&mut self) {
-        if let Some(conn) = self.conn.take() {
-            self.cell.traffic.in_use.fetch_sub(1, Ordering::Relaxed);
-            let id = conn.id;
-            drop(conn);
-            self.cell.lost(&self.core, id);
-        }
-    }
-}
-
-/// Leave to open a connection; dropped without success, the place goes to the next in line.
-struct Opening<'a, E: Env> {
-    core: &'a Arc<Core<E>>,
-    cell: &'a Arc<Cell<E>>,
-    server: Option<ServerId>,
-}
-
-impl<E: Env> Drop for Opening<'_, E> {
-    fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            self.cell.lost(self.core, server);
-        }
-    }
-}
-
-/// A place in line; dropped, what was granted meanwhile goes to the next.
-struct Waiting<'a, E: Env> {
-    core: &'a Arc<Core<E>>,
-    cell: &'a Arc<Cell<E>>,
-    waiter: WaiterId,
-    receiver: oneshot::Receiver<Granted<E>>,
-}
-
-impl<E: Env> Drop for Waiting<'_, E> {
-    fn drop(&mut self) {
-        let mut state = self.cell.state.lock();
-        state.pool.cancel(self.waiter);
-        state.waiting.remove(&self.waiter);
-        self.receiver.close();
-        let granted = self.receiver.try_recv();
-        drop(state);
-        match granted {
-            Ok(Granted::Conn(conn)) => self.cell.give_back(self.core, conn, true),
-            Ok(Granted::Open(server)) => self.cell.lost(self.core, server),
-            Err(_) => {}
-        }
-    }
-}
-
 /// All pools.
 pub(super) struct Pools<E: Env> {
     cells: Mutex<Vec<(PoolKey, Arc<Cell<E>>)>>,
@@ -245,35 +138,6 @@ pub(super) struct Pools<E: Env> {
     /// What servers reported after log-in, by database, user and variant.
     reported: Mutex<BTreeMap<ReportKey, Reported>>,
 }
-
-/// The sets of start-up parameters that are in use.
-#[derive(Debug, Default)]
-struct Variants {
-    known: BTreeMap<Parameters, Variant>,
-    /// Numbers are never given twice: a server connection may outlive the last client of its set.
-    last: u64,
-}
-
-impl Variants {
-    /// The number of a set; `None` if too many are in use. Those that no client has any more make room.
-    fn number(&mut self, parameters: &Parameters) -> Option<(Parameters, Variant)> {
-        if let Some((known, variant)) = self.known.get_key_value(parameters) {
-            return Some((Arc::clone(known), *variant));
-        }
-        if self.known.len() >= VARIANTS_MAX {
-            self.known.retain(|known, _| Arc::strong_count(known) > 1);
-            if self.known.len() >= VARIANTS_MAX {
-                return None;
-            }
-        }
-        self.last += 1;
-        self.known.insert(Arc::clone(parameters), Variant(self.last));
-        Some((Arc::clone(parameters), Variant(self.last)))
-    }
-}
-
-/// Names and values of start-up parameters, in the client's order.
-pub(super) type Parameters = Arc<Vec<(String, String)>>;
 
 /// Database, user and variant.
 type ReportKey = (String, String, Variant);
@@ -283,31 +147,6 @@ struct PoolKey {
     database: String,
     user: String,
     node: NodeName,
-}
-
-/// The first step of a checkout, which does not wait.
-pub(super) enum Attempt<E: Env> {
-    Leased(Lease<E>),
-    Later(Later<E>),
-    Failed(CheckoutError),
-}
-
-impl<E: Env> Attempt<E> {
-    /// Whether it waits for a connection that others use.
-    pub(super) fn is_in_line(&self) -> bool {
-        matches!(self, Self::Later(Later { step: Step::Wait(..), .. }))
-    }
-}
-
-/// A checkout that has its place and has to wait: for its turn, or for the server to let it in.
-pub(super) struct Later<E: Env> {
-    cell: Arc<Cell<E>>,
-    step: Step<E>,
-}
-
-enum Step<E: Env> {
-    Open(ServerId),
-    Wait(WaiterId, oneshot::Receiver<Granted<E>>),
 }
 
 impl<E: Env> Default for Pools<E> {
@@ -449,182 +288,5 @@ impl<E: Env> Pools<E> {
         for (node, idle) in idle_by_node {
             core.traffic.node(&node).idle.store(idle, Ordering::Relaxed);
         }
-    }
-
-    /// Takes an idle connection, if there is one and nobody waits.
-    pub(super) fn try_idle(
-        &self,
-        core: &Arc<Core<E>>,
-        who: &Who,
-        node: &NodeName,
-        epoch: Epoch,
-    ) -> Option<Lease<E>> {
-        let cell = self.cell(core, who, node)?;
-        loop {
-            let mut state = cell.state.lock();
-            let server = state.pool.take_idle(who.variant, epoch)?;
-            let mut conn = state.idle.remove(&server)?;
-            drop(state);
-            if conn.is_alive() {
-                return Some(Lease::new(core, &cell, conn));
-            }
-            core.evidence.report(node, ServerLoss::Broken);
-            drop(conn);
-            cell.lost(core, server);
-        }
-    }
-
-    /// Begins a checkout: takes an idle connection, or a place to open one, or a place in line. Does not wait.
-    pub(super) fn attempt(
-        &self,
-        core: &Arc<Core<E>>,
-        who: &Who,
-        node: &NodeName,
-        epoch: Epoch,
-    ) -> Attempt<E> {
-        let Some(cell) = self.cell(core, who, node) else { return Attempt::Failed(CheckoutError::NoNode) };
-        loop {
-            let patience = core.settings.load().config.pool.wait_timeout;
-            let mut state = cell.state.lock();
-            match state.pool.checkout(core.env.now(), who.variant, epoch, patience) {
-                Checkout::Reuse(server) => {
-                    let Some(mut conn) = state.idle.remove(&server) else {
-                        state.pool.lost(core.env.now(), server);
-                        continue;
-                    };
-                    drop(state);
-                    if conn.is_alive() {
-                        return Attempt::Leased(Lease::new(core, &cell, conn));
-                    }
-                    core.evidence.report(node, ServerLoss::Broken);
-                    drop(conn);
-                    cell.lost(core, server);
-                }
-                Checkout::Open { server, close } => {
-                    let closed = close.and_then(|server| state.idle.remove(&server));
-                    drop(state);
-                    drop(closed);
-                    return Attempt::Later(Later { cell, step: Step::Open(server) });
-                }
-                Checkout::Wait(waiter) => {
-                    let (sender, receiver) = oneshot::channel();
-                    state.waiting.insert(waiter, sender);
-                    drop(state);
-                    return Attempt::Later(Later { cell, step: Step::Wait(waiter, receiver) });
-                }
-                Checkout::Full => return Attempt::Failed(CheckoutError::Full),
-            }
-        }
-    }
-}
-
-impl<E: Env> Later<E> {
-    /// Waits for the connection. Cancelling gives place or connection to the next in line.
-    pub(super) async fn finish(
-        self,
-        core: &Arc<Core<E>>,
-        who: &Who,
-        epoch: Epoch,
-    ) -> Result<Lease<E>, CheckoutError> {
-        let Self { cell, step } = self;
-        let server = match step {
-            Step::Open(server) => server,
-            Step::Wait(waiter, receiver) => {
-                let patience = core.settings.load().config.pool.wait_timeout;
-                let mut waiting = Waiting { core, cell: &cell, waiter, receiver };
-                match tokio::time::timeout(patience, &mut waiting.receiver).await {
-                    Ok(Ok(Granted::Conn(conn))) => return Ok(Lease::new(core, &cell, conn)),
-                    Ok(Ok(Granted::Open(server))) => server,
-                    Ok(Err(_)) if cell.state.lock().retired => return Err(CheckoutError::NoNode),
-                    Ok(Err(_)) | Err(_) => return Err(CheckoutError::Patience(patience)),
-                }
-            }
-        };
-        let opening = Opening { core, cell: &cell, server: Some(server) };
-        open(opening, who, epoch).await
-    }
-}
-
-async fn open<E: Env>(
-    mut opening: Opening<'_, E>,
-    who: &Who,
-    epoch: Epoch,
-) -> Result<Lease<E>, CheckoutError> {
-    let (core, cell) = (opening.core, opening.cell);
-    let target = target(core, &cell.node, who).ok_or(CheckoutError::NoNode)?;
-    let opened = tokio::time::timeout(OPEN_MAX, backend::connect(&core.env, &target)).await;
-    let backend =
-        opened.unwrap_or_else(|_| Err(ConnectError::timed_out(&cell.node, OPEN_MAX))).map_err(|error| {
-            if let Some(loss) = error.server_loss() {
-                core.evidence.report(&cell.node, loss);
-            }
-            CheckoutError::Open(error)
-        })?;
-    let reported = Arc::new(backend.parameters);
-    core.pools.report(who, &reported);
-    let Some(server) = opening.server.take() else { return Err(CheckoutError::NoNode) };
-    {
-        let mut state = cell.state.lock();
-        state.pool.opened(core.env.now(), server);
-        state.pool.set_epoch(server, epoch);
-    }
-    let conn = Conn {
-        server: Server::new(&reported, &who.application_name),
-        stream: backend.stream,
-        id: server,
-        epoch,
-        cancel: Arc::new(CancelTarget {
-            target,
-            process_id: backend.process_id,
-            secret_key: backend.secret_key,
-        }),
-        reported,
-        partial: Vec::new(),
-        registration: core.register.enter(&cell.node, epoch),
-    };
-    let severed = conn.registration.control.is_severed_now();
-    let lease = Lease::new(core, cell, Box::new(conn));
-    if severed {
-        // The fence fell while it was being opened: whoever asked waits for another primary.
-        let kind = ConnectErrorKind::Closed("the primary is being replaced".to_owned());
-        return Err(CheckoutError::Open(ConnectError { node: cell.node.clone(), kind }));
-    }
-    Ok(lease)
-}
-
-fn target<E: Env>(core: &Core<E>, node: &NodeName, who: &Who) -> Option<Target> {
-    let settings = core.settings.load();
-    let mut target = Target::of_node(settings.node(node.as_str())?);
-    target.password = settings.password(&who.user);
-    target.user.clone_from(&who.user);
-    target.database.clone_from(&who.database);
-    target.parameters.clone_from(&who.parameters);
-    if !who.application_name.is_empty() {
-        target.parameters.push(("application_name".to_owned(), who.application_name.clone()));
-    }
-    Some(target)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set(n: usize) -> Parameters {
-        Arc::new(vec![("options".to_owned(), format!("-c my.number={n}"))])
-    }
-
-    #[test]
-    fn sets_of_start_up_parameters_that_nobody_has_make_room_and_their_numbers_are_not_given_again() {
-        let mut variants = Variants::default();
-        let held = variants.number(&set(0)).expect("there is room");
-        for n in 1..3 * VARIANTS_MAX {
-            let (_, variant) = variants.number(&set(n)).expect("nobody holds the others");
-            assert_eq!(variant, Variant(n as u64 + 1));
-        }
-        assert_eq!(variants.number(&set(0)).expect("it is held").1, held.1);
-        let all: Vec<_> =
-            (0..VARIANTS_MAX).map(|n| variants.number(&set(n)).expect("there is room")).collect();
-        assert!(variants.number(&set(VARIANTS_MAX)).is_none());
-        drop(all);
     }
 }
