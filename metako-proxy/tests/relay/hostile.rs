@@ -224,3 +224,65 @@ async fn prepared_statements_follow_changes_of_tables_and_refusals_of_replicas()
     assert_eq!(client.query_one(&again, &[]).await.unwrap().len(), 2);
     bench.data.shutdown(Duration::from_secs(5)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_client_does_to_its_session_never_meets_another() {
+    let bench = Bench::start(0, "pool: { size: 4 }").await;
+    let other = bench.client().await;
+    let state = "select concat_ws('|', current_setting('search_path'), current_setting('work_mem'), \
+                 current_setting('timezone'), current_setting('application_name'), current_user, \
+                 pg_my_temp_schema()::text, \
+                 (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()), \
+                 (select count(*) from pg_listening_channels()), (select count(*) from pg_cursors), \
+                 (select count(*) from pg_prepared_statements where name not like 'metako%'))";
+    let clean = text(&other, state).await;
+    for sql in [
+        "set work_mem = '7MB'",
+        "select 1; set work_mem = '7MB'; select 2",
+        "/* a comment */ set search_path = elsewhere",
+        "select set_config('search_path', 'elsewhere', false)",
+        "select set_config('search_path'::text, 'elsewhere', 1 = 2)",
+        "begin; set session work_mem = '7MB'; commit",
+        "do $$ begin perform set_config('search_path', 'elsewhere', false); end $$",
+        "do $$ begin perform pg_advisory_lock(7); end $$",
+        "do $$ begin execute 'create temp table hidden (id int)'; end $$",
+        "do $$ begin execute 'set application_name to stealth'; end $$",
+        "do $$ begin execute 'deallocate all'; end $$",
+        "set local work_mem = '7MB'",
+        "select pg_advisory_lock(1), pg_try_advisory_lock_shared(2)",
+        "create temp table mine (id int)",
+        "create table pg_temp.mine (id int)",
+        "select 1 as one into temp mine",
+        "listen channel",
+        "prepare p as select 1",
+        "begin; declare c cursor with hold for select 1; commit",
+        "create role somebody; set role somebody",
+        "set session authorization somebody",
+        "set time zone 'Asia/Tokyo'",
+        "reset all",
+        "discard all",
+    ] {
+        let one = bench.client().await;
+        one.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        for _ in 0..3 {
+            assert_eq!(text(&other, state).await, clean, "after {sql}");
+        }
+        drop(one);
+        bench.settled().await;
+        for _ in 0..3 {
+            assert_eq!(text(&other, state).await, clean, "after the end of the client of {sql}");
+        }
+        // The same in the extended protocol, where it is one statement.
+        let mut raw = Raw::connect(&bench).await;
+        raw.send(&[&parse("s", sql)[..], SYNC, &bind("s"), EXECUTE, SYNC].concat()).await;
+        raw.ready().await;
+        raw.ready().await;
+        for _ in 0..3 {
+            assert_eq!(text(&other, state).await, clean, "after {sql}, prepared");
+        }
+        drop(raw);
+        bench.settled().await;
+        assert_eq!(text(&other, state).await, clean, "after the end of the client of {sql}, prepared");
+    }
+    bench.data.shutdown(Duration::from_secs(5)).await;
+}

@@ -151,7 +151,8 @@ fn judge(words: &Words) -> Head {
         ["notify", ..] => write("notifies listeners when it commits"),
 
         ["show", ..] => unknown("a setting may differ from node to node"),
-        ["call" | "do", ..] => unknown("runs code that the classifier does not see"),
+        ["do", ..] => session("runs a block of code, which may change the session"),
+        ["call", ..] => unknown("runs code that the classifier does not see"),
         _ => unknown("not a statement that the classifier knows"),
     }
 }
