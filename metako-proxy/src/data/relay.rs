@@ -415,3 +415,6 @@ where
 fn lost(error: &io::Error) -> End {
     End::ServerLost(error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use metako_core::Epoch;
+use metako_core::plugin::{Class, Classification, QueryClassifier, Span};
+use metako_core::pool::ServerId;
+use metako_core::session::{Interner, Server};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+use super::super::clients::Clients;
+use super::super::conn::{CancelTarget, Register};
+use super::*;
+use crate::backend::Target;
+use crate::env::TokioEnv;
+
+struct AllWrites;
+
+impl QueryClassifier for AllWrites {
+    fn classify(&self, _: &[u8]) -> Classification {
+        Classification::new(Class::Write, "all are", Span::default())
+    }
+}
+
+/// A relay between two streams in memory, whose far ends the scene has. Gives how it ended; after a time-out it goes
+/// on.
+async fn with_relay(
+    time_outs: TimeOuts,
+    input: Vec<u8>,
+    scene: impl AsyncFnOnce(DuplexStream, DuplexStream),
+) -> End {
+    let (client_end, client_stream) = duplex(64 << 10);
+    let (server_end, server_stream) = duplex(4 << 20);
+    let statements = Mutex::new(Interner::default());
+    let register: Arc<Register> = Arc::default();
+    let target = Target {
+        node: "n".into(),
+        host: String::new(),
+        port: 0,
+        sslmode: metako_core::config::SslMode::Disable,
+        user: String::new(),
+        password: None,
+        database: String::new(),
+        parameters: Vec::new(),
+    };
+    let mut conn = Conn {
+        stream: server_stream,
+        server: Server::new(&[], ""),
+        id: ServerId(1),
+        epoch: Epoch(1),
+        cancel: Arc::new(CancelTarget { target, process_id: 1, secret_key: Vec::new() }),
+        reported: Arc::default(),
+        partial: Vec::new(),
+        registration: register.enter(&"n".into(), Epoch(1)),
+    };
+    let mut client = ClientSide {
+        stream: client_stream,
+        session: Session::new("", 1 << 20),
+        input,
+        output: Outbox::default(),
+        stalled: false,
+        leaving: false,
+        timer: None,
+        armed: false,
+    };
+    let mut to_server = Outbox::default();
+    let mut relay = Relay {
+        client: &mut client,
+        conn: &mut conn,
+        to_server: &mut to_server,
+        handle: &Clients::default().enter(&TokioEnv::new()),
+        traffic: &NodeTraffic::default(),
+        cx: SessionCx { classifier: &AllWrites, statements: &statements, split: true },
+        time_outs,
+        broken: None,
+        cancelled: false,
+        read_only: false,
+    };
+    let run = async {
+        if let Err(end) = relay.start(false, false).await {
+            return end;
+        }
+        match relay.run().await {
+            End::TimedOut(key) => End::ServerLost(format!("{key}, then {:?}", relay.run().await)),
+            end => end,
+        }
+    };
+    let scene = tokio::time::timeout(Duration::from_mins(5), scene(client_end, server_end));
+    let (end, scene) = tokio::join!(run, scene);
+    scene.unwrap_or_else(|_| panic!("the scene hangs: {end:?}"));
+    end
+}
+
+const QUERY: &[u8] = b"Q\0\0\0\x05\0";
+const ANSWER: &[u8] = b"I\0\0\0\x04Z\0\0\0\x05I";
+
+#[tokio::test(start_paused = true)]
+async fn what_a_full_pipeline_left_over_is_sent_when_answers_come() {
+    const MANY: usize = (1 << 16) + 10;
+    let time_outs = TimeOuts { read: None, write: None };
+    let scene = async |mut client: DuplexStream, mut server: DuplexStream| {
+        let mut sent = vec![0; QUERY.len() << 16];
+        server.read_exact(&mut sent).await.unwrap();
+        let mut answers = vec![0; ANSWER.len() * MANY];
+        let answering = async {
+            server.write_all(&ANSWER.repeat(1 << 16)).await.unwrap();
+            let mut rest = vec![0; QUERY.len() * 10];
+            server.read_exact(&mut rest).await.unwrap();
+            server.write_all(&ANSWER.repeat(10)).await.unwrap();
+        };
+        let reading = client.read_exact(&mut answers);
+        let (_, read) =
+            tokio::time::timeout(Duration::from_secs(1), async { tokio::join!(answering, reading) })
+                .await
+                .expect("all is answered");
+        read.unwrap();
+    };
+    let end = with_relay(time_outs, QUERY.repeat(MANY), scene).await;
+    assert!(matches!(end, End::Released), "{end:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_server_is_timed_out_and_given_up_when_it_takes_no_cancel() {
+    let time_outs = TimeOuts { read: None, write: Some(Duration::from_secs(3)) };
+    let scene = async |client: DuplexStream, server: DuplexStream| {
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        drop((client, server));
+    };
+    let end = with_relay(time_outs, QUERY.to_vec(), scene).await;
+    let End::ServerLost(how) = end else { panic!("{end:?}") };
+    let wanted =
+        "load_balancer.write_timeout, then ServerLost(\"it did not end a statement that was cancelled\")";
+    assert_eq!(how, wanted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_slow_to_read_is_no_reason_to_cancel() {
+    let time_outs = TimeOuts { read: None, write: Some(Duration::from_secs(3)) };
+    let row = [&b"D\0\x01\0\x04"[..], &vec![0; 1 << 16]].concat();
+    let scene = async |mut client: DuplexStream, mut server: DuplexStream| {
+        server.write_all(&row.repeat(8)).await.unwrap();
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        server.write_all(ANSWER).await.unwrap();
+        let mut all = vec![0; row.len() * 8 + ANSWER.len()];
+        client.read_exact(&mut all).await.unwrap();
+    };
+    let end = with_relay(time_outs, QUERY.to_vec(), scene).await;
+    assert!(matches!(end, End::Released), "{end:?}");
+}
