@@ -108,7 +108,7 @@ async fn what_a_full_pipeline_left_over_is_sent_when_answers_come() {
             server.write_all(&ANSWER.repeat(10)).await.unwrap();
         };
         let reading = client.read_exact(&mut answers);
-        let (_, read) =
+        let ((), read) =
             tokio::time::timeout(Duration::from_secs(1), async { tokio::join!(answering, reading) })
                 .await
                 .expect("all is answered");
