@@ -238,7 +238,7 @@ async fn connection<E: Env>(core: Arc<Core<E>>, stream: E::Stream, peer: SocketA
         Ok(Accepted::Session(mut session)) if crowded => {
             let report = Report::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
                 .with_detail("limits.clients is reached.");
-            client::say_last(&mut session.stream, &report).await;
+            client::greeting::say_last(&mut session.stream, &report).await;
         }
         Ok(Accepted::Session(session)) => {
             core.traffic.clients.fetch_add(1, Ordering::Relaxed);

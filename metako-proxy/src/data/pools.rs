@@ -1,28 +1,27 @@
 //! The pools: sockets for the state machines of [`metako_core::pool`].
 
+mod checkout;
 mod lease;
+mod variants;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use metako_core::cluster::ServerLoss;
-use metako_core::pool::{Checkin, Checkout, Grant, Pool, ServerId, Variant, WaiterId};
+use metako_core::pool::{Checkin, Grant, Pool, ServerId, Variant, WaiterId};
 use metako_core::{Epoch, NodeName};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use self::lease::Step;
-pub(super) use self::lease::{Later, Lease};
+pub(super) use self::checkout::{Attempt, CheckoutError};
+pub(super) use self::lease::Lease;
+use self::variants::{Parameters, VARIANTS_MAX, Variants};
 use super::Core;
 use super::conn::{Conn, Reported};
-use crate::backend::{ConnectError, MaybeTls};
+use crate::backend::MaybeTls;
 use crate::env::Env;
 use crate::shared::NodeTraffic;
-
-/// So many different sets of start-up parameters are known at a time.
-const VARIANTS_MAX: usize = 4096;
 
 pub(super) type ServerConn<E> = Conn<MaybeTls<<E as Env>::Stream>>;
 
@@ -36,21 +35,6 @@ pub(super) struct Who {
     pub(super) parameters: Parameters,
     /// The number of those.
     pub(super) variant: Variant,
-}
-
-/// Why there is no connection.
-#[derive(Debug)]
-pub(super) enum CheckoutError {
-    /// It could not be opened.
-    Open(ConnectError),
-    /// All were in use for as long as one may wait.
-    Patience(Duration),
-    /// Too many wait already.
-    Full,
-    /// The configuration has no such node any more.
-    NoNode,
-    /// The epoch is over in which the node was picked.
-    Stale,
 }
 
 /// What a client that waited gets.
@@ -155,35 +139,6 @@ pub(super) struct Pools<E: Env> {
     reported: Mutex<BTreeMap<ReportKey, Reported>>,
 }
 
-/// The sets of start-up parameters that are in use.
-#[derive(Debug, Default)]
-struct Variants {
-    known: BTreeMap<Parameters, Variant>,
-    /// Numbers are never given twice: a server connection may outlive the last client of its set.
-    last: u64,
-}
-
-impl Variants {
-    /// The number of a set; `None` if too many are in use. Those that no client has any more make room.
-    fn number(&mut self, parameters: &Parameters) -> Option<(Parameters, Variant)> {
-        if let Some((known, variant)) = self.known.get_key_value(parameters) {
-            return Some((Arc::clone(known), *variant));
-        }
-        if self.known.len() >= VARIANTS_MAX {
-            self.known.retain(|known, _| Arc::strong_count(known) > 1);
-            if self.known.len() >= VARIANTS_MAX {
-                return None;
-            }
-        }
-        self.last += 1;
-        self.known.insert(Arc::clone(parameters), Variant(self.last));
-        Some((Arc::clone(parameters), Variant(self.last)))
-    }
-}
-
-/// Names and values of start-up parameters, in the client's order.
-pub(super) type Parameters = Arc<Vec<(String, String)>>;
-
 /// Database, user and variant.
 type ReportKey = (String, String, Variant);
 
@@ -192,20 +147,6 @@ struct PoolKey {
     database: String,
     user: String,
     node: NodeName,
-}
-
-/// The first step of a checkout, which does not wait.
-pub(super) enum Attempt<E: Env> {
-    Leased(Lease<E>),
-    Later(Later<E>),
-    Failed(CheckoutError),
-}
-
-impl<E: Env> Attempt<E> {
-    /// Whether it waits for a connection that others use.
-    pub(super) fn is_in_line(&self) -> bool {
-        matches!(self, Self::Later(Later { step: Step::Wait(..), .. }))
-    }
 }
 
 impl<E: Env> Default for Pools<E> {
@@ -347,95 +288,5 @@ impl<E: Env> Pools<E> {
         for (node, idle) in idle_by_node {
             core.traffic.node(&node).idle.store(idle, Ordering::Relaxed);
         }
-    }
-
-    /// Takes an idle connection, if there is one and nobody waits.
-    pub(super) fn try_idle(
-        &self,
-        core: &Arc<Core<E>>,
-        who: &Who,
-        node: &NodeName,
-        epoch: Epoch,
-    ) -> Option<Lease<E>> {
-        let cell = self.cell(core, who, node)?;
-        loop {
-            let mut state = cell.state.lock();
-            let server = state.pool.take_idle(who.variant, epoch)?;
-            let mut conn = state.idle.remove(&server)?;
-            drop(state);
-            if conn.is_alive() {
-                return Some(Lease::new(core, &cell, conn));
-            }
-            core.evidence.report(node, ServerLoss::Broken);
-            drop(conn);
-            cell.lost(core, server);
-        }
-    }
-
-    /// Begins a checkout: takes an idle connection, or a place to open one, or a place in line. Does not wait.
-    pub(super) fn attempt(
-        &self,
-        core: &Arc<Core<E>>,
-        who: &Who,
-        node: &NodeName,
-        epoch: Epoch,
-    ) -> Attempt<E> {
-        let Some(cell) = self.cell(core, who, node) else { return Attempt::Failed(CheckoutError::NoNode) };
-        loop {
-            let patience = core.settings.load().config.pool.wait_timeout;
-            let mut state = cell.state.lock();
-            match state.pool.checkout(core.env.now(), who.variant, epoch, patience) {
-                Checkout::Reuse(server) => {
-                    let Some(mut conn) = state.idle.remove(&server) else {
-                        state.pool.lost(core.env.now(), server);
-                        continue;
-                    };
-                    drop(state);
-                    if conn.is_alive() {
-                        return Attempt::Leased(Lease::new(core, &cell, conn));
-                    }
-                    core.evidence.report(node, ServerLoss::Broken);
-                    drop(conn);
-                    cell.lost(core, server);
-                }
-                Checkout::Open { server, close } => {
-                    let closed = close.and_then(|server| state.idle.remove(&server));
-                    drop(state);
-                    drop(closed);
-                    return Attempt::Later(Later { cell, step: Step::Open(server) });
-                }
-                Checkout::Wait(waiter) => {
-                    let (sender, receiver) = oneshot::channel();
-                    state.waiting.insert(waiter, sender);
-                    drop(state);
-                    return Attempt::Later(Later { cell, step: Step::Wait(waiter, receiver) });
-                }
-                Checkout::Full => return Attempt::Failed(CheckoutError::Full),
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set(n: usize) -> Parameters {
-        Arc::new(vec![("options".to_owned(), format!("-c my.number={n}"))])
-    }
-
-    #[test]
-    fn sets_of_start_up_parameters_that_nobody_has_make_room_and_their_numbers_are_not_given_again() {
-        let mut variants = Variants::default();
-        let held = variants.number(&set(0)).expect("there is room");
-        for n in 1..3 * VARIANTS_MAX {
-            let (_, variant) = variants.number(&set(n)).expect("nobody holds the others");
-            assert_eq!(variant, Variant(n as u64 + 1));
-        }
-        assert_eq!(variants.number(&set(0)).expect("it is held").1, held.1);
-        let all: Vec<_> =
-            (0..VARIANTS_MAX).map(|n| variants.number(&set(n)).expect("there is room")).collect();
-        assert!(variants.number(&set(VARIANTS_MAX)).is_none());
-        drop(all);
     }
 }

@@ -1,0 +1,252 @@
+//! From a node to a server connection there: one that is idle, one that is opened, or a place in line.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metako_core::cluster::ServerLoss;
+use metako_core::pool::{Checkout, ServerId, WaiterId};
+use metako_core::session::Server;
+use metako_core::{Epoch, NodeName};
+use tokio::sync::oneshot;
+
+use super::{Cell, Core, Granted, Lease, Pools, Who};
+use crate::backend::{self, ConnectError, ConnectErrorKind, Target};
+use crate::data::conn::{CancelTarget, Conn};
+use crate::env::Env;
+
+/// How long opening a connection may take.
+const OPEN_MAX: Duration = Duration::from_secs(5);
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(in crate::data) enum CheckoutError {
+    /// It could not be opened.
+    Open(ConnectError),
+    /// All were in use for as long as one may wait.
+    Patience(Duration),
+    /// Too many wait already.
+    Full,
+    /// The configuration has no such node any more.
+    NoNode,
+    /// The epoch is over in which the node was picked.
+    Stale,
+}
+
+/// The first step of a checkout, which does not wait.
+pub(in crate::data) enum Attempt<E: Env> {
+    Leased(Lease<E>),
+    Later(Later<E>),
+    Failed(CheckoutError),
+}
+
+impl<E: Env> Attempt<E> {
+    /// Whether it waits for a connection that others use.
+    pub(in crate::data) fn is_in_line(&self) -> bool {
+        matches!(self, Self::Later(Later { step: Step::Wait(..), .. }))
+    }
+}
+
+/// A checkout that has its place and has to wait: for its turn, or for the server to let it in.
+pub(in crate::data) struct Later<E: Env> {
+    cell: Arc<Cell<E>>,
+    step: Step<E>,
+}
+
+enum Step<E: Env> {
+    Open(ServerId),
+    Wait(WaiterId, oneshot::Receiver<Granted<E>>),
+}
+
+/// Leave to open a connection; dropped without success, the place goes to the next in line.
+struct Opening<'a, E: Env> {
+    core: &'a Arc<Core<E>>,
+    cell: &'a Arc<Cell<E>>,
+    server: Option<ServerId>,
+}
+
+impl<E: Env> Drop for Opening<'_, E> {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            self.cell.lost(self.core, server);
+        }
+    }
+}
+
+/// A place in line; dropped, what was granted meanwhile goes to the next.
+struct Waiting<'a, E: Env> {
+    core: &'a Arc<Core<E>>,
+    cell: &'a Arc<Cell<E>>,
+    waiter: WaiterId,
+    receiver: oneshot::Receiver<Granted<E>>,
+}
+
+impl<E: Env> Drop for Waiting<'_, E> {
+    fn drop(&mut self) {
+        let mut state = self.cell.state.lock();
+        state.pool.cancel(self.waiter);
+        state.waiting.remove(&self.waiter);
+        self.receiver.close();
+        let granted = self.receiver.try_recv();
+        drop(state);
+        match granted {
+            Ok(Granted::Conn(conn)) => self.cell.give_back(self.core, conn, true),
+            Ok(Granted::Open(server)) => self.cell.lost(self.core, server),
+            Err(_) => {}
+        }
+    }
+}
+
+impl<E: Env> Pools<E> {
+    /// Takes an idle connection, if there is one and nobody waits.
+    pub(in crate::data) fn try_idle(
+        &self,
+        core: &Arc<Core<E>>,
+        who: &Who,
+        node: &NodeName,
+        epoch: Epoch,
+    ) -> Option<Lease<E>> {
+        let cell = self.cell(core, who, node)?;
+        loop {
+            let mut state = cell.state.lock();
+            let server = state.pool.take_idle(who.variant, epoch)?;
+            let mut conn = state.idle.remove(&server)?;
+            drop(state);
+            if conn.is_alive() {
+                return Some(Lease::new(core, &cell, conn));
+            }
+            core.evidence.report(node, ServerLoss::Broken);
+            drop(conn);
+            cell.lost(core, server);
+        }
+    }
+
+    /// Begins a checkout: takes an idle connection, or a place to open one, or a place in line. Does not wait.
+    pub(in crate::data) fn attempt(
+        &self,
+        core: &Arc<Core<E>>,
+        who: &Who,
+        node: &NodeName,
+        epoch: Epoch,
+    ) -> Attempt<E> {
+        let Some(cell) = self.cell(core, who, node) else { return Attempt::Failed(CheckoutError::NoNode) };
+        loop {
+            let patience = core.settings.load().config.pool.wait_timeout;
+            let mut state = cell.state.lock();
+            match state.pool.checkout(core.env.now(), who.variant, epoch, patience) {
+                Checkout::Reuse(server) => {
+                    let Some(mut conn) = state.idle.remove(&server) else {
+                        state.pool.lost(core.env.now(), server);
+                        continue;
+                    };
+                    drop(state);
+                    if conn.is_alive() {
+                        return Attempt::Leased(Lease::new(core, &cell, conn));
+                    }
+                    core.evidence.report(node, ServerLoss::Broken);
+                    drop(conn);
+                    cell.lost(core, server);
+                }
+                Checkout::Open { server, close } => {
+                    let closed = close.and_then(|server| state.idle.remove(&server));
+                    drop(state);
+                    drop(closed);
+                    return Attempt::Later(Later { cell, step: Step::Open(server) });
+                }
+                Checkout::Wait(waiter) => {
+                    let (sender, receiver) = oneshot::channel();
+                    state.waiting.insert(waiter, sender);
+                    drop(state);
+                    return Attempt::Later(Later { cell, step: Step::Wait(waiter, receiver) });
+                }
+                Checkout::Full => return Attempt::Failed(CheckoutError::Full),
+            }
+        }
+    }
+}
+
+impl<E: Env> Later<E> {
+    /// Waits for the connection. Cancelling gives place or connection to the next in line.
+    pub(in crate::data) async fn finish(
+        self,
+        core: &Arc<Core<E>>,
+        who: &Who,
+        epoch: Epoch,
+    ) -> Result<Lease<E>, CheckoutError> {
+        let Self { cell, step } = self;
+        let server = match step {
+            Step::Open(server) => server,
+            Step::Wait(waiter, receiver) => {
+                let patience = core.settings.load().config.pool.wait_timeout;
+                let mut waiting = Waiting { core, cell: &cell, waiter, receiver };
+                match tokio::time::timeout(patience, &mut waiting.receiver).await {
+                    Ok(Ok(Granted::Conn(conn))) => return Ok(Lease::new(core, &cell, conn)),
+                    Ok(Ok(Granted::Open(server))) => server,
+                    Ok(Err(_)) if cell.state.lock().retired => return Err(CheckoutError::NoNode),
+                    Ok(Err(_)) | Err(_) => return Err(CheckoutError::Patience(patience)),
+                }
+            }
+        };
+        let opening = Opening { core, cell: &cell, server: Some(server) };
+        open(opening, who, epoch).await
+    }
+}
+
+async fn open<E: Env>(
+    mut opening: Opening<'_, E>,
+    who: &Who,
+    epoch: Epoch,
+) -> Result<Lease<E>, CheckoutError> {
+    let (core, cell) = (opening.core, opening.cell);
+    let target = target(core, &cell.node, who).ok_or(CheckoutError::NoNode)?;
+    let opened = tokio::time::timeout(OPEN_MAX, backend::connect(&core.env, &target)).await;
+    let backend =
+        opened.unwrap_or_else(|_| Err(ConnectError::timed_out(&cell.node, OPEN_MAX))).map_err(|error| {
+            if let Some(loss) = error.server_loss() {
+                core.evidence.report(&cell.node, loss);
+            }
+            CheckoutError::Open(error)
+        })?;
+    let reported = Arc::new(backend.parameters);
+    core.pools.report(who, &reported);
+    let Some(server) = opening.server.take() else { return Err(CheckoutError::NoNode) };
+    {
+        let mut state = cell.state.lock();
+        state.pool.opened(core.env.now(), server);
+        state.pool.set_epoch(server, epoch);
+    }
+    let conn = Conn {
+        server: Server::new(&reported, &who.application_name),
+        stream: backend.stream,
+        id: server,
+        epoch,
+        cancel: Arc::new(CancelTarget {
+            target,
+            process_id: backend.process_id,
+            secret_key: backend.secret_key,
+        }),
+        reported,
+        partial: Vec::new(),
+        registration: core.register.enter(&cell.node, epoch),
+    };
+    let severed = conn.registration.control.is_severed_now();
+    let lease = Lease::new(core, cell, Box::new(conn));
+    if severed {
+        // The fence fell while it was being opened: whoever asked waits for another primary.
+        let kind = ConnectErrorKind::Closed("the primary is being replaced".to_owned());
+        return Err(CheckoutError::Open(ConnectError { node: cell.node.clone(), kind }));
+    }
+    Ok(lease)
+}
+
+fn target<E: Env>(core: &Core<E>, node: &NodeName, who: &Who) -> Option<Target> {
+    let settings = core.settings.load();
+    let mut target = Target::of_node(settings.node(node.as_str())?);
+    target.password = settings.password(&who.user);
+    target.user.clone_from(&who.user);
+    target.database.clone_from(&who.database);
+    target.parameters.clone_from(&who.parameters);
+    if !who.application_name.is_empty() {
+        target.parameters.push(("application_name".to_owned(), who.application_name.clone()));
+    }
+    Some(target)
+}
