@@ -25,7 +25,7 @@ command -v cc >/dev/null || packages="$packages gcc libc6-dev"
 # PostgreSQL refuses root; killed servers leave a shared memory segment that only ipcrm removes.
 command -v ipcrm >/dev/null || packages="$packages util-linux"
 
-command -v "${CARGO:-cargo}" >/dev/null || fail "no cargo: install a Rust toolchain (https://rustup.rs), version 1.93 or newer"
+command -v "${CARGO:-cargo}" >/dev/null || fail "no cargo: install a Rust toolchain (https://rustup.rs), version 1.95 or newer"
 
 packages=$(echo "$packages" | xargs -n 1 | sort -u | xargs)
 [ -n "$packages" ] || exit 0
