@@ -7,6 +7,7 @@ use std::path::Path;
 use metako_core::config::{self, Loaded, Problem, Problems, SecretSource};
 use tracing_subscriber::EnvFilter;
 
+use crate::backend::ServerTlsTable;
 use crate::tls_files::load_tls;
 
 /// The most that is read of a configuration or a password file, in bytes: a little more than the checks accept.
@@ -63,6 +64,12 @@ fn named_files(loaded: &Loaded) -> Vec<Problem> {
     {
         let named = |error: &crate::tls_files::TlsFileError| {
             loaded.places.problem(error.file().config_key(), error.to_string())
+        };
+        problems.extend(errors.iter().map(named));
+    }
+    if let Err(errors) = ServerTlsTable::load(&loaded.config.cluster.nodes) {
+        let named = |(index, error): &(usize, crate::tls_files::TlsFileError)| {
+            loaded.places.problem(&format!("nodes[{index}].{}", error.file().node_key()), error.to_string())
         };
         problems.extend(errors.iter().map(named));
     }

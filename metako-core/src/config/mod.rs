@@ -22,9 +22,10 @@ pub use places::Places;
 pub use problem::{Problem, Problems};
 pub use secrets::SecretSource;
 pub use types::{
-    Acks, Admin, AdminAccess, ClusterSettings, Config, FailoverMode, FailoverSettings, Limits, Log,
-    LogFormat, NoVoter, Node, PoolMode, PoolSettings, Priority, ReplicationAddress, RoleHint, Routing,
-    Secret, Security, Split, SslMode, Strategies, Synchronous, TlsFiles, UnknownOutcome, User,
+    Acks, Admin, AdminAccess, ChannelBinding, ClusterSettings, Config, FailoverMode, FailoverSettings,
+    Limits, Log, LogFormat, NoVoter, Node, NodeTls, PoolMode, PoolSettings, Priority, ReplicationAddress,
+    RoleHint, RootCert, Routing, Secret, Security, Split, SslMode, SslNegotiation, Strategies, Synchronous,
+    TlsFiles, UnknownOutcome, User,
 };
 pub use units::{ByteSize, HumanDuration, UnitError};
 

@@ -37,6 +37,7 @@ use self::conn::Register;
 use self::hold::HoldLine;
 use self::pools::Pools;
 use self::settings::Settings;
+use crate::backend::ServerTlsTable;
 use crate::env::{Env, Listener};
 use crate::login::{self, Accepted};
 use crate::shared::{EvidenceSender, Fence, Traffic, ViewCell};
@@ -86,6 +87,7 @@ impl<E: Env> Core<E> {
 /// The data plane of one proxy.
 pub struct DataPlane<E: Env> {
     core: Arc<Core<E>>,
+    server_tls: ServerTlsTable,
     salt_secret: [u8; 32],
 }
 
@@ -122,7 +124,9 @@ impl<E: Env> DataPlane<E> {
             env,
         });
         core.env.spawn(keep_house(Arc::downgrade(&core)));
-        Ok(Arc::new(Self { core, salt_secret }))
+        let server_tls = ServerTlsTable::default();
+        server_tls.replace(core.settings.load().server_tls.clone(), &[]);
+        Ok(Arc::new(Self { core, server_tls, salt_secret }))
     }
 
     /// Accepts clients for as long as it is polled. Dropping it ends no client.
@@ -160,9 +164,16 @@ impl<E: Env> DataPlane<E> {
     /// TLS is on.
     pub fn reconfigure(&self, config: Arc<Config>) -> Result<(), DataError> {
         let settings = Settings::new(config, &self.salt_secret, &self.core.traffic)?;
+        let before = Arc::clone(&self.core.settings.load().config);
+        self.server_tls.replace(settings.server_tls.clone(), &before.cluster.nodes);
         self.core.settings.store(Arc::new(settings));
         self.core.pools.reconfigure(&self.core);
         Ok(())
+    }
+
+    /// TLS towards the nodes, for the control plane: always that of the last configuration.
+    pub fn server_tls(&self) -> ServerTlsTable {
+        self.server_tls.clone()
     }
 
     /// The fence, for the control plane.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use metako_core::cluster::ServerLoss;
+use metako_core::config::{Node, NodeTls};
 use metako_core::pool::{Checkin, Grant, Pool, ServerId, Variant, WaiterId};
 use metako_core::{Epoch, NodeName};
 use parking_lot::Mutex;
@@ -54,10 +55,24 @@ struct State<E: Env> {
     retired: bool,
 }
 
+#[derive(Debug, PartialEq, Eq)]
+struct Address {
+    host: String,
+    port: u16,
+    tls: NodeTls,
+}
+
+impl Address {
+    fn of(node: &Node) -> Self {
+        Self { host: node.host.clone(), port: node.port, tls: node.tls.clone() }
+    }
+}
+
 /// The pool of one database, user and node.
 pub(super) struct Cell<E: Env> {
     node: NodeName,
-    address: (String, u16),
+    /// How the node is reached. Where that changes, the connections are others.
+    address: Address,
     state: Mutex<State<E>>,
     pub(super) traffic: Arc<NodeTraffic>,
 }
@@ -193,7 +208,7 @@ impl<E: Env> Pools<E> {
         pool.raise_floor(core.view.load().epoch);
         let cell = Arc::new(Cell {
             node: node.clone(),
-            address: (configured.host.clone(), configured.port),
+            address: Address::of(configured),
             state: Mutex::new(State {
                 pool,
                 idle: BTreeMap::new(),
@@ -218,9 +233,8 @@ impl<E: Env> Pools<E> {
         let mut closed = Vec::new();
         self.cells.lock().retain(|(key, cell)| {
             let mut state = cell.state.lock();
-            let stays = settings
-                .node(key.node.as_str())
-                .is_some_and(|node| (node.host.as_str(), node.port) == (&*cell.address.0, cell.address.1));
+            let stays =
+                settings.node(key.node.as_str()).is_some_and(|node| Address::of(node) == cell.address);
             if stays {
                 state.pool.set_limits(settings.pool_limits());
                 let grants = state.pool.serve_waiters(core.env.now());

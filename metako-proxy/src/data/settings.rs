@@ -11,6 +11,7 @@ use metako_core::plugin::{
 };
 use metako_core::pool::PoolLimits;
 
+use crate::backend::{ServerTls, ServerTlsTable};
 use crate::login::LoginContext;
 use crate::shared::{NodeTraffic, Traffic};
 use crate::tls_files::TlsFileError;
@@ -24,6 +25,9 @@ pub enum DataError {
     /// A certificate or key cannot be used.
     #[error("TLS for clients: {}", texts(.0))]
     Tls(Vec<TlsFileError>),
+    /// A certificate or key that a node's section names cannot be used.
+    #[error("TLS towards nodes: {}", texts(.0))]
+    ServerTls(Vec<TlsFileError>),
 }
 
 fn texts(errors: &[TlsFileError]) -> String {
@@ -36,12 +40,14 @@ pub(super) struct Settings {
     pub(super) login: LoginContext,
     pub(super) balancer: ContainedBalancer,
     pub(super) classifier: ContainedClassifier,
+    /// TLS towards each node, in the configuration's order.
+    pub(super) server_tls: Vec<ServerTls>,
     /// The counters of each node, so that a pick locks nothing.
     traffic: Vec<(NodeName, Arc<NodeTraffic>)>,
 }
 
 impl Settings {
-    /// Blocks on the file system where TLS is on.
+    /// Blocks on the file system where files of TLS are named.
     pub(super) fn new(
         config: Arc<Config>,
         salt_secret: &[u8; 32],
@@ -49,6 +55,9 @@ impl Settings {
     ) -> Result<Self, DataError> {
         let nodes = config.cluster.nodes.iter().map(|node| &node.name);
         Ok(Self {
+            server_tls: ServerTlsTable::load(&config.cluster.nodes).map_err(|errors| {
+                DataError::ServerTls(errors.into_iter().map(|(_, error)| error).collect())
+            })?,
             login: LoginContext::new(&config, salt_secret).map_err(DataError::Tls)?,
             balancer: ContainedBalancer {
                 inner: config.strategies.balancer.build()?,
@@ -65,6 +74,11 @@ impl Settings {
 
     pub(super) fn node(&self, name: &str) -> Option<&Node> {
         self.config.cluster.node(name)
+    }
+
+    /// A node with TLS towards it.
+    pub(super) fn node_with_tls(&self, name: &str) -> Option<(&Node, &ServerTls)> {
+        self.config.cluster.nodes.iter().zip(&self.server_tls).find(|(node, _)| node.name.as_str() == name)
     }
 
     /// How many server connections to a node are in use.

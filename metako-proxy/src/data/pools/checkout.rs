@@ -240,7 +240,8 @@ async fn open<E: Env>(
 
 fn target<E: Env>(core: &Core<E>, node: &NodeName, who: &Who) -> Option<Target> {
     let settings = core.settings.load();
-    let mut target = Target::of_node(settings.node(node.as_str())?);
+    let (configured, tls) = settings.node_with_tls(node.as_str())?;
+    let mut target = Target::of_node(configured, tls.clone());
     target.credential.clone_from(&who.credential);
     target.user.clone_from(&who.user);
     target.database.clone_from(&who.database);
