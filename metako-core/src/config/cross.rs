@@ -351,8 +351,9 @@ fn nodes_tls(nodes: &[Node], checks: &mut Checks<'_>) {
         let mode = serde_json::to_value(node.sslmode).unwrap_or_default();
         let mode = mode.as_str().unwrap_or_default();
         if node.sslmode >= SslMode::VerifyCa && !given(&node.sslrootcert) {
+            let system = if node.sslmode == SslMode::VerifyFull { ", or `system`" } else { "" };
             let message = format!(
-                "is missing; expected a PEM file with the authorities that `sslmode: {mode}` checks by, or `system`"
+                "is missing; expected a PEM file with the authorities that `sslmode: {mode}` checks by{system}"
             );
             checks.problem(&[&key("sslrootcert"), &key("sslmode")], message);
         }
@@ -400,8 +401,10 @@ fn pools(file: &File, checks: &mut Checks<'_>) {
         let pool = assemble::pool(&file.pool, own);
         if pool.min > pool.size {
             let (min, size) = (format!("{path}.min"), format!("{path}.size"));
-            let message =
-                format!("{} is more than the size of {}; expected at most the size", pool.min, pool.size);
+            let message = format!(
+                "a minimum of {} connections is more than the size of {}; expected at most the size",
+                pool.min, pool.size
+            );
             // A user's own value may clash with one of `pool`, which was found at fault already where both are there.
             if checks.places.holds(&min) {
                 checks.problem(&[&min, &size], message);

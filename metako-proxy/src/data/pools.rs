@@ -1,7 +1,9 @@
 //! The pools: sockets for the state machines of [`metako_core::pool`].
 
+mod ahead;
 mod checkout;
 mod lease;
+mod trouble;
 mod variants;
 
 use std::collections::BTreeMap;
@@ -17,10 +19,11 @@ use tokio::sync::oneshot;
 
 pub(super) use self::checkout::{Attempt, CheckoutError};
 pub(super) use self::lease::Lease;
+use self::trouble::Trouble;
 use self::variants::{Parameters, VARIANTS_MAX, Variants};
 use super::Core;
 use super::conn::{Conn, Reported};
-use crate::backend::MaybeTls;
+use crate::backend::{ConnectError, MaybeTls};
 use crate::credential::ServerCredential;
 use crate::env::Env;
 use crate::shared::NodeTraffic;
@@ -45,12 +48,25 @@ pub(super) struct Who {
 enum Granted<E: Env> {
     Conn(Box<ServerConn<E>>),
     Open(ServerId),
+    /// What another one who wanted the same was told: it goes for this one too.
+    Refused(ConnectError),
+}
+
+/// A client that waits.
+struct InLine<E: Env> {
+    sender: oneshot::Sender<Granted<E>>,
+    variant: Variant,
+    credential: ServerCredential,
 }
 
 struct State<E: Env> {
     pool: Pool,
     idle: BTreeMap<ServerId, Box<ServerConn<E>>>,
-    waiting: BTreeMap<WaiterId, oneshot::Sender<Granted<E>>>,
+    waiting: BTreeMap<WaiterId, InLine<E>>,
+    /// Why a connection could not be opened just now.
+    trouble: Option<Trouble>,
+    /// For whom connections are opened ahead: whoever opened the last one.
+    warm: Option<Who>,
     /// The node is gone from the configuration: nothing is kept.
     retired: bool,
 }
@@ -96,11 +112,11 @@ impl<E: Env> Cell<E> {
                 Grant::Open(waiter, server) => (waiter, Granted::Open(server)),
             };
             let refused = match state.waiting.remove(&waiter) {
-                Some(sender) => sender.send(granted).err(),
+                Some(line) => line.sender.send(granted).err(),
                 None => Some(granted),
             };
             next = match refused {
-                None => None,
+                None | Some(Granted::Refused(_)) => None,
                 Some(Granted::Open(server)) => state.pool.lost(now, server),
                 Some(Granted::Conn(back)) => {
                     let checkin = state.pool.checkin(now, back.id, true);
@@ -204,7 +220,7 @@ impl<E: Env> Pools<E> {
         }
         let settings = core.settings.load();
         let configured = settings.node(node.as_str())?;
-        let mut pool = Pool::new(settings.pool_limits());
+        let mut pool = Pool::new(settings.pool_limits(&who.user));
         pool.raise_floor(core.view.load().epoch);
         let cell = Arc::new(Cell {
             node: node.clone(),
@@ -213,6 +229,8 @@ impl<E: Env> Pools<E> {
                 pool,
                 idle: BTreeMap::new(),
                 waiting: BTreeMap::new(),
+                trouble: None,
+                warm: None,
                 retired: false,
             }),
             traffic: core.traffic.node(node),
@@ -236,7 +254,7 @@ impl<E: Env> Pools<E> {
             let stays =
                 settings.node(key.node.as_str()).is_some_and(|node| Address::of(node) == cell.address);
             if stays {
-                state.pool.set_limits(settings.pool_limits());
+                state.pool.set_limits(settings.pool_limits(&key.user));
                 let grants = state.pool.serve_waiters(core.env.now());
                 for grant in grants {
                     Cell::deliver(core, &mut state, None, Some(grant));
@@ -270,8 +288,8 @@ impl<E: Env> Pools<E> {
     }
 
     /// Closes what is too old or was idle for too long, notices idle connections that died, ends waits whose patience
-    /// is over, and brings the counters up to date.
-    pub(super) fn keep_house(&self, core: &Core<E>) {
+    /// is over, has connections opened ahead, and brings the counters up to date.
+    pub(super) fn keep_house(&self, core: &Arc<Core<E>>) {
         let mut idle_by_node: BTreeMap<NodeName, u64> = BTreeMap::new();
         for cell in self.all() {
             let now = core.env.now();
@@ -294,6 +312,7 @@ impl<E: Env> Pools<E> {
             for grant in state.pool.serve_waiters(now) {
                 Cell::deliver(core, &mut state, None, Some(grant));
             }
+            ahead::begin(core, &cell, &mut state);
             *idle_by_node.entry(cell.node.clone()).or_default() += state.idle.len() as u64;
             drop(state);
             drop(closed);

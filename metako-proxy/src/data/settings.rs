@@ -88,10 +88,13 @@ impl Settings {
         u32::try_from(in_use).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn pool_limits(&self) -> PoolLimits {
-        let pool = &self.config.pool;
+    pub(super) fn pool_limits(&self, user: &str) -> PoolLimits {
+        let pool = self.config.pool_of(user);
         PoolLimits {
             size: pool.size,
+            min: pool.min,
+            reserve: pool.reserve,
+            reserve_after: pool.reserve_after,
             waiters: self.config.limits.clients,
             lifetime: pool.lifetime,
             idle_timeout: pool.idle_timeout,
