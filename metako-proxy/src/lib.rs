@@ -8,6 +8,7 @@ pub mod backend;
 pub mod check;
 mod cli;
 pub mod control;
+pub mod credential;
 pub mod data;
 pub mod demo;
 pub mod env;

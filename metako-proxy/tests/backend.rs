@@ -11,6 +11,7 @@ use metako_core::config::{Secret, SslMode};
 use metako_core::plugin::ProbeFailure;
 use metako_core::wire::read;
 use metako_proxy::backend::{Backend, ConnectError, ConnectErrorKind, Target, cancel, connect};
+use metako_proxy::credential::ServerCredential;
 use metako_proxy::env::TokioEnv;
 use metako_proxy::playground::{Builder, Cluster, Node, StopMode};
 use metako_proxy::stream::MaybeTls;
@@ -78,7 +79,8 @@ impl Server {
             port: self.node().port(),
             sslmode: SslMode::Prefer,
             user: user.to_owned(),
-            password: password.map(Secret::new),
+            credential: password
+                .map_or(ServerCredential::None, |password| ServerCredential::Password(Secret::new(password))),
             database: "postgres".to_owned(),
             parameters: vec![("application_name".to_owned(), "metako test".to_owned())],
         }

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::error::{ConnectErrorKind, ServerError};
 use super::frames::Frames;
 use super::{Target, send};
+use crate::credential::ServerCredential;
 
 /// Answers what the server asks, until it says AuthenticationOk.
 pub(super) async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
@@ -108,9 +109,9 @@ async fn question<S: AsyncRead + Unpin>(frames: &mut Frames<'_, S>) -> Result<Me
 }
 
 fn password(target: &Target) -> Result<&[u8], ConnectErrorKind> {
-    match &target.password {
-        Some(password) => Ok(password.reveal().as_bytes()),
-        None => Err(ConnectErrorKind::Authentication(format!(
+    match &target.credential {
+        ServerCredential::Password(password) => Ok(password.reveal().as_bytes()),
+        _ => Err(ConnectErrorKind::Authentication(format!(
             "the server asks for the password of user `{}`, and none is configured",
             target.user
         ))),

@@ -18,7 +18,7 @@ use std::pin::Pin;
 
 use bytes::BytesMut;
 use metako_core::NodeName;
-use metako_core::config::{Node, Secret, SslMode};
+use metako_core::config::{Node, SslMode};
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -28,6 +28,7 @@ pub use open::open;
 
 use self::authenticate::{authenticate, server_error};
 use self::frames::Frames;
+use crate::credential::ServerCredential;
 use crate::env::Env;
 pub use crate::stream::MaybeTls;
 
@@ -44,8 +45,8 @@ pub struct Target {
     pub sslmode: SslMode,
     /// The user.
     pub user: String,
-    /// The user's password, if the server asks for it.
-    pub password: Option<Secret>,
+    /// What proves that, if the server asks.
+    pub credential: ServerCredential,
     /// The database.
     pub database: String,
     /// Further parameters of the start-up packet, in this order: `application_name`, `options`, ...
@@ -61,7 +62,7 @@ impl Target {
             port: node.port,
             sslmode: node.sslmode,
             user: node.username.clone(),
-            password: Some(node.password.clone()),
+            credential: ServerCredential::Password(node.password.clone()),
             database: node.database.clone(),
             parameters: Vec::new(),
         }

@@ -1,6 +1,7 @@
 //! Servers that misbehave, played by the test; real ones are in `tests/backend.rs`.
 
 use metako_core::cluster::ServerLoss;
+use metako_core::config::Secret;
 use metako_core::plugin::ProbeFailure;
 use proptest::prelude::*;
 use tokio::io::duplex;
@@ -16,7 +17,7 @@ fn target(port: u16, sslmode: SslMode) -> Target {
         port,
         sslmode,
         user: "app".to_owned(),
-        password: Some(Secret::new("secret")),
+        credential: ServerCredential::Password(Secret::new("secret")),
         database: "shop".to_owned(),
         parameters: vec![("application_name".to_owned(), "test".to_owned())],
     }

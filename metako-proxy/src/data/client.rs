@@ -41,21 +41,20 @@ pub(super) struct ClientTask<E: Env> {
 }
 
 /// Serves a client from log-in to its end.
-pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, client: Client<MaybeTls<E::Stream>>) {
+pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTls<E::Stream>>) {
     let handle = core.clients.enter(&core.env);
     // Whatever happens, the key is given up.
     let _entered = Entered { core: &core, handle: &handle };
-    let mut stream = client.stream;
-    let who = match greeting::who(&core, &client.user, &client.database, &client.parameters) {
+    let who = match greeting::who(&core, &mut client) {
         Ok(who) => who,
-        Err(report) => return greeting::say_last(&mut stream, &report).await,
+        Err(report) => return greeting::say_last(&mut client.stream, &report).await,
     };
     let mut session = Session::new(&who.application_name, core.settings.load().config.limits.message_size);
     if core.settings.load().config.pool.mode == PoolMode::Session {
         session.pin("pool.mode is session");
     }
     let side = ClientSide {
-        stream,
+        stream: client.stream,
         session,
         input: client.leftover,
         output: Outbox::default(),

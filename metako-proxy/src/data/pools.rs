@@ -20,6 +20,7 @@ use self::variants::{Parameters, VARIANTS_MAX, Variants};
 use super::Core;
 use super::conn::{Conn, Reported};
 use crate::backend::MaybeTls;
+use crate::credential::ServerCredential;
 use crate::env::Env;
 use crate::shared::NodeTraffic;
 
@@ -35,6 +36,8 @@ pub(super) struct Who {
     pub(super) parameters: Parameters,
     /// The number of those.
     pub(super) variant: Variant,
+    /// What proves to servers that it is this user.
+    pub(super) credential: ServerCredential,
 }
 
 /// What a client that waited gets.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use metako_core::NodeName;
-use metako_core::config::{Config, Node, Secret};
+use metako_core::config::{Config, Node};
 use metako_core::plugin::{
     BuildError, Candidate, Class, Classification, LoadBalancer, Outcome, PickCx, QueryClassifier, Span,
 };
@@ -72,13 +72,6 @@ impl Settings {
         let known = self.traffic.iter().find(|(name, _)| name == node);
         let in_use = known.map_or(0, |(_, traffic)| traffic.in_use.load(Ordering::Relaxed));
         u32::try_from(in_use).unwrap_or(u32::MAX)
-    }
-
-    /// The password that a user logs in to the servers with.
-    pub(super) fn password(&self, user: &str) -> Option<Secret> {
-        let of_nodes = self.config.cluster.nodes.iter().find(|node| node.username == user);
-        let of_users = || self.config.users.iter().find(|known| known.name == user);
-        of_nodes.map(|node| &node.password).or_else(|| of_users().map(|known| &known.password)).cloned()
     }
 
     pub(super) fn pool_limits(&self) -> PoolLimits {

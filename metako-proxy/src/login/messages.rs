@@ -32,12 +32,13 @@ pub(super) fn fatal(sqlstate: &str, message: &str) -> Vec<u8> {
 /// The end of a log-in: the parameters that the client is told, its cancel key and ReadyForQuery, idle.
 ///
 /// To be sent once, after [`accept`](super::accept) and before anything else. Names and values must hold no NUL character.
-pub fn welcome(parameters: &[(String, String)], process_id: i32, secret_key: [u8; 4]) -> Vec<u8> {
+/// The key has 4 to 256 bytes, and 4 in protocol 3.0.
+pub fn welcome(parameters: &[(String, String)], process_id: i32, secret_key: &[u8]) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     for (name, value) in parameters {
         encode(&ParameterStatus::new(name.clone(), value.clone()), &mut bytes);
     }
-    let secret = SecretKey::I32(i32::from_be_bytes(secret_key));
+    let secret = SecretKey::Bytes(secret_key.to_vec().into());
     encode(&BackendKeyData::new(process_id, secret), &mut bytes);
     encode(&ReadyForQuery::new(TransactionStatus::Idle), &mut bytes);
     bytes.into()
@@ -79,7 +80,7 @@ mod tests {
     fn the_welcome_ends_idle() {
         let parameters = [("a".to_owned(), "b".to_owned())];
         let expected = b"S\0\0\0\x08a\0b\0K\0\0\0\x0c\0\0\0\x07\x01\x02\x03\x04Z\0\0\0\x05I";
-        assert_eq!(welcome(&parameters, 7, [1, 2, 3, 4]), expected);
+        assert_eq!(welcome(&parameters, 7, &[1, 2, 3, 4]), expected);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use messages::welcome;
 pub use users::Users;
 
+use crate::credential::ServerCredential;
 pub use crate::stream::MaybeTls;
 use crate::tls_files::{TlsFileError, load_tls};
 
@@ -123,8 +124,32 @@ pub struct Client<S> {
     pub database: String,
     /// The other parameters of its start-up message as they came, names in any case and possibly twice.
     pub parameters: Vec<(String, String)>,
+    /// The protocol agreed on.
+    pub protocol: Protocol,
+    /// It asks for a replication connection.
+    pub replication: Option<Replication>,
+    /// What metako logs in to servers with for it.
+    pub credential: ServerCredential,
     /// What it sent ahead: to be read before the stream.
     pub leftover: Vec<u8>,
+}
+
+/// A version of PostgreSQL's protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// 3.0: cancel keys have four bytes.
+    V3_0,
+    /// 3.2, since PostgreSQL 18: cancel keys are longer.
+    V3_2,
+}
+
+/// What a replication connection is to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replication {
+    /// Commands of physical replication only.
+    Physical,
+    /// Those of logical replication, and SQL.
+    Logical,
 }
 
 /// Why a connection became no session. Its text is for metako's log; a client that was refused has been told already.

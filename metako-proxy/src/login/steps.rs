@@ -11,7 +11,7 @@ use super::incoming::Incoming;
 use super::request::SessionRequest;
 use super::scram::{Exchange, InitialResponse, MECHANISM, NONCE_LEN, ScramError};
 use super::users::Access;
-use super::{Accepted, Client, Entropy, LoginContext, LoginError, messages};
+use super::{Accepted, Client, Entropy, LoginContext, LoginError, Protocol, messages};
 use crate::stream::MaybeTls;
 
 /// What a connection is for.
@@ -40,9 +40,12 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     authorize(&mut incoming, cx, &request.user, &request.database).await?;
     Ok(Accepted::Session(Client {
         stream: incoming.stream,
-        user: request.user,
+        user: request.user.clone(),
         database: request.database,
         parameters: request.parameters,
+        protocol: Protocol::V3_0,
+        replication: None,
+        credential: cx.users.credential(&request.user),
         leftover: incoming.buffer.into(),
     }))
 }

@@ -64,7 +64,7 @@ fn serve_session(cx: LoginContext) -> (DuplexStream, JoinHandle<Client<MaybeTls<
     let session = tokio::spawn(async move {
         let Accepted::Session(mut client) = outcome.await.unwrap().unwrap() else { panic!("a cancel") };
         let parameters = [("server_version".to_owned(), "15.0".to_owned())];
-        client.stream.write_all(&welcome(&parameters, 7, [1, 2, 3, 4])).await.unwrap();
+        client.stream.write_all(&welcome(&parameters, 7, &[1, 2, 3, 4])).await.unwrap();
         client.stream.flush().await.unwrap();
         client
     });

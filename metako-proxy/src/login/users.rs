@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use metako_core::config::Config;
+use metako_core::config::{Config, Secret};
 
 use super::scram::{Verifier, salt_of};
+use crate::credential::ServerCredential;
 
 /// The users that clients may log in as: each distinct user of a node, for that node's database only, and those of
 /// `users:` for theirs. Passwords are kept as SCRAM verifiers.
@@ -19,6 +20,7 @@ pub struct Users {
 #[derive(Clone)]
 struct User {
     verifier: Verifier,
+    credential: ServerCredential,
     /// `None`: any.
     databases: Option<BTreeSet<String>>,
 }
@@ -68,6 +70,7 @@ impl Users {
         let salt_secret = &self.salt_secret;
         let user = self.by_name.entry(name.to_owned()).or_insert_with(|| User {
             verifier: Verifier::new(password, salt_of(salt_secret, name)),
+            credential: ServerCredential::Password(Secret::new(password)),
             databases: Some(BTreeSet::new()),
         });
         match only {
@@ -85,6 +88,11 @@ impl Users {
         // Computed in both cases, so that both take the same time.
         let mock = Verifier::mock(salt_of(&self.salt_secret, name));
         self.by_name.get(name).map_or(mock, |user| user.verifier.clone())
+    }
+
+    /// What metako logs in to servers with for a user who has proved to be one.
+    pub(super) fn credential(&self, name: &str) -> ServerCredential {
+        self.by_name.get(name).map_or(ServerCredential::None, |user| user.credential.clone())
     }
 
     /// Whether a user may use a database. To be asked only after the user is known to be who it says.

@@ -8,30 +8,18 @@ use metako_core::wire::write::{self, Report};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{ClientTask, Core, Found, Gone, Who};
+use crate::credential::ServerCredential;
 use crate::data::buffers::Outbox;
 use crate::env::Env;
-use crate::login;
+use crate::login::{self, Client, MaybeTls};
 
 /// Reads the start-up parameters. What PostgreSQL would do with them, the server does: they begin its connections.
-pub(super) fn who<E: Env>(
-    core: &Core<E>,
-    user: &str,
-    database: &str,
-    given: &[(String, String)],
-) -> Result<Who, Report> {
+pub(super) fn who<E: Env>(core: &Core<E>, client: &mut Client<MaybeTls<E::Stream>>) -> Result<Who, Report> {
     let mut application_name = String::new();
-    let mut parameters = Vec::with_capacity(given.len());
-    for (name, value) in given {
+    let mut parameters = Vec::with_capacity(client.parameters.len());
+    for (name, value) in &client.parameters {
         match name.to_ascii_lowercase().as_str() {
             "application_name" => application_name.clone_from(value),
-            "replication" if !matches!(value.as_str(), "false" | "off" | "no" | "0") => {
-                return Err(Report::fatal(
-                    sqlstate::FEATURE_NOT_SUPPORTED,
-                    "metako does not relay replication connections",
-                )
-                .with_hint("Connect to the node itself."));
-            }
-            "user" | "database" | "replication" => {}
             lower => parameters.push((lower.to_owned(), value.clone())),
         }
     }
@@ -43,7 +31,14 @@ pub(super) fn who<E: Env>(
         )
         .with_hint("Let clients of one kind connect with the same options.")
     })?;
-    Ok(Who { database: database.to_owned(), user: user.to_owned(), application_name, parameters, variant })
+    Ok(Who {
+        database: client.database.clone(),
+        user: client.user.clone(),
+        application_name,
+        parameters,
+        variant,
+        credential: std::mem::replace(&mut client.credential, ServerCredential::None),
+    })
 }
 
 /// Tells a client why its connection ends, as far as it listens.
@@ -81,7 +76,7 @@ impl<E: Env> ClientTask<E> {
                 _ => {}
             }
         }
-        let welcome = login::welcome(&parameters, self.handle.process_id, self.handle.secret_key());
+        let welcome = login::welcome(&parameters, self.handle.process_id, &self.handle.secret_key());
         self.side.output.bytes().extend_from_slice(&welcome);
         self.flush().await
     }

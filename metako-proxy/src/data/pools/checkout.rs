@@ -241,7 +241,7 @@ async fn open<E: Env>(
 fn target<E: Env>(core: &Core<E>, node: &NodeName, who: &Who) -> Option<Target> {
     let settings = core.settings.load();
     let mut target = Target::of_node(settings.node(node.as_str())?);
-    target.password = settings.password(&who.user);
+    target.credential.clone_from(&who.credential);
     target.user.clone_from(&who.user);
     target.database.clone_from(&who.database);
     target.parameters.clone_from(&who.parameters);

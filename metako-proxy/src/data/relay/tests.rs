@@ -11,6 +11,7 @@ use super::super::clients::Clients;
 use super::super::conn::{CancelTarget, Register};
 use super::*;
 use crate::backend::Target;
+use crate::credential::ServerCredential;
 use crate::env::TokioEnv;
 
 struct AllWrites;
@@ -38,7 +39,7 @@ async fn with_relay(
         port: 0,
         sslmode: metako_core::config::SslMode::Disable,
         user: String::new(),
-        password: None,
+        credential: ServerCredential::None,
         database: String::new(),
         parameters: Vec::new(),
     };
