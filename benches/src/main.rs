@@ -85,7 +85,9 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<bool> {
     let rows = chosen(&options.rows)?;
     if options.list {
-        ROWS.iter().for_each(|row| println!("{:<12} {}", row.name, row.title));
+        for row in ROWS {
+            println!("{:<12} {}", row.name, row.title);
+        }
         return Ok(true);
     }
     if rows.iter().any(|row| row.work == Work::Idle) {
@@ -137,7 +139,7 @@ impl Bench {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let version = rig.query(rig.primary().port(), "SHOW server_version")?.unwrap_or_default();
         let conditions = Conditions {
-            seed: options.seed.unwrap_or_else(|| now.as_secs()),
+            seed: options.seed.unwrap_or(now.as_secs()),
             rounds: options.rounds,
             seconds: options.seconds,
             processors: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),

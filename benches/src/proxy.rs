@@ -93,7 +93,7 @@ impl Program {
         let (binary, config, flag) = match self {
             Self::PgBouncer { binary, version } => {
                 let users = folder.join("users.txt");
-                write(&users, &format!("\"{}\" \"{}\"\n", Cluster::APP_USER, rig.cluster().app_password()))?;
+                write(&users, &format!("\"{}\" \"{}\"\n", Cluster::APP_USER, rig.secret()?))?;
                 rig.give(&users)?;
                 let config = folder.join("pgbouncer.ini");
                 write(&config, &pgbouncer_ini(*version, rig.primary().port(), port, clients, &users))?;

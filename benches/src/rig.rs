@@ -30,6 +30,12 @@ const JOBS_MAX: usize = 4;
 /// How long a query of ours may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Threads for pgbench.
+pub(crate) fn jobs() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(processors.min(JOBS_MAX)).unwrap_or(1)
+}
+
 /// Where a client of a route connects to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Access {
@@ -155,12 +161,6 @@ impl Rig {
         self.folder.join("psql.log")
     }
 
-    /// pgbench's threads.
-    pub(crate) fn jobs(&self) -> u32 {
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        u32::try_from(processors.min(JOBS_MAX)).unwrap_or(1)
-    }
-
     /// pgbench, told whom to log in as and where. Options come behind.
     pub(crate) fn pgbench(&self, port: u16) -> Command {
         self.client(&self.pgbench, port)
@@ -179,6 +179,15 @@ impl Rig {
         command.env("PGUSER", Cluster::APP_USER).env("PGPASSWORD", self.cluster.app_password());
         command.env("PGDATABASE", Cluster::DATABASE);
         command
+    }
+
+    /// What PostgreSQL keeps of the user's password. A proxy that is given this and not the password itself has not to
+    /// derive it at every log-in.
+    pub(crate) fn secret(&self) -> Result<String> {
+        let user = Cluster::APP_USER;
+        let secret =
+            self.primary().sql(&format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{user}'"))?;
+        secret.ok_or_else(|| BenchError::Unfit(format!("the user {user} has no password")))
     }
 
     /// A log-in of the same user; the port is still to be named.

@@ -8,7 +8,7 @@ use metako_proxy::playground::until;
 
 use crate::error::{BenchError, Result, read, tail};
 use crate::figures::number;
-use crate::rig::{Access, Rig};
+use crate::rig::{Access, Rig, jobs};
 use crate::rows::Sample;
 use crate::window::{Moment, Window};
 
@@ -39,7 +39,7 @@ pub(crate) fn measure(rig: &Rig, access: Access, load: &Load, seconds: Duration)
     let mut pgbench = rig.pgbench(access.port);
     pgbench.args(["--no-vacuum", "--log", "--log-prefix"]).arg(folder.join("transactions"));
     pgbench.args(["--client", &load.clients.to_string()]);
-    pgbench.args(["--jobs", &rig.jobs().min(load.clients).to_string()]);
+    pgbench.args(["--jobs", &jobs().min(load.clients).to_string()]);
     pgbench.args(["--time", &format!("{total:.0}")]).args(&load.options);
     let (window, output) = during(pgbench, access, seconds)?;
     check(&output)?;
