@@ -144,7 +144,7 @@ impl Goal {
         let own = figure(Route::Metako);
         match self.against {
             Some(base) => format!(
-                "{}: {} {value:.2} x {}'s, {side} {bound}{wish} ({own} against {} {})",
+                "{}: {} {value:.3} x {}'s, {side} {bound}{wish} ({own} against {} {})",
                 row.title,
                 self.what,
                 base.name(),
@@ -189,7 +189,7 @@ mod tests {
         let text = verdict(1149.0, 2).text;
         assert_eq!(
             text,
-            "prepared, 16 clients: rate 1.15 x PgBouncer's, at least 1.15 (1149 against 1000 /s)"
+            "prepared, 16 clients: rate 1.149 x PgBouncer's, at least 1.15 (1149 against 1000 /s)"
         );
     }
 
@@ -198,7 +198,7 @@ mod tests {
         let verdict = |own| verdict("simple-16", "CPU", own, Some(1000.0), 2);
         assert_eq!(verdict(1000.0).met, Some(true));
         assert_eq!(verdict(990.0).met, Some(false));
-        assert!(verdict(1200.0).text.contains("0.83 x PgBouncer's, at most 1, and 0.9 as wished for"));
+        assert!(verdict(1200.0).text.contains("0.833 x PgBouncer's, at most 1, and 0.9 as wished for"));
     }
 
     #[test]

@@ -35,9 +35,11 @@ pub(crate) fn raise_limit(clients: u32) -> Result<()> {
         return Ok(());
     }
     setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).map_err(|errno| {
-        failed(&format!(
-            "{clients} idle clients need {wanted} open files and the hard limit is {hard}: raising"
-        ))(errno.into())
+        let what = format!(
+            "{clients} idle clients (--idle-clients) need {wanted} open files and the hard limit is {hard} \
+             (ulimit -Hn): raising"
+        );
+        failed(&what)(errno.into())
     })
 }
 

@@ -222,7 +222,7 @@ mod tests {
         let table = table(&conditions(true), &results, &[row], &verdicts);
         assert!(table.contains("1 failed, the first: pgbench failed | badly"), "{table}");
         assert!(table.contains("3000 [3000-3000]      0.75        1.50      333 [333-333]"), "{table}");
-        assert!(table.contains("met     simple, 16 clients: rate 1.50 x PgBouncer's"), "{table}");
+        assert!(table.contains("met     simple, 16 clients: rate 1.500 x PgBouncer's"), "{table}");
         let json = as_json(&conditions(true), &results, &[row], &verdicts);
         assert_eq!(json["rows"][0]["routes"][2]["rate_to_direct"]["median"], 0.75);
         assert_eq!(json["rows"][0]["routes"][2]["failures"][0], "pgbench failed\nbadly");
