@@ -19,6 +19,14 @@ trap 'rm -rf "$work"' EXIT
 say() { echo "== $*" >&2; }
 give_up() { echo "build-pgbouncer: $*: set PGBOUNCER to a PgBouncer of 1.24 or newer" >&2; exit 1; }
 
+as_root=
+if [ "$(id -u)" != 0 ]; then
+    as_root=sudo
+fi
+# The packages are words.
+# shellcheck disable=SC2086
+install() { $as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends $packages >&2; }
+
 # The package of this suite, unpacked and not installed: the installation would start a server.
 fail() {
     say "no newer PgBouncer: $*"
@@ -28,6 +36,8 @@ fail() {
         (cd "$work" && apt-get --quiet download pgbouncer >&2) || give_up "apt-get could not fetch this suite's own either"
         dpkg-deb --extract "$work"/pgbouncer_*.deb "$home/debian"
     fi
+    packages="libc-ares2 libevent-2.1-7"
+    "$own" --version >/dev/null 2>&1 || install || give_up "apt-get could not install $packages"
     "$own" --version >&2 || give_up "this suite's own does not run here"
     echo "$own"
     exit 0
@@ -43,17 +53,10 @@ command -v apt-get >/dev/null || give_up "there is no apt-get here"
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
 [ -n "$mirror" ] || fail "apt has no index of Debian itself (apt-get update)"
 
-as_root=
-if [ "$(id -u)" != 0 ]; then
-    as_root=sudo
-fi
 packages=
 for package in dpkg-dev gcc libc6-dev libevent-dev libssl-dev make pkg-config; do
     dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || packages="$packages $package"
 done
-# The packages are words.
-# shellcheck disable=SC2086
-install() { $as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends $packages >&2; }
 if [ -n "$packages" ]; then
     say "installing:$packages"
     install || { say "trying again after apt-get update" && $as_root apt-get update --quiet >&2 && install; } ||
