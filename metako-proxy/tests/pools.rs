@@ -1,5 +1,7 @@
 //! Pools of a metako process: what they keep open, whom they keep waiting, and what clients are told, on a real server.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 mod running;
 
 use metako_proxy::playground::Cluster;

@@ -295,20 +295,13 @@ async fn the_credential_that_there_is_answers_what_it_can_answer() {
     ] {
         let target = Target { credential: credential.clone(), ..target(1, SslMode::Disable) };
         let (result, all) = log_in_as(&target, &clear_text(), &[question, &welcome]).await;
-        match said {
-            Some(said) => {
-                result.unwrap();
-                let answer = frame(b'p', &[said.as_bytes(), b"\0"].concat());
-                assert!(
-                    all.ends_with(&answer),
-                    "{credential:?} answered {:?}",
-                    all.escape_ascii().to_string()
-                );
-            }
-            None => {
-                let Err(ConnectErrorKind::Authentication(why)) = result else { panic!("{result:?}") };
-                assert!(why.contains("user `app`"), "{why}");
-            }
+        if let Some(said) = said {
+            result.unwrap();
+            let answer = frame(b'p', &[said.as_bytes(), b"\0"].concat());
+            assert!(all.ends_with(&answer), "{credential:?} answered {:?}", all.escape_ascii().to_string());
+        } else {
+            let Err(ConnectErrorKind::Authentication(why)) = result else { panic!("{result:?}") };
+            assert!(why.contains("user `app`"), "{why}");
         }
     }
     let md5 = Target { credential: ServerCredential::Md5(Secret::new(md5)), ..target(1, SslMode::Disable) };
