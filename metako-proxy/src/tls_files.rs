@@ -1,10 +1,11 @@
-//! Reading the certificate and key that clients are shown, for the check of a configuration and for the listener alike.
+//! Reading the certificate and key that clients are shown, and the authorities that sign theirs, for the check of a configuration and for the listener alike.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use metako_core::config::TlsFiles;
+use rustls::RootCertStore;
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -12,13 +13,15 @@ use rustls::sign::CertifiedKey;
 /// The longest file that is read, in bytes.
 const FILE_MAX: u64 = 1 << 20;
 
-/// Which of the two files is at fault.
+/// Which of the files is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsFile {
     /// The certificate chain.
     Certificate,
     /// The private key.
     Key,
+    /// The authorities that sign the certificates of clients.
+    Authorities,
 }
 
 impl TlsFile {
@@ -27,6 +30,7 @@ impl TlsFile {
         match self {
             Self::Certificate => "security.cert_file",
             Self::Key => "security.key_file",
+            Self::Authorities => "security.client_ca_file",
         }
     }
 }
@@ -56,7 +60,7 @@ pub enum TlsFileError {
     },
     /// The file is PEM, but not of the right thing.
     #[error("{} holds no {}", path.display(), match file {
-        TlsFile::Certificate => "certificate: expected PEM sections `BEGIN CERTIFICATE`",
+        TlsFile::Certificate | TlsFile::Authorities => "certificate: expected PEM sections `BEGIN CERTIFICATE`",
         TlsFile::Key => "private key: expected a PEM section `BEGIN PRIVATE KEY` (also RSA or EC), not encrypted",
     })]
     Nothing {
@@ -71,6 +75,14 @@ pub enum TlsFileError {
         /// Where it is.
         path: PathBuf,
         /// What is wrong with it.
+        problem: String,
+    },
+    /// The authorities cannot be used.
+    #[error("the authorities in {} cannot be used: {problem}", path.display())]
+    BadAuthorities {
+        /// Where they are.
+        path: PathBuf,
+        /// What is wrong with them.
         problem: String,
     },
     /// The key is of a kind that TLS cannot use.
@@ -97,6 +109,7 @@ impl TlsFileError {
         match self {
             Self::Read { file, .. } | Self::Pem { file, .. } | Self::Nothing { file, .. } => *file,
             Self::BadCertificate { .. } => TlsFile::Certificate,
+            Self::BadAuthorities { .. } => TlsFile::Authorities,
             Self::BadKey { .. } | Self::Mismatch { .. } => TlsFile::Key,
         }
     }
@@ -113,8 +126,23 @@ pub fn load_tls(files: &TlsFiles) -> Result<Arc<CertifiedKey>, Vec<TlsFileError>
     certified(files, chain, key).map(Arc::new).map_err(|error| vec![error])
 }
 
+/// Reads the authorities whose certificates clients may show. Blocks on the file system.
+pub fn load_authorities(path: &Path) -> Result<RootCertStore, TlsFileError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in pem_certificates(TlsFile::Authorities, path)? {
+        roots.add(certificate).map_err(|error| TlsFileError::BadAuthorities {
+            path: path.to_owned(),
+            problem: error.to_string(),
+        })?;
+    }
+    Ok(roots)
+}
+
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
-    let file = TlsFile::Certificate;
+    pem_certificates(TlsFile::Certificate, path)
+}
+
+fn pem_certificates(file: TlsFile, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
     let text = read(file, path)?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
@@ -266,6 +294,21 @@ mod tests {
     fn a_file_without_end_is_refused() {
         let faults = faults(PathBuf::from("/dev/zero"), PathBuf::from("/dev/zero"));
         assert!(faults.iter().all(|(_, text)| text.contains("longer than")), "{faults:?}");
+    }
+
+    #[test]
+    fn authorities_are_all_taken_or_named() {
+        let files = Files::new();
+        let both = files.write("ca", &format!("{}{}", pair().0, pair().0));
+        assert_eq!(load_authorities(&both).unwrap().len(), 2);
+        let broken = files.write("broken", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        for (path, says) in
+            [(broken, "cannot be used"), (files.path("gone"), "cannot be read"), (files.write("key", &pair().1), "holds no certificate")]
+        {
+            let error = load_authorities(&path).unwrap_err();
+            assert_eq!(error.file(), TlsFile::Authorities);
+            assert!(error.to_string().contains(says), "{error}");
+        }
     }
 
     #[test]

@@ -11,9 +11,8 @@ use metako_core::plugin::{
 };
 use metako_core::pool::PoolLimits;
 
-use crate::login::LoginContext;
+use crate::login::{LoginContext, LoginFilesError, SecretLookup};
 use crate::shared::{NodeTraffic, Traffic};
-use crate::tls_files::TlsFileError;
 
 /// Why the data plane cannot work by a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -21,13 +20,9 @@ pub enum DataError {
     /// A strategy's options do not go together.
     #[error("a strategy cannot be built: {0}")]
     Strategy(#[from] BuildError),
-    /// A certificate or key cannot be used.
-    #[error("TLS for clients: {}", texts(.0))]
-    Tls(Vec<TlsFileError>),
-}
-
-fn texts(errors: &[TlsFileError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    /// A file that log-in needs cannot be used.
+    #[error(transparent)]
+    LoginFiles(#[from] LoginFilesError),
 }
 
 /// One configuration, with its strategies built. Replaced whole by a reload.
@@ -41,15 +36,16 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Blocks on the file system where TLS is on.
+    /// Blocks on the file system where log-in needs files.
     pub(super) fn new(
         config: Arc<Config>,
         salt_secret: &[u8; 32],
         traffic: &Traffic,
+        lookup: Option<Arc<dyn SecretLookup>>,
     ) -> Result<Self, DataError> {
         let nodes = config.cluster.nodes.iter().map(|node| &node.name);
         Ok(Self {
-            login: LoginContext::new(&config, salt_secret).map_err(DataError::Tls)?,
+            login: LoginContext::new(&config, salt_secret, lookup)?,
             balancer: ContainedBalancer {
                 inner: config.strategies.balancer.build()?,
                 panics: AtomicU64::new(0),
