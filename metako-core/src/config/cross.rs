@@ -352,7 +352,7 @@ fn auth_query(file: &File, checks: &mut Checks<'_>) {
     let Some(query) = &file.auth.query else { return };
     if !query.contains("$1") {
         let message = "does not ask for a user; expected a query with the parameter $1, the name of the user, that gives \
-                       name and secret, such as SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin";
+                       its name and its rolpassword, such as SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin";
         checks.problem(&["auth.query"], message);
     } else if query.contains('\0') {
         checks.problem(&["auth.query"], "holds a zero byte; expected the text of a query");

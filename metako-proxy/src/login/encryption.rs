@@ -1,8 +1,12 @@
 //! From the first byte to the packet that says what the client wants: requests for encryption, and TLS.
 
+use std::io;
+use std::sync::Arc;
+
 use metako_core::wire::sqlstate;
 use metako_core::wire::startup::{Startup, StartupError, StartupMessage, TLS_HANDSHAKE};
 use metako_core::wire::write::Report;
+use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
@@ -105,7 +109,7 @@ async fn direct_tls<S: AsyncRead + AsyncWrite + Unpin>(
     Err(LoginError::Protocol(problem.to_owned()))
 }
 
-/// What was read of the handshake already is never all of it.
+/// TLS on a connection of which a part of the handshake, or all that the client says first, was read already.
 async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     incoming: Incoming<MaybeTls<S>>,
     tls: &ServerTls,
@@ -114,12 +118,23 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     let MaybeTls::Plain(stream) = stream else {
         return Err(LoginError::Protocol("TLS inside TLS".to_owned()));
     };
-    let acceptor = TlsAcceptor::from(std::sync::Arc::clone(&tls.config));
-    let mut fed = Ok(0);
-    let accepted = acceptor.accept_with(stream, |session| fed = session.read_tls(&mut &buffer[..]));
-    if fed.map_err(LoginError::Tls)? != buffer.len() {
-        return Err(LoginError::Protocol("a TLS handshake that does not begin as one".to_owned()));
-    }
+    let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
+    let mut fed = Ok(());
+    let accepted = acceptor.accept_with(stream, |session| fed = feed(session, &buffer));
+    fed.map_err(LoginError::Tls)?;
     let tls = accepted.await.map_err(LoginError::Tls)?;
     Ok(Incoming::new(MaybeTls::Tls(Box::new(TlsStream::Server(tls)))))
+}
+
+fn feed(session: &mut ServerConnection, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        if session.read_tls(&mut bytes)? == 0 {
+            return Err(io::Error::other("the first message is too long"));
+        }
+        if session.process_new_packets().is_err() {
+            // The session keeps the error, and has an alert for the client to be sent first.
+            break;
+        }
+    }
+    Ok(())
 }

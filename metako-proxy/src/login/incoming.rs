@@ -13,8 +13,6 @@ const SASL_MAX: u32 = 1024;
 const PASSWORD_MAX: u32 = 65_535;
 const HEADER: usize = 5;
 const READ: usize = 1024;
-/// The shortest packet that a client can begin with: a TLS handshake is longer, so that never all of it is read here.
-const SHORTEST: usize = 8;
 
 /// The stream of a client, and what was read of it ahead: never more than a packet and [`READ`] bytes.
 #[derive(Debug)]
@@ -28,18 +26,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
         Self { stream, buffer: BytesMut::new() }
     }
 
-    async fn fill(&mut self, most: usize) -> Result<(), LoginError> {
-        self.buffer.reserve(most);
-        let read = (&mut self.stream).take(most as u64).read_buf(&mut self.buffer).await?;
+    async fn fill(&mut self) -> Result<(), LoginError> {
+        self.buffer.reserve(READ);
+        let read = (&mut self.stream).take(READ as u64).read_buf(&mut self.buffer).await?;
         if read == 0 { Err(LoginError::Closed) } else { Ok(()) }
     }
 
-    /// The first byte, which stays in the buffer, with at most seven that follow it.
+    /// The first byte, which stays in the buffer.
     pub(super) async fn first_byte(&mut self) -> Result<u8, LoginError> {
         loop {
             match self.buffer.first() {
                 Some(first) => return Ok(*first),
-                None => self.fill(SHORTEST).await?,
+                None => self.fill().await?,
             }
         }
     }
@@ -52,7 +50,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
                     drop(self.buffer.split_to(length));
                     return Ok(packet);
                 }
-                Ok(None) => self.fill(READ).await?,
+                Ok(None) => self.fill().await?,
                 // This is another protocol, or none: PostgreSQL gives no answer either.
                 Err(error @ StartupError::Length) => return Err(LoginError::Protocol(error.to_string())),
                 Err(error) => return Err(self.refuse_start(&error).await),
@@ -85,17 +83,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
                 Ok(Some(header)) if self.buffer.len() >= header.frame() => {
                     return Ok(self.buffer.split_to(header.frame()).freeze().slice(HEADER..));
                 }
-                Ok(_) => self.fill(READ).await?,
+                Ok(_) => self.fill().await?,
                 // Terminate: a client that has to ask a person for the password first.
                 Err(FrameError::Tag(b'X')) => return Err(LoginError::Closed),
                 Err(FrameError::Tag(tag)) => {
                     let message = format!("expected {what} response, got message type {tag}");
                     return Err(LoginError::refused(Report::fatal(sqlstate::PROTOCOL_VIOLATION, message)));
                 }
-                Err(error) => {
-                    let report = Report::fatal(sqlstate::PROTOCOL_VIOLATION, "invalid message length");
-                    return Err(LoginError::refused(report.with_detail(error.to_string())));
-                }
+                // PostgreSQL gives no answer either: from here on nothing can be understood.
+                Err(error) => return Err(LoginError::Protocol(error.to_string())),
             }
         }
     }

@@ -113,7 +113,7 @@ async fn scram<S: AsyncRead + AsyncWrite + Unpin>(
         let message = "client selected an invalid SASL authentication mechanism";
         return Err(LoginError::refused(Report::fatal(sqlstate::PROTOCOL_VIOLATION, message)));
     };
-    let client_first = match response.data {
+    let client_first = match response.data().map_err(|error| refusal(account, error))? {
         Some(data) => initial.slice_ref(data),
         None => {
             incoming.send(&messages::sasl_continue("")).await?;

@@ -104,32 +104,25 @@ impl<'a> Exchange<'a> {
         binding: Binding<'_>,
         server_nonce: &str,
     ) -> Result<Self, ScramError> {
-        let message = utf8(client_first)?;
-        let after_flag = binding.check_flag(message)?;
-        let bare = match after_flag.strip_prefix(',') {
-            Some(bare) => bare,
-            None if after_flag.starts_with('a') => {
-                return Err(refused(
-                    sqlstate::FEATURE_NOT_SUPPORTED,
-                    "client uses authorization identity, but it is not supported",
-                ));
-            }
-            None => return Err(malformed("Unexpected attribute in client-first-message.")),
-        };
-        if bare.starts_with('m') {
+        let message = text(client_first)?;
+        let mut attributes = Attributes(message);
+        binding.check_flag(&mut attributes)?;
+        attributes.no_identity()?;
+        let bare = attributes.0;
+        if attributes.next_byte() == b'm' {
             return Err(refused(
                 sqlstate::FEATURE_NOT_SUPPORTED,
                 "client requires an unsupported SCRAM extension",
             ));
         }
-        let mut attributes = bare.split(',');
-        attribute(attributes.next(), 'n')?;
-        let client_nonce = attribute(attributes.next(), 'r')?;
+        attributes.value('n')?;
+        let client_nonce = attributes.value('r')?;
         if !client_nonce.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(refused(sqlstate::PROTOCOL_VIOLATION, "non-printable characters in SCRAM nonce"));
         }
-        if client_nonce.is_empty() {
-            return Err(malformed("The nonce is empty."));
+        // Extensions are optional here: they are read and left alone.
+        while !attributes.0.is_empty() {
+            attributes.any()?;
         }
         let nonce = format!("{client_nonce}{server_nonce}");
         let salt = STANDARD.encode(&verifier.salt);
@@ -151,12 +144,22 @@ impl<'a> Exchange<'a> {
 
     /// Takes the client's final message.
     pub(super) fn finish(self, client_final: &[u8]) -> Result<Proven, ScramError> {
-        let message = utf8(client_final)?;
-        let (without_proof, proof) = message
-            .rsplit_once(",p=")
-            .ok_or_else(|| malformed("Expected attribute \"p\" at the end of client-final-message."))?;
-        let mut attributes = without_proof.split(',');
-        let binding = attribute(attributes.next(), 'c')?;
+        let message = text(client_final)?;
+        let mut attributes = Attributes(message);
+        let binding = attributes.value('c')?;
+        let nonce = attributes.value('r')?;
+        let (without_proof, proof) = loop {
+            let read = &message[..message.len() - attributes.0.len()];
+            if let ('p', proof) = attributes.any()? {
+                // Without the comma before it.
+                break (read.strip_suffix(',').unwrap_or(read), proof);
+            }
+        };
+        let proof = STANDARD.decode(proof).ok().and_then(|proof| Key::try_from(proof).ok());
+        let proof = proof.ok_or_else(|| malformed("Malformed proof in client-final-message."))?;
+        if !attributes.0.is_empty() {
+            return Err(malformed("Garbage found at the end of client-final-message."));
+        }
         if binding != self.binding {
             return Err(match self.mechanism {
                 Mechanism::Plus => {
@@ -168,13 +171,10 @@ impl<'a> Exchange<'a> {
                 ),
             });
         }
-        if attribute(attributes.next(), 'r')? != self.nonce {
+        if nonce != self.nonce {
             let report = Report::fatal(sqlstate::PROTOCOL_VIOLATION, "invalid SCRAM response");
             return Err(ScramError::Refused(Box::new(report.with_detail("Nonce does not match."))));
         }
-        let proof = STANDARD.decode(proof).ok().and_then(|proof| Key::try_from(proof).ok());
-        let proof = proof.ok_or_else(|| malformed("Malformed proof in client-final-message."))?;
-
         let auth_message = format!("{},{},{without_proof}", self.client_first_bare, self.server_first);
         let signature = verifier::hmac(&self.verifier.server_key, auth_message.as_bytes());
         let client_key = self.verifier.client_key(auth_message.as_bytes(), &proof);
@@ -184,18 +184,14 @@ impl<'a> Exchange<'a> {
 }
 
 impl Binding<'_> {
-    /// Judges the flag at the start of the client's first message, and gives what follows it and its comma.
-    fn check_flag<'m>(&self, message: &'m str) -> Result<&'m str, ScramError> {
+    /// Judges the flag at the start of the client's first message, and takes it off with what belongs to it.
+    fn check_flag(&self, attributes: &mut Attributes<'_>) -> Result<(), ScramError> {
         let plus = self.mechanism == Mechanism::Plus;
-        let after = |flag: &str| {
-            let rest = message.strip_prefix(flag)?;
-            rest.strip_prefix(',')
-        };
-        match message.chars().next() {
-            Some('n' | 'y') if plus => Err(malformed(
+        match attributes.next_byte() {
+            b'n' | b'y' if plus => Err(malformed(
                 "The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel binding data.",
             )),
-            Some('y') if self.end_point.is_some() => {
+            b'y' if self.end_point.is_some() => {
                 // Somebody between may have taken the better mechanism out of the offer.
                 let report =
                     Report::fatal(sqlstate::INVALID_AUTHORIZATION, "SCRAM channel binding negotiation error");
@@ -204,25 +200,29 @@ impl Binding<'_> {
                      does support channel binding.",
                 ))))
             }
-            Some(flag @ ('n' | 'y')) => after(flag.encode_utf8(&mut [0; 4]))
-                .ok_or_else(|| malformed("Comma expected after the channel-binding flag.")),
-            Some('p') if !plus => Err(malformed(
+            b'n' | b'y' => {
+                attributes.0 = &attributes.0[1..];
+                if attributes.next_byte() != b',' {
+                    let found = shown(attributes.next_byte());
+                    return Err(malformed(format!("Comma expected, but found character \"{found}\".")));
+                }
+                attributes.0 = &attributes.0[1..];
+                Ok(())
+            }
+            b'p' if !plus => Err(malformed(
                 "The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes channel \
                  binding data.",
             )),
-            Some('p') => {
-                let (kind, rest) = message
-                    .strip_prefix("p=")
-                    .and_then(|rest| rest.split_once(','))
-                    .ok_or_else(|| malformed("Attribute expected, but the message ends."))?;
-                if kind == BINDING {
-                    return Ok(rest);
+            b'p' => match attributes.value('p')? {
+                BINDING => Ok(()),
+                other => {
+                    let shown: String =
+                        other.chars().map(|char| if char.is_ascii_graphic() { char } else { '?' }).take(30).collect();
+                    let message = format!("unsupported SCRAM channel-binding type \"{shown}\"");
+                    Err(refused(sqlstate::PROTOCOL_VIOLATION, message))
                 }
-                let shown: String = kind.chars().filter(char::is_ascii_graphic).take(30).collect();
-                let message = format!("unsupported SCRAM channel-binding type \"{shown}\"");
-                Err(refused(sqlstate::PROTOCOL_VIOLATION, message))
-            }
-            _ => Err(malformed("Unexpected channel-binding flag.")),
+            },
+            other => Err(malformed(format!("Unexpected channel-binding flag \"{}\".", shown(other)))),
         }
     }
 
@@ -236,9 +236,69 @@ impl Binding<'_> {
     }
 }
 
-fn attribute(text: Option<&str>, name: char) -> Result<&str, ScramError> {
-    text.and_then(|text| text.strip_prefix(name)?.strip_prefix('='))
-        .ok_or_else(|| malformed(format!("Expected attribute \"{name}\".")))
+/// What is left of a message of attributes, which are read one after the other.
+struct Attributes<'a>(&'a str);
+
+impl<'a> Attributes<'a> {
+    /// The next byte, or 0 at the end: PostgreSQL shows both.
+    fn next_byte(&self) -> u8 {
+        self.0.bytes().next().unwrap_or(0)
+    }
+
+    /// There may be no authorization identity.
+    fn no_identity(&mut self) -> Result<(), ScramError> {
+        match self.next_byte() {
+            b',' => {
+                self.0 = &self.0[1..];
+                Ok(())
+            }
+            b'a' => Err(refused(
+                sqlstate::FEATURE_NOT_SUPPORTED,
+                "client uses authorization identity, but it is not supported",
+            )),
+            other => {
+                let found = shown(other);
+                Err(malformed(format!("Unexpected attribute \"{found}\" in client-first-message.")))
+            }
+        }
+    }
+
+    /// The value of the next attribute, which has to have this name.
+    fn value(&mut self, name: char) -> Result<&'a str, ScramError> {
+        let Some(after) = self.0.strip_prefix(name) else {
+            let found = shown(self.next_byte());
+            return Err(malformed(format!("Expected attribute \"{name}\" but found \"{found}\".")));
+        };
+        self.after_name(name, after)
+    }
+
+    /// The next attribute, whatever its name.
+    fn any(&mut self) -> Result<(char, &'a str), ScramError> {
+        let name = match self.0.chars().next() {
+            None => return Err(malformed("Attribute expected, but found end of string.")),
+            Some(name) if name.is_ascii_alphabetic() => name,
+            Some(_) => {
+                let found = shown(self.next_byte());
+                return Err(malformed(format!("Attribute expected, but found invalid character \"{found}\".")));
+            }
+        };
+        let value = self.after_name(name, &self.0[1..])?;
+        Ok((name, value))
+    }
+
+    fn after_name(&mut self, name: char, after: &'a str) -> Result<&'a str, ScramError> {
+        let Some(rest) = after.strip_prefix('=') else {
+            return Err(malformed(format!("Expected character \"=\" for attribute \"{name}\".")));
+        };
+        let (value, rest) = rest.split_once(',').unwrap_or((rest, ""));
+        self.0 = rest;
+        Ok(value)
+    }
+}
+
+/// A byte as PostgreSQL shows it.
+fn shown(byte: u8) -> String {
+    if byte.is_ascii_graphic() { format!("'{}'", char::from(byte)) } else { format!("0x{byte:02x}") }
 }
 
 /// What a SASLInitialResponse holds.
@@ -246,25 +306,39 @@ fn attribute(text: Option<&str>, name: char) -> Result<&str, ScramError> {
 pub(super) struct InitialResponse<'a> {
     /// The mechanism that the client chose.
     pub(super) mechanism: &'a [u8],
-    /// The mechanism's first message, unless the client waits to be asked for it.
-    pub(super) data: Option<&'a [u8]>,
+    rest: &'a [u8],
 }
 
 impl<'a> InitialResponse<'a> {
-    /// Reads the body of the message.
+    /// Reads the body of the message as far as the mechanism, which is looked at first.
     pub(super) fn parse(body: &'a [u8]) -> Result<Self, ScramError> {
-        let wrong = || refused(sqlstate::PROTOCOL_VIOLATION, "invalid message format");
-        let end = body.iter().position(|byte| *byte == 0).ok_or_else(wrong)?;
-        let (length, data) = body[end + 1..].split_first_chunk().ok_or_else(wrong)?;
-        let data = match i32::from_be_bytes(*length) {
-            -1 if data.is_empty() => None,
-            length if usize::try_from(length) == Ok(data.len()) => Some(data),
-            _ => return Err(wrong()),
-        };
-        Ok(Self { mechanism: &body[..end], data })
+        let wrong = || refused(sqlstate::PROTOCOL_VIOLATION, "invalid string in message");
+        let (mechanism, rest) = metako_core::wire::read::text(body).ok_or_else(wrong)?;
+        Ok(Self { mechanism, rest })
+    }
+
+    /// The mechanism's first message, unless the client waits to be asked for it.
+    pub(super) fn data(&self) -> Result<Option<&'a [u8]>, ScramError> {
+        let wrong = |message| refused(sqlstate::PROTOCOL_VIOLATION, message);
+        let short = "insufficient data left in message";
+        let (length, data) = self.rest.split_first_chunk().ok_or_else(|| wrong(short))?;
+        match i32::from_be_bytes(*length) {
+            -1 if data.is_empty() => Ok(None),
+            length if usize::try_from(length) == Ok(data.len()) => Ok(Some(data)),
+            length if usize::try_from(length).is_ok_and(|length| length < data.len()) || length == -1 => {
+                Err(wrong("invalid message format"))
+            }
+            _ => Err(wrong(short)),
+        }
     }
 }
 
-fn utf8(message: &[u8]) -> Result<&str, ScramError> {
+fn text(message: &[u8]) -> Result<&str, ScramError> {
+    if message.is_empty() {
+        return Err(malformed("The message is empty."));
+    }
+    if message.contains(&0) {
+        return Err(malformed("Message length does not match input length."));
+    }
     std::str::from_utf8(message).map_err(|_| malformed("The message is not UTF-8."))
 }

@@ -61,7 +61,6 @@ fn what_was_not_offered_is_refused() {
         b"n,a=other,n=,r=abc",
         b"n,,m=ext,n=,r=abc",
         b"n,,n=",
-        b"n,,n=,r=",
         b"n,,n=,r=a\x7f",
         b"n,,n=,r=\xff",
         b"",
@@ -161,21 +160,67 @@ fn channel_binding_holds_both_ends_together() {
 
 #[test]
 fn initial_responses_hold_what_they_say() {
-    let parse = InitialResponse::parse;
-    assert_eq!(parse(b"X\0\0\0\0\x02ab"), Ok(InitialResponse { mechanism: b"X", data: Some(b"ab") }));
-    assert_eq!(parse(b"X\0\xff\xff\xff\xff"), Ok(InitialResponse { mechanism: b"X", data: None }));
-    for wrong in [
-        &b""[..],
-        b"X",
-        b"X\0",
-        b"X\0\0\0\0",
-        b"X\0\0\0\0\x03ab",
-        b"X\0\0\0\0\x01ab",
-        b"X\0\xff\xff\xff\xffab",
-        b"X\0\x7f\xff\xff\xffab",
-        b"X\0\x80\0\0\0ab",
+    let parse = |body| InitialResponse::parse(body).and_then(|response| response.data());
+    assert_eq!(InitialResponse::parse(b"X\0junk").unwrap().mechanism, b"X");
+    assert_eq!(parse(b"X\0\0\0\0\x02ab"), Ok(Some(&b"ab"[..])));
+    assert_eq!(parse(b"X\0\xff\xff\xff\xff"), Ok(None));
+    for (wrong, expected) in [
+        (&b""[..], "invalid string in message"),
+        (b"X", "invalid string in message"),
+        (b"X\0", "insufficient data left in message"),
+        (b"X\0\0\0\0", "insufficient data left in message"),
+        (b"X\0\0\0\0\x03ab", "insufficient data left in message"),
+        (b"X\0\0\0\0\x01ab", "invalid message format"),
+        (b"X\0\xff\xff\xff\xffab", "invalid message format"),
+        (b"X\0\x7f\xff\xff\xffab", "insufficient data left in message"),
+        (b"X\0\x80\0\0\0ab", "insufficient data left in message"),
     ] {
-        assert!(parse(wrong).is_err(), "{wrong:?}");
+        assert_eq!(message(parse(wrong).unwrap_err()), ("08P01".to_owned(), expected.to_owned()), "{wrong:?}");
+    }
+}
+
+fn detail(error: ScramError) -> String {
+    match error {
+        ScramError::Refused(report) => report.detail.unwrap_or(report.message),
+        ScramError::WrongPassword => "wrong password".to_owned(),
+    }
+}
+
+#[test]
+fn what_is_wrong_is_told_in_postgresqls_words() {
+    let verifier = rfc_verifier();
+    for (first, expected) in [
+        ("", "The message is empty."),
+        ("n,,n=\0", "Message length does not match input length."),
+        ("x,,n=,r=a", "Unexpected channel-binding flag \"'x'\"."),
+        ("nn,,n=,r=a", "Comma expected, but found character \"'n'\"."),
+        ("n", "Comma expected, but found character \"0x00\"."),
+        ("n,b=c,n=,r=a", "Unexpected attribute \"'b'\" in client-first-message."),
+        ("n,a=c,n=,r=a", "client uses authorization identity, but it is not supported"),
+        ("n,,m=c,n=,r=a", "client requires an unsupported SCRAM extension"),
+        ("n,,r=a", "Expected attribute \"n\" but found \"'r'\"."),
+        ("n,,n,r=a", "Expected character \"=\" for attribute \"n\"."),
+        ("n,,n=", "Expected attribute \"r\" but found \"0x00\"."),
+        ("n,,n=,r=\u{e4}", "non-printable characters in SCRAM nonce"),
+        ("n,,n=,r=a,1=b", "Attribute expected, but found invalid character \"'1'\"."),
+    ] {
+        let error = Exchange::begin(&verifier, first.as_bytes(), PLAIN, [0; NONCE_LEN]).unwrap_err();
+        assert_eq!(detail(error), expected, "{first}");
+    }
+    // PostgreSQL minds neither an empty nonce nor an extension that is optional.
+    for first in ["n,,n=,r=", "n,,n=x,r=a,x=y"] {
+        assert!(Exchange::begin(&verifier, first.as_bytes(), PLAIN, [0; NONCE_LEN]).is_ok(), "{first}");
+    }
+    for (last, expected) in [
+        ("nonsense", "Expected attribute \"c\" but found \"'n'\"."),
+        ("c=biws,r=a", "Attribute expected, but found end of string."),
+        ("c=biws,r=a,p=AA==", "Malformed proof in client-final-message."),
+        ("c=biws,r=a,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=,x=y", "Garbage found at the end of client-final-message."),
+        ("c=eSws,r=a,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=", "unexpected SCRAM channel-binding attribute in client-final-message"),
+        ("c=biws,r=a,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=", "Nonce does not match."),
+    ] {
+        let exchange = Exchange::begin_with_nonce(&verifier, CLIENT_FIRST, PLAIN, SERVER_NONCE).unwrap();
+        assert_eq!(detail(exchange.finish(last.as_bytes()).unwrap_err()), expected, "{last}");
     }
 }
 
@@ -185,7 +230,7 @@ proptest! {
         first in proptest::collection::vec(any::<u8>(), 0..80),
         last in proptest::collection::vec(any::<u8>(), 0..120),
     ) {
-        let _ = InitialResponse::parse(&first);
+        let _ = InitialResponse::parse(&first).and_then(|response| response.data().map(|data| data.is_some()));
         let verifier = Verifier::mock([1; SALT_LEN]);
         let _ = Exchange::begin(&verifier, &first, PLAIN, [0; NONCE_LEN]);
         let exchange = Exchange::begin(&verifier, CLIENT_FIRST, PLAIN, [0; NONCE_LEN]).unwrap();

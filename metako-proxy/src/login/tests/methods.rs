@@ -170,7 +170,6 @@ async fn broken_passwords_are_refused() {
         assert_eq!(answer(rule, &sasl(b"ti\0ger\0")).await, "08P01");
         assert_eq!(answer(rule, &sasl(b"\xff\xfe\0")).await, "28P01");
         assert_eq!(answer(rule, b"Q\0\0\0\x05\0").await, "08P01");
-        assert_eq!(answer(rule, b"p\x7f\0\0\0").await, "08P01");
     }
     // The answer to another salt.
     let replayed = authentication::md5_hash(b"clear", b"tiger", [1, 2, 3, 4]);

@@ -417,12 +417,21 @@ async fn broken_sasl_is_refused() {
         sasl_initial(b"SCRAM-SHA-256", Some(b"p=tls-server-end-point,,n=,r=a")),
         sasl_initial(b"SCRAM-SHA-256", Some(b"\xff\xff")),
         b"Q\0\0\0\x05\0".to_vec(),
-        b"p\0\0\0\x03".to_vec(),
-        b"p\x7f\xff\xff\xff".to_vec(),
+        sasl(b"unknown"),
+        sasl_initial(b"unknown", Some(b"n,,n=,r=a")),
     ] {
         let mut client = asked(context()).await;
         client.write_all(&message).await.unwrap();
         assert_eq!(fatal_code(&mut client).await, "08P01", "{message:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_length_that_cannot_be_gets_no_answer() {
+    for message in [&b"p\0\0\0\x03"[..], b"p\x7f\xff\xff\xff", b"p\0\0\x04\x05"] {
+        let mut client = asked(context()).await;
+        client.write_all(message).await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "{message:?}");
     }
 }
 
