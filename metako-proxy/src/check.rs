@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use metako_core::config::{self, Loaded, Problem, Problems, SecretSource};
+use metako_core::hba::Hba;
 use tracing_subscriber::EnvFilter;
 
 use crate::login::rules;
@@ -71,8 +72,7 @@ fn named_files(loaded: &mut Loaded) -> Vec<Problem> {
 
 fn tls_files(loaded: &Loaded) -> Vec<Problem> {
     let security = &loaded.config.security;
-    let named =
-        |error: TlsFileError| loaded.places.problem(error.file().config_key(), error.to_string());
+    let named = |error: TlsFileError| loaded.places.problem(error.file().config_key(), error.to_string());
     let own = security.tls.as_ref().and_then(|files| load_tls(files).err()).unwrap_or_default();
     let of_clients = security.client_ca.as_deref().and_then(|path| load_authorities(path).err());
     own.into_iter().chain(of_clients).map(named).collect()
@@ -87,7 +87,7 @@ fn hba_file(loaded: &mut Loaded) -> Vec<Problem> {
         }
         Ok(rules) => {
             let without_tls = loaded.config.security.tls.is_none();
-            let idle = rules.iter().flat_map(|rules| rules.rules()).filter(|rule| rule.needs_tls() && without_tls);
+            let idle = rules.iter().flat_map(Hba::rules).filter(|rule| rule.needs_tls() && without_tls);
             let warnings = idle.map(|rule| {
                 let message = "can fit no client, because TLS is not offered (security.tls_enabled)";
                 loaded.places.problem(key, rule.problem(message).to_string())

@@ -302,9 +302,11 @@ mod tests {
         let both = files.write("ca", &format!("{}{}", pair().0, pair().0));
         assert_eq!(load_authorities(&both).unwrap().len(), 2);
         let broken = files.write("broken", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
-        for (path, says) in
-            [(broken, "cannot be used"), (files.path("gone"), "cannot be read"), (files.write("key", &pair().1), "holds no certificate")]
-        {
+        for (path, says) in [
+            (broken, "cannot be used"),
+            (files.path("gone"), "cannot be read"),
+            (files.write("key", &pair().1), "holds no certificate"),
+        ] {
             let error = load_authorities(&path).unwrap_err();
             assert_eq!(error.file(), TlsFile::Authorities);
             assert!(error.to_string().contains(says), "{error}");

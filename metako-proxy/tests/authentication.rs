@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use metako_proxy::playground::Cluster;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
 use running::{Metako, text};
 
 const QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END \
@@ -17,9 +19,8 @@ const QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL E
 /// A configuration with these users and these other keys.
 fn configuration(cluster: &Cluster, users: &[String], extra: &str) -> String {
     let own = running::configuration(cluster, "");
-    let own: String = own.lines().map(|line| format!("{line}\n")).collect();
-    let users: String = users.iter().map(|user| format!("  - {user}\n")).collect();
-    own.replacen("users:\n", &format!("users:\n{users}"), 1) + extra
+    let users: Vec<String> = users.iter().map(|user| format!("  - {user}\n")).collect();
+    own.replacen("users:\n", &format!("users:\n{}", users.concat()), 1) + extra
 }
 
 /// psql without its own ideas of who it is.
@@ -87,7 +88,10 @@ fn rules_say_who_gets_in_and_how() {
     assert_eq!(let_in(port, "user=app dbname=app", cluster.app_password()), "app|app");
     for user in ["clear", "scram"] {
         let said = refused(port, &format!("user={user} dbname=app"), "lion");
-        assert!(said.contains(&format!("FATAL:  password authentication failed for user \"{user}\"")), "{said}");
+        assert!(
+            said.contains(&format!("FATAL:  password authentication failed for user \"{user}\"")),
+            "{said}"
+        );
     }
     let said = refused(port, "user=joe dbname=app", "tiger");
     let words = "FATAL:  pg_hba.conf rejects connection for host \"127.0.0.1\", user \"joe\", database \"app\", no encryption";
@@ -103,7 +107,11 @@ fn rules_say_who_gets_in_and_how() {
     write("host all all all ldap\n");
     let reload = metako.command(&["reload"]);
     assert!(!reload.status.success());
-    assert!(text(&reload.stderr).contains(":1:18: the method `ldap` is not supported"), "{}", text(&reload.stderr));
+    assert!(
+        text(&reload.stderr).contains(":1:18: the method `ldap` is not supported"),
+        "{}",
+        text(&reload.stderr)
+    );
     assert_eq!(let_in(port, "user=clear dbname=app", "tiger"), "clear|app");
     assert!(!metako.command(&["check"]).status.success());
 
@@ -131,7 +139,10 @@ fn secrets_of_the_server_let_in() {
     // PostgreSQL would say more of `late` and `locked` to who knows the password; here they are as strangers.
     for (user, password) in [("ann", "lion"), ("late", "tiger"), ("locked", "tiger"), ("nobody", "tiger")] {
         let said = refused(port, &format!("user={user} dbname=postgres"), password);
-        assert!(said.contains(&format!("FATAL:  password authentication failed for user \"{user}\"")), "{said}");
+        assert!(
+            said.contains(&format!("FATAL:  password authentication failed for user \"{user}\"")),
+            "{said}"
+        );
     }
     let said = refused(port, "user=ann dbname=nowhere", "tiger");
     assert!(said.contains("FATAL:  database \"nowhere\" does not exist"), "{said}");
@@ -187,7 +198,12 @@ impl Authority {
     /// The part of a connection string that shows a client's certificate.
     fn shown(&self, name: &str) -> String {
         let path = |end: &str| self.path(&format!("{name}.{end}")).display().to_string();
-        format!("sslmode=verify-full sslrootcert={} sslcert={} sslkey={}", self.path("ca.pem").display(), path("pem"), path("key"))
+        format!(
+            "sslmode=verify-full sslrootcert={} sslcert={} sslkey={}",
+            self.path("ca.pem").display(),
+            path("pem"),
+            path("key")
+        )
     }
 }
 
@@ -236,7 +252,10 @@ fn certificates_and_channel_binding_hold_over_tls() {
     let bound = "user=clear dbname=app sslmode=require sslcert=/none channel_binding=require";
     assert_eq!(let_in(port, bound, "tiger"), "clear|app");
     assert!(refused(port, bound, "lion").contains("password authentication failed"));
-    assert_eq!(let_in(port, "user=clear dbname=app sslmode=require sslcert=/none channel_binding=disable", "tiger"), "clear|app");
+    assert_eq!(
+        let_in(port, "user=clear dbname=app sslmode=require sslcert=/none channel_binding=disable", "tiger"),
+        "clear|app"
+    );
     assert_eq!(let_in(port, "user=clear dbname=app sslmode=disable", "tiger"), "clear|app");
 
     // Another authority from the next log-in on.

@@ -93,7 +93,7 @@ fn fit(secret: String, key: &str, purpose: Use, checks: &mut Checks<'_>) -> Opti
     } else if !secret.starts_with("SCRAM-SHA-256$") {
         return Some(Secret::new(secret));
     } else if purpose != Use::Check {
-        "is a SCRAM secret, which does not let anybody in; expected the password in clear"
+        "is a SCRAM secret: nobody can log in with that; expected the password in clear"
     } else if !is_scram_secret(&secret) {
         "begins like a SCRAM secret and is none; expected SCRAM-SHA-256$ITERATIONS:SALT$STOREDKEY:SERVERKEY as \
          PostgreSQL keeps it, or the password in clear"
@@ -114,12 +114,14 @@ fn is_scram_secret(text: &str) -> bool {
     };
     let Some((iterations, salt, keys)) = parts() else { return false };
     let counts = iterations.parse::<u32>().is_ok_and(|iterations| iterations > 0);
-    counts && is_base64(salt) && keys.iter().all(|key| is_base64(key) && key.len() == 44 && key.ends_with('='))
+    counts
+        && is_base64(salt)
+        && keys.iter().all(|key| is_base64(key) && key.len() == 44 && key.ends_with('='))
 }
 
 fn is_base64(text: &str) -> bool {
     let digits = text.strip_suffix("==").or_else(|| text.strip_suffix('=')).unwrap_or(text);
-    text.len() % 4 == 0
+    text.len().is_multiple_of(4)
         && !digits.is_empty()
         && digits.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
 }

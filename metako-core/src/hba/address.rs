@@ -114,7 +114,9 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused() {
-        for wrong in ["10.0.0.0/33", "10.0.0.0/", "10.0.0.0/-1", "10.0.0.0/+8", "::/129", "db/8", "db1.example", ""] {
+        for wrong in
+            ["10.0.0.0/33", "10.0.0.0/", "10.0.0.0/-1", "10.0.0.0/+8", "::/129", "db/8", "db1.example", ""]
+        {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(parse("10.0.0.1"), Ok(Parsed::Masked(ip("10.0.0.1"))));

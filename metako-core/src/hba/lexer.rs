@@ -27,7 +27,7 @@ pub(super) type Field = Vec<Word>;
 
 #[derive(Debug, Clone, Copy)]
 struct Char {
-    char: char,
+    letter: char,
     line: usize,
     column: usize,
 }
@@ -37,9 +37,9 @@ pub(super) fn lines(text: &str) -> Vec<Vec<Field>> {
     let mut found = Vec::new();
     let mut logical = Vec::new();
     for (index, line) in text.lines().enumerate() {
-        let chars = line.chars().zip(1..).map(|(char, column)| Char { char, line: index + 1, column });
+        let chars = line.chars().zip(1..).map(|(letter, column)| Char { letter, line: index + 1, column });
         logical.extend(chars);
-        if logical.last().is_some_and(|last: &Char| last.char == '\\') && line.ends_with('\\') {
+        if logical.last().is_some_and(|last: &Char| last.letter == '\\') && line.ends_with('\\') {
             logical.pop();
             continue;
         }
@@ -74,14 +74,14 @@ fn fields(line: &[Char]) -> Vec<Field> {
 
 /// The next word, whether a comma ends it, and what follows.
 fn word(line: &[Char]) -> Option<(Word, bool, &[Char])> {
-    let begin = line.iter().position(|at| !is_blank(at.char) && at.char != ',')?;
+    let begin = line.iter().position(|at| !is_blank(at.letter) && at.letter != ',')?;
     let line = &line[begin..];
     let first = line.first()?;
     let (mut text, mut quoted, mut saw_quote) = (String::new(), false, false);
     let (mut in_quote, mut was_quote, mut comma) = (false, false, false);
     let mut rest: &[Char] = &[];
     for (index, at) in line.iter().enumerate() {
-        let char = at.char;
+        let char = at.letter;
         if is_blank(char) && !in_quote {
             rest = &line[index..];
             break;
@@ -105,8 +105,8 @@ fn word(line: &[Char]) -> Option<(Word, bool, &[Char])> {
             quoted |= text.is_empty();
         }
     }
-    (saw_quote || !text.is_empty())
-        .then(|| (Word { text, quoted, line: first.line, column: first.column }, comma, rest))
+    let word = Word { text, quoted, line: first.line, column: first.column };
+    (saw_quote || !word.text.is_empty()).then_some((word, comma, rest))
 }
 
 #[cfg(test)]

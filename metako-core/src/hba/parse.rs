@@ -78,7 +78,10 @@ impl<'a> Reader<'a> {
     fn file(&mut self, open: &Open, text: &str) {
         for line in lexer::lines(text) {
             if self.rules.len() >= RULES_MAX || self.read > FILES_MAX {
-                self.problem(open, fault(&line[0][0], format!("more than {RULES_MAX} rules or {FILES_MAX} files")));
+                self.problem(
+                    open,
+                    fault(&line[0][0], format!("more than {RULES_MAX} rules or {FILES_MAX} files")),
+                );
                 return;
             }
             let outcome = match line[0][0].text.as_str() {
@@ -139,7 +142,10 @@ impl<'a> Reader<'a> {
             "hostnossl" => Some(Encryption::NoTls),
             other => {
                 let likely = did_you_mean(nearest(other, KINDS));
-                return Err(fault(kind, format!("found `{other}`; expected one of {}{likely}", KINDS.join(", "))));
+                return Err(fault(
+                    kind,
+                    format!("found `{other}`; expected one of {}{likely}", KINDS.join(", ")),
+                ));
             }
         };
         let mut fields = Fields { rest: &line[1..], last: kind };
@@ -225,7 +231,10 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn next(&mut self, expected: &str) -> Result<&'a Field, Fault> {
         let Some((field, rest)) = self.rest.split_first() else {
-            return Err(fault(self.last, format!("the line ends after `{}`; expected {expected}", self.last.text)));
+            return Err(fault(
+                self.last,
+                format!("the line ends after `{}`; expected {expected}", self.last.text),
+            ));
         };
         self.rest = rest;
         self.last = field.last().unwrap_or(self.last);
@@ -296,7 +305,10 @@ fn option(
     certificate: &mut ClientCertificate,
 ) -> Result<(), Fault> {
     let Some((name, value)) = word.text.split_once('=') else {
-        return Err(fault(word, format!("found `{}`; expected an option as NAME=VALUE, or nothing", word.text)));
+        return Err(fault(
+            word,
+            format!("found `{}`; expected an option as NAME=VALUE, or nothing", word.text),
+        ));
     };
     let wrong = |message: String| Err(fault(word, message));
     match (name, value) {
@@ -323,7 +335,8 @@ fn option(
         }
         ("clientname", _) => wrong("only clientname=CN is supported".to_owned()),
         ("map", _) => wrong(
-            "user name maps are not supported; issue certificates whose common name is the user's name".to_owned(),
+            "user name maps are not supported; issue certificates whose common name is the user's name"
+                .to_owned(),
         ),
         _ => wrong(format!("unknown option `{name}`; expected clientcert or clientname")),
     }

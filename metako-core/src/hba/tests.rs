@@ -72,7 +72,10 @@ fn encryption_and_replication_choose_too() {
          host \"replication\" all all scram-sha-256\n",
     );
     let tls = Connection { tls: true, ..client("u", "a") };
-    assert_eq!(hba.rule(&tls).map(|rule| (rule.method, rule.certificate)), Some((Method::Cert, ClientCertificate::Name)));
+    assert_eq!(
+        hba.rule(&tls).map(|rule| (rule.method, rule.certificate)),
+        Some((Method::Cert, ClientCertificate::Name))
+    );
     assert_eq!(line(&hba, "u", "a"), Some(2));
     let replica = Connection { physical_replication: true, ..client("u", "") };
     assert_eq!(found(&hba, &replica), Some("/etc/hba:4".to_owned()));
@@ -110,7 +113,10 @@ fn names_may_be_patterns_lists_and_files() {
 #[test]
 fn files_include_each_other() {
     let hba = read(&[
-        ("/etc/hba", "include sub/first.conf\ninclude_if_exists nowhere\ninclude_dir sub\nhost z all all trust\n"),
+        (
+            "/etc/hba",
+            "include sub/first.conf\ninclude_if_exists nowhere\ninclude_dir sub\nhost z all all trust\n",
+        ),
         ("/etc/sub/first.conf", "host a all all trust\n"),
         ("/etc/sub/second.conf", "host b all all trust\n"),
         ("/etc/sub/.hidden.conf", "nonsense"),
@@ -134,7 +140,10 @@ fn files_include_each_other() {
         ]
     );
     assert_eq!(read(&[("/x", "")]).unwrap().rules().len(), 0);
-    assert_eq!(load(Path::new("/no"), &files(&[])).unwrap_err()[0].to_string(), "/no:1:1: /no cannot be read: entity not found");
+    assert_eq!(
+        load(Path::new("/no"), &files(&[])).unwrap_err()[0].to_string(),
+        "/no:1:1: /no cannot be read: entity not found"
+    );
 }
 
 #[test]
@@ -147,12 +156,17 @@ fn files_that_include_themselves_many_times_are_given_up() {
 
 #[test]
 fn lines_that_metako_never_meets_are_checked_for_their_form() {
-    let hba = rules("local all all peer map=x\nlocal replication +ops trust\nhostgssenc all all samenet gss include_realm=0\n");
+    let hba = rules(
+        "local all all peer map=x\nlocal replication +ops trust\nhostgssenc all all samenet gss include_realm=0\n",
+    );
     assert_eq!(hba.rules().len(), 0);
-    assert_eq!(problems("local all all pear\nlocal all\n"), [
-        "hba:1:15: found `pear`; expected a method, one of trust, reject, scram-sha-256, md5, password, cert",
-        "hba:2:7: the line ends after `all`; expected a user, such as `all`",
-    ]);
+    assert_eq!(
+        problems("local all all pear\nlocal all\n"),
+        [
+            "hba:1:15: found `pear`; expected a method, one of trust, reject, scram-sha-256, md5, password, cert",
+            "hba:2:7: the line ends after `all`; expected a user, such as `all`",
+        ]
+    );
 }
 
 #[test]
@@ -205,10 +219,13 @@ host all all all md5 colour=red
     let found = problems(text);
     assert_eq!(found[..19], expected);
     assert!(found[19].starts_with("hba:20:6: the regular expression `(a` cannot be used: "), "{}", found[19]);
-    assert_eq!(found[20..], [
-        "hba:21:1: expected one path after `include`",
-        "hba:22:22: unknown option `colour`; expected clientcert or clientname",
-    ]);
+    assert_eq!(
+        found[20..],
+        [
+            "hba:21:1: expected one path after `include`",
+            "hba:22:22: unknown option `colour`; expected clientcert or clientname",
+        ]
+    );
 }
 
 fn name() -> impl Strategy<Value = String> {
@@ -226,10 +243,26 @@ fn name() -> impl Strategy<Value = String> {
 
 fn text() -> impl Strategy<Value = String> {
     let kind = prop::sample::select(vec!["host", "hostssl", "hostnossl", "local", "hos", "include"]);
-    let address = prop::sample::select(vec!["all", "10.0.0.0/8", "::/0", "10.0.0.1 255.255.255.255", "x", "1.2.3.4/77"]);
-    let end = prop::sample::select(vec!["md5", "trust", "cert", "reject", "scram-sha-256", "md5 clientcert=verify-ca", ""]);
-    let line = (kind, name(), name(), address, end)
-        .prop_map(|(kind, database, user, address, end)| format!("{kind} {database},{user} {user} {address} {end}\n"));
+    let address = prop::sample::select(vec![
+        "all",
+        "10.0.0.0/8",
+        "::/0",
+        "10.0.0.1 255.255.255.255",
+        "x",
+        "1.2.3.4/77",
+    ]);
+    let end = prop::sample::select(vec![
+        "md5",
+        "trust",
+        "cert",
+        "reject",
+        "scram-sha-256",
+        "md5 clientcert=verify-ca",
+        "",
+    ]);
+    let line = (kind, name(), name(), address, end).prop_map(|(kind, database, user, address, end)| {
+        format!("{kind} {database},{user} {user} {address} {end}\n")
+    });
     prop::collection::vec(line, 0..6).prop_map(|lines| lines.concat())
 }
 

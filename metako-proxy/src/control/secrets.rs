@@ -25,7 +25,7 @@ pub struct NodeSecrets<E: Env> {
 
 impl<E: Env> NodeSecrets<E> {
     /// The look-up of a configuration, if it has one. Nothing is opened yet.
-    pub fn new(env: &E, view: &Arc<ViewCell>, config: &Config) -> Option<Arc<dyn SecretLookup>> {
+    pub fn of_config(env: &E, view: &Arc<ViewCell>, config: &Config) -> Option<Arc<dyn SecretLookup>> {
         let query = config.auth.query.clone()?;
         let (env, view, cluster) = (env.clone(), Arc::clone(view), Arc::clone(&config.cluster));
         Some(Arc::new(Self { env, view, cluster, query, kept: Mutex::new(None) }))
@@ -40,7 +40,8 @@ impl<E: Env> NodeSecrets<E> {
             return answer(rows, user);
         }
         // A connection that was kept may have broken meanwhile: only a new one tells.
-        let config = self.cluster.node(node.as_str()).ok_or_else(|| "is not in the configuration".to_owned())?;
+        let config =
+            self.cluster.node(node.as_str()).ok_or_else(|| "is not in the configuration".to_owned())?;
         let connection = Connection::open(&self.env, config).await.map_err(|error| error.to_string())?;
         let rows = connection.rows_for(&self.query, user).await.map_err(|error| error.to_string())?;
         self.keep(node, connection);

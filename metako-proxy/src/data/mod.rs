@@ -108,7 +108,7 @@ impl<E: Env> DataPlane<E> {
     ) -> Result<Arc<Self>, DataError> {
         let mut salt_secret = [0; 32];
         env.entropy(&mut salt_secret);
-        let lookup = NodeSecrets::new(&env, &view, &config);
+        let lookup = NodeSecrets::of_config(&env, &view, &config);
         let core = Arc::new(Core {
             settings: ArcSwap::from_pointee(Settings::new(config, &salt_secret, &traffic, lookup)?),
             view,
@@ -161,7 +161,7 @@ impl<E: Env> DataPlane<E> {
     /// that are gone are closed as they become free. On an error nothing has changed. Blocks on the file system where
     /// TLS is on.
     pub fn reconfigure(&self, config: Arc<Config>) -> Result<(), DataError> {
-        let lookup = NodeSecrets::new(&self.core.env, &self.core.view, &config);
+        let lookup = NodeSecrets::of_config(&self.core.env, &self.core.view, &config);
         let settings = Settings::new(config, &self.salt_secret, &self.core.traffic, lookup)?;
         self.core.settings.store(Arc::new(settings));
         self.core.pools.reconfigure(&self.core);
@@ -244,8 +244,9 @@ async fn connection<E: Env>(core: Arc<Core<E>>, stream: E::Stream, peer: SocketA
             client::greeting::say_last(&mut session.stream, &report).await;
         }
         Ok(Accepted::Session(mut session)) if session.replication.is_some() => {
-            let report = Report::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "replication is not served through metako")
-                .with_hint("Connect to the server itself.");
+            let report =
+                Report::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "replication is not served through metako")
+                    .with_hint("Connect to the server itself.");
             client::greeting::say_last(&mut session.stream, &report).await;
         }
         Ok(Accepted::Session(session)) => {

@@ -1,6 +1,6 @@
 //! What a log-in is checked against.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use aws_lc_rs::constant_time;
 use md5::{Digest, Md5};
@@ -132,7 +132,10 @@ fn md5_of(parts: &[&[u8]]) -> Md5Hex {
     for part in parts {
         digest.update(part);
     }
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest.finalize().iter().fold(String::with_capacity(32), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 fn equal(one: &[u8], other: &[u8]) -> bool {

@@ -42,17 +42,14 @@ pub(super) async fn first_request<S: AsyncRead + AsyncWrite + Unpin>(
         match incoming.packet().await? {
             Startup::Ssl if !settled.tls => {
                 settled.tls = true;
-                match cx.tls.as_ref().filter(|_| !incoming.stream.is_tls()) {
-                    Some(tls) => {
-                        settled.gss = true;
-                        nothing_buffered(&mut incoming, "SSL request").await?;
-                        incoming.send(b"S").await?;
-                        incoming = handshake(incoming, tls).await?;
-                    }
-                    None => {
-                        incoming.send(b"N").await?;
-                        nothing_buffered(&mut incoming, "SSL request").await?;
-                    }
+                if let Some(tls) = cx.tls.as_ref().filter(|_| !incoming.stream.is_tls()) {
+                    settled.gss = true;
+                    nothing_buffered(&mut incoming, "SSL request").await?;
+                    incoming.send(b"S").await?;
+                    incoming = handshake(incoming, tls).await?;
+                } else {
+                    incoming.send(b"N").await?;
+                    nothing_buffered(&mut incoming, "SSL request").await?;
                 }
             }
             Startup::GssEncryption if !settled.gss => {

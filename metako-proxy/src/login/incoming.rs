@@ -65,7 +65,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
 
     /// The password that the client sends, or what it sends in its place, without the terminator.
     pub(super) async fn password(&mut self) -> Result<Bytes, LoginError> {
-        let violation = |message: &str| LoginError::refused(Report::fatal(sqlstate::PROTOCOL_VIOLATION, message));
+        let violation =
+            |message: &str| LoginError::refused(Report::fatal(sqlstate::PROTOCOL_VIOLATION, message));
         let body = self.answer(PASSWORD_MAX, "password").await?;
         let Some((text, b"")) = wire::read::text(&body) else {
             return Err(violation("invalid password packet size"));
@@ -104,8 +105,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// Sends the client away before its start-up message was taken; the result says so.
     pub(super) async fn refuse_start(&mut self, error: &StartupError) -> LoginError {
         let report = Report::fatal(error.sqlstate(), error.to_string());
-        let bytes =
-            if error.is_for_protocol_2() { messages::error_of_protocol_2(&report) } else { messages::error(&report) };
+        let bytes = if error.is_for_protocol_2() {
+            messages::error_of_protocol_2(&report)
+        } else {
+            messages::error(&report)
+        };
         self.say_last(&bytes).await;
         LoginError::refused(report)
     }

@@ -113,12 +113,12 @@ async fn scram<S: AsyncRead + AsyncWrite + Unpin>(
         let message = "client selected an invalid SASL authentication mechanism";
         return Err(LoginError::refused(Report::fatal(sqlstate::PROTOCOL_VIOLATION, message)));
     };
-    let client_first = match response.data().map_err(|error| refusal(account, error))? {
-        Some(data) => initial.slice_ref(data),
-        None => {
-            incoming.send(&messages::sasl_continue("")).await?;
-            incoming.sasl_message().await?
-        }
+    let data = response.data().map_err(|error| refusal(account, error))?;
+    let client_first = if let Some(data) = data {
+        initial.slice_ref(data)
+    } else {
+        incoming.send(&messages::sasl_continue("")).await?;
+        incoming.sasl_message().await?
     };
     let mut random = [0; NONCE_LEN];
     (means.entropy)(&mut random);

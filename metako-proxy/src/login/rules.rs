@@ -43,7 +43,8 @@ pub(crate) fn load(config: &Config) -> Result<Option<Hba>, Vec<HbaProblem>> {
         return Ok(Some(hba));
     }
     let unfit = hba.rules().iter().filter(|rule| rule.needs_certificate());
-    let message = "asks for a certificate of the client, but there is no security.client_ca_file to check it against";
+    let message =
+        "asks for a certificate of the client, but there is no security.client_ca_file to check it against";
     let unfit: Vec<_> = unfit.map(|rule| rule.problem(message)).collect();
     if unfit.is_empty() { Ok(Some(hba)) } else { Err(unfit) }
 }

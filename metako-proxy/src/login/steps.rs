@@ -195,8 +195,9 @@ async fn account<'a>(cx: &LoginContext, user: &'a str, method: Method) -> Result
 
 /// Nobody can be told from a stranger while no server answers. The same for both.
 fn not_known(error: &str) -> LoginError {
-    let report = Report::fatal(sqlstate::CANNOT_CONNECT_NOW, "the database system is not yet accepting connections")
-        .with_detail("metako cannot ask a server for passwords (auth.query) now.");
+    let report =
+        Report::fatal(sqlstate::CANNOT_CONNECT_NOW, "the database system is not yet accepting connections")
+            .with_detail("metako cannot ask a server for passwords (auth.query) now.");
     LoginError::refused(report).because(&format!("auth.query: {error}"))
 }
 
@@ -207,8 +208,7 @@ fn authorize(cx: &LoginContext, request: &SessionRequest) -> Result<(), LoginErr
         if cx.users.may_replicate(user) {
             return Ok(());
         }
-        let report =
-            Report::fatal(sqlstate::INSUFFICIENT_PRIVILEGE, "permission denied to start WAL sender");
+        let report = Report::fatal(sqlstate::INSUFFICIENT_PRIVILEGE, "permission denied to start WAL sender");
         let reason = "users[].databases of the user lacks the word `replication`";
         return Err(LoginError::refused(report).because(reason));
     }
@@ -222,7 +222,8 @@ fn authorize(cx: &LoginContext, request: &SessionRequest) -> Result<(), LoginErr
         Access::NoSuchDatabase => {
             let message = format!("database \"{database}\" does not exist");
             let report = Report::fatal(sqlstate::INVALID_CATALOG_NAME, message);
-            Err(LoginError::refused(report).because("no user of the configuration has it among its databases"))
+            Err(LoginError::refused(report)
+                .because("no user of the configuration has it among its databases"))
         }
     }
 }

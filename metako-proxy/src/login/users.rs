@@ -103,7 +103,11 @@ impl Users {
             return Access::Granted;
         }
         let of_others = self.by_name.values().filter_map(|user| user.databases.as_ref());
-        if of_others.flatten().any(|known| known == database) { Access::Denied } else { Access::NoSuchDatabase }
+        if of_others.flatten().any(|known| known == database) {
+            Access::Denied
+        } else {
+            Access::NoSuchDatabase
+        }
     }
 
     /// Whether a user may have physical replication, which shows all databases: one that is bound to databases needs the

@@ -216,8 +216,11 @@ impl Binding<'_> {
             b'p' => match attributes.value('p')? {
                 BINDING => Ok(()),
                 other => {
-                    let shown: String =
-                        other.chars().map(|char| if char.is_ascii_graphic() { char } else { '?' }).take(30).collect();
+                    let shown: String = other
+                        .chars()
+                        .map(|char| if char.is_ascii_graphic() { char } else { '?' })
+                        .take(30)
+                        .collect();
                     let message = format!("unsupported SCRAM channel-binding type \"{shown}\"");
                     Err(refused(sqlstate::PROTOCOL_VIOLATION, message))
                 }
@@ -279,7 +282,9 @@ impl<'a> Attributes<'a> {
             Some(name) if name.is_ascii_alphabetic() => name,
             Some(_) => {
                 let found = shown(self.next_byte());
-                return Err(malformed(format!("Attribute expected, but found invalid character \"{found}\".")));
+                return Err(malformed(format!(
+                    "Attribute expected, but found invalid character \"{found}\"."
+                )));
             }
         };
         let value = self.after_name(name, &self.0[1..])?;

@@ -47,8 +47,7 @@ fn a_secret_of_postgresql_is_taken_as_one() {
     assert!(!verifier.is_of("Pencil"));
     assert!(!Verifier::mock([0; SALT_LEN]).is_of(""));
     assert_ne!(verifier.salt, [0; SALT_LEN]);
-    for text in ["SCRAM-SHA-256$", "SCRAM-SHA-256$0:AA==$AA==:AA==", "SCRAM-SHA-256$4096:AA==$AA==:AA=="]
-    {
+    for text in ["SCRAM-SHA-256$", "SCRAM-SHA-256$0:AA==$AA==:AA==", "SCRAM-SHA-256$4096:AA==$AA==:AA=="] {
         assert_eq!(Verifier::from_secret(text), None, "{text}");
     }
 }
@@ -175,7 +174,11 @@ fn initial_responses_hold_what_they_say() {
         (b"X\0\x7f\xff\xff\xffab", "insufficient data left in message"),
         (b"X\0\x80\0\0\0ab", "insufficient data left in message"),
     ] {
-        assert_eq!(message(parse(wrong).unwrap_err()), ("08P01".to_owned(), expected.to_owned()), "{wrong:?}");
+        assert_eq!(
+            message(parse(wrong).unwrap_err()),
+            ("08P01".to_owned(), expected.to_owned()),
+            "{wrong:?}"
+        );
     }
 }
 
@@ -215,8 +218,14 @@ fn what_is_wrong_is_told_in_postgresqls_words() {
         ("nonsense", "Expected attribute \"c\" but found \"'n'\"."),
         ("c=biws,r=a", "Attribute expected, but found end of string."),
         ("c=biws,r=a,p=AA==", "Malformed proof in client-final-message."),
-        ("c=biws,r=a,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=,x=y", "Garbage found at the end of client-final-message."),
-        ("c=eSws,r=a,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=", "unexpected SCRAM channel-binding attribute in client-final-message"),
+        (
+            "c=biws,r=a,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=,x=y",
+            "Garbage found at the end of client-final-message.",
+        ),
+        (
+            "c=eSws,r=a,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=",
+            "unexpected SCRAM channel-binding attribute in client-final-message",
+        ),
         ("c=biws,r=a,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=", "Nonce does not match."),
     ] {
         let exchange = Exchange::begin_with_nonce(&verifier, CLIENT_FIRST, PLAIN, SERVER_NONCE).unwrap();

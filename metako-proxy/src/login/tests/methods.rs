@@ -18,9 +18,9 @@ impl HbaFiles for OneFile {
     }
 }
 
-pub(super) fn rules(text: &str) -> Option<Arc<Hba>> {
+pub(super) fn rules(text: &str) -> Arc<Hba> {
     let loaded = hba::load(std::path::Path::new("hba"), &OneFile(text.to_owned()));
-    Some(Arc::new(loaded.unwrap_or_else(|problems| panic!("{problems:?}"))))
+    Arc::new(loaded.unwrap_or_else(|problems| panic!("{problems:?}")))
 }
 
 /// `clear`, `scram` and `md5` have the password `tiger`, each kept in another way.
@@ -29,7 +29,7 @@ fn context_with(text: &str) -> LoginContext {
     users.add("clear", &Secret::new("tiger"), None);
     users.add("scram", &Secret::new(password::scram_sha_256(b"tiger")), None);
     users.add("md5", &Secret::new(password::md5(b"tiger", "md5")), None);
-    LoginContext { rules: rules(text), ..LoginContext::of_users(users, None) }
+    LoginContext { rules: Some(rules(text)), ..LoginContext::of_users(users, None) }
 }
 
 /// Logs in with tokio-postgres, which answers whatever it is asked; gives what servers are given.
@@ -58,8 +58,8 @@ fn password_is_wrong(user: &str) -> Result<ServerCredential, (String, String)> {
     Err(("28P01".to_owned(), format!("password authentication failed for user \"{user}\"")))
 }
 
-fn given(password: &str) -> Result<ServerCredential, (String, String)> {
-    Ok(ServerCredential::Password(Secret::new(password)))
+fn given(password: &str) -> ServerCredential {
+    ServerCredential::Password(Secret::new(password))
 }
 
 const NAMES: [&str; 4] = ["clear", "scram", "md5", "nobody"];
@@ -67,7 +67,7 @@ const NAMES: [&str; 4] = ["clear", "scram", "md5", "nobody"];
 #[tokio::test]
 async fn trust_lets_everybody_in_with_what_is_known_of_them() {
     let rule = "host all all all trust";
-    assert_eq!(log_in(rule, "clear", "wrong").await, given("tiger"));
+    assert_eq!(log_in(rule, "clear", "wrong").await, Ok(given("tiger")));
     assert_eq!(log_in(rule, "scram", "wrong").await, Ok(ServerCredential::None));
     assert_eq!(log_in(rule, "nobody", "").await, Ok(ServerCredential::None));
     assert!(matches!(log_in(rule, "md5", "").await, Ok(ServerCredential::Md5(_))));
@@ -77,7 +77,7 @@ async fn trust_lets_everybody_in_with_what_is_known_of_them() {
 async fn a_password_in_clear_is_good_for_every_server() {
     let rule = "host all all all password";
     for user in ["clear", "scram", "md5"] {
-        assert_eq!(log_in(rule, user, "tiger").await, given("tiger"), "{user}");
+        assert_eq!(log_in(rule, user, "tiger").await, Ok(given("tiger")), "{user}");
     }
     for user in NAMES {
         assert_eq!(log_in(rule, user, "lion").await, password_is_wrong(user), "{user}");
@@ -87,7 +87,7 @@ async fn a_password_in_clear_is_good_for_every_server() {
 #[tokio::test]
 async fn md5_means_scram_where_a_scram_secret_is_kept() {
     let rule = "host all all all md5";
-    assert_eq!(log_in(rule, "clear", "tiger").await, given("tiger"));
+    assert_eq!(log_in(rule, "clear", "tiger").await, Ok(given("tiger")));
     let hex = password::md5(b"tiger", "md5")[3..].to_owned();
     assert_eq!(log_in(rule, "md5", "tiger").await, Ok(ServerCredential::Md5(Secret::new(hex))));
     assert!(matches!(log_in(rule, "scram", "tiger").await, Ok(ServerCredential::ScramKeys { .. })));
@@ -99,7 +99,7 @@ async fn md5_means_scram_where_a_scram_secret_is_kept() {
 #[tokio::test]
 async fn scram_shows_the_keys_that_servers_want() {
     let rule = "host all all all scram-sha-256";
-    assert_eq!(log_in(rule, "clear", "tiger").await, given("tiger"));
+    assert_eq!(log_in(rule, "clear", "tiger").await, Ok(given("tiger")));
     let Ok(ServerCredential::ScramKeys { client_key, .. }) = log_in(rule, "scram", "tiger").await else {
         panic!("no keys")
     };
@@ -119,9 +119,7 @@ async fn who_is_not_let_in_is_told_so_in_postgresqls_words() {
         log_in(rules, "clear", "tiger").await,
         Err((
             "28000".to_owned(),
-            format!(
-                "pg_hba.conf rejects connection for {place} \"clear\", database \"shop\", no encryption"
-            )
+            format!("pg_hba.conf rejects connection for {place} \"clear\", database \"shop\", no encryption")
         ))
     );
     assert_eq!(

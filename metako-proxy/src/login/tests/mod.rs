@@ -4,7 +4,7 @@ mod encrypted;
 mod looked_up;
 mod methods;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use metako_core::config::{Secret, TlsFiles};
@@ -30,10 +30,14 @@ fn peer() -> SocketAddr {
 type Outcome = Result<Accepted<DuplexStream>, LoginError>;
 
 fn context() -> LoginContext {
-    let mut users = Users::empty(&[9; 32]);
-    users.add("app", &Secret::new("secret"), Some(&["shop".to_owned()]));
-    users.add("report", &Secret::new("word"), Some(&["stock".to_owned()]));
-    LoginContext::of_users(users, None)
+    // Made once: each password takes a while.
+    static CONTEXT: LazyLock<LoginContext> = LazyLock::new(|| {
+        let mut users = Users::empty(&[9; 32]);
+        users.add("app", &Secret::new("secret"), Some(&["shop".to_owned()]));
+        users.add("report", &Secret::new("word"), Some(&["stock".to_owned()]));
+        LoginContext::of_users(users, None)
+    });
+    CONTEXT.clone()
 }
 
 /// A context that offers TLS with a fresh certificate for `localhost`, and a client's configuration that trusts it.
@@ -138,7 +142,9 @@ async fn a_wrong_password_and_a_stranger_cannot_be_told_apart() {
         let (code, message, error) = refusal(context(), user, "wrong", "shop").await;
         assert_eq!(code, "28P01");
         assert_eq!(message, format!("password authentication failed for user \"{user}\""));
-        let LoginError::Refused { user: claimed, reason: Some(reason), .. } = error else { panic!("{error}") };
+        let LoginError::Refused { user: claimed, reason: Some(reason), .. } = error else {
+            panic!("{error}")
+        };
         assert_eq!(claimed.as_deref(), Some(user));
         assert!(!reason.contains("wrong") || user == "app", "{reason}");
     }
