@@ -8,6 +8,7 @@ use metako_core::config::{self, Loaded, Problem, Problems, SecretSource};
 use metako_core::hba::Hba;
 use tracing_subscriber::EnvFilter;
 
+use crate::backend::ServerTlsTable;
 use crate::login::rules;
 use crate::tls_files::{TlsFileError, load_authorities, load_tls};
 
@@ -60,6 +61,12 @@ pub fn load_text(name: &str, text: &str, secrets: &dyn SecretSource) -> Result<L
 /// What is wrong with the files that a configuration names, and with its log filter.
 fn named_files(loaded: &mut Loaded) -> Vec<Problem> {
     let mut problems = tls_files(loaded);
+    if let Err(errors) = ServerTlsTable::load(&loaded.config.cluster.nodes) {
+        let named = |(index, error): &(usize, TlsFileError)| {
+            loaded.places.problem(&format!("nodes[{index}].{}", error.file().node_key()), error.to_string())
+        };
+        problems.extend(errors.iter().map(named));
+    }
     problems.extend(hba_file(loaded));
     if let Err(error) = EnvFilter::try_new(&loaded.config.log.level) {
         let message = format!(

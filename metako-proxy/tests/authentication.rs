@@ -156,6 +156,37 @@ fn secrets_of_the_server_let_in() {
     refused(port, "user=ann dbname=postgres", "tiger");
 }
 
+#[test]
+fn what_a_log_in_shows_opens_the_servers() {
+    let cluster = running::cluster(0, None);
+    for user in ["scram", "ann"] {
+        create(&cluster, user, "PASSWORD 'tiger'");
+    }
+    let node = &cluster.nodes()[0];
+    node.sql("SET password_encryption = 'md5'; CREATE ROLE old LOGIN PASSWORD 'tiger'").unwrap();
+    let servers_rules = node.data_dir().join("pg_hba.conf");
+    let before = std::fs::read_to_string(&servers_rules).unwrap();
+    std::fs::write(&servers_rules, format!("host all old 127.0.0.1/32 md5\n{before}")).unwrap();
+    node.sql("SELECT pg_reload_conf()").unwrap();
+
+    let hba = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(hba.path(), "host all old all md5\nhost all all all scram-sha-256\n").unwrap();
+    // metako knows no password of any of them.
+    let kept = |user: &str| format!("{{ name: {user}, password: \"{}\" }}", secret_of(&cluster, user));
+    let auth = format!("auth: {{ hba_file: {}, query: \"{QUERY}\" }}\n", hba.path().display());
+    let metako = Metako::start(&configuration(&cluster, &[kept("scram"), kept("old")], &auth));
+    metako.wait_until_open(0);
+    for user in ["scram", "old", "ann"] {
+        let conninfo = format!("user={user} dbname=app");
+        assert_eq!(let_in(metako.port, &conninfo, "tiger"), format!("{user}|app"));
+        let said = refused(metako.port, &conninfo, "lion");
+        assert!(
+            said.contains(&format!("FATAL:  password authentication failed for user \"{user}\"")),
+            "{said}"
+        );
+    }
+}
+
 /// An authority with certificates for the server and for clients, as files.
 struct Authority {
     folder: tempfile::TempDir,

@@ -7,6 +7,7 @@ mod config;
 mod connection;
 mod contained;
 mod driver;
+mod established;
 mod journal;
 mod node_report;
 mod persist;

@@ -9,6 +9,7 @@ use metako_core::config::{ClusterSettings, Config, Secret};
 use parking_lot::Mutex;
 
 use super::connection::{Connection, Row};
+use crate::backend::ServerTlsTable;
 use crate::env::Env;
 use crate::login::{LookupError, SecretLookup};
 use crate::shared::ViewCell;
@@ -18,6 +19,7 @@ use crate::shared::ViewCell;
 pub struct NodeSecrets<E: Env> {
     env: E,
     view: Arc<ViewCell>,
+    tls: ServerTlsTable,
     cluster: Arc<ClusterSettings>,
     query: String,
     kept: Mutex<Option<(NodeName, Connection)>>,
@@ -25,10 +27,15 @@ pub struct NodeSecrets<E: Env> {
 
 impl<E: Env> NodeSecrets<E> {
     /// The look-up of a configuration, if it has one. Nothing is opened yet.
-    pub fn of_config(env: &E, view: &Arc<ViewCell>, config: &Config) -> Option<Arc<dyn SecretLookup>> {
+    pub fn of_config(
+        env: &E,
+        view: &Arc<ViewCell>,
+        tls: &ServerTlsTable,
+        config: &Config,
+    ) -> Option<Arc<dyn SecretLookup>> {
         let query = config.auth.query.clone()?;
         let (env, view, cluster) = (env.clone(), Arc::clone(view), Arc::clone(&config.cluster));
-        Some(Arc::new(Self { env, view, cluster, query, kept: Mutex::new(None) }))
+        Some(Arc::new(Self { env, view, tls: tls.clone(), cluster, query, kept: Mutex::new(None) }))
     }
 
     async fn ask(&self, node: &NodeName, user: &str) -> Result<Option<Secret>, String> {
@@ -42,7 +49,8 @@ impl<E: Env> NodeSecrets<E> {
         // A connection that was kept may have broken meanwhile: only a new one tells.
         let config =
             self.cluster.node(node.as_str()).ok_or_else(|| "is not in the configuration".to_owned())?;
-        let connection = Connection::open(&self.env, config).await.map_err(|error| error.to_string())?;
+        let connection =
+            Connection::open(&self.env, config, &self.tls).await.map_err(|error| error.to_string())?;
         let rows = connection.rows_for(&self.query, user).await.map_err(|error| error.to_string())?;
         self.keep(node, connection);
         answer(rows, user)

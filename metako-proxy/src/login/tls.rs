@@ -8,8 +8,8 @@ use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::SingleCertAndKey;
 
-use crate::certificate;
-use crate::tls_files::{TlsFileError, load_authorities, load_tls};
+use crate::backend::tls_server_end_point;
+use crate::tls_files::{TlsFile, TlsFileError, load_authorities, load_tls};
 
 /// What a client that begins TLS at once has to name as its protocol.
 pub(super) const ALPN: &[u8] = b"postgresql";
@@ -33,15 +33,17 @@ impl ServerTls {
         let verifier = match client_ca.map(load_authorities).transpose() {
             Ok(None) => Ok(WebPkiClientVerifier::no_client_auth()),
             // Whether a certificate has to be shown is for the rules to say.
-            Ok(Some(roots)) => {
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                    .allow_unauthenticated()
-                    .build()
-                    .map_err(|error| TlsFileError::BadAuthorities {
-                        path: client_ca.map(Path::to_owned).unwrap_or_default(),
-                        problem: error.to_string(),
-                    })
-            }
+            Ok(Some(authorities)) => WebPkiClientVerifier::builder_with_provider(
+                Arc::new(authorities.roots),
+                Arc::clone(&provider),
+            )
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| TlsFileError::BadCertificate {
+                file: TlsFile::Authorities,
+                path: client_ca.map(Path::to_owned).unwrap_or_default(),
+                problem: error.to_string(),
+            }),
             Err(error) => Err(error),
         };
         let (certified, verifier) = match (load_tls(files), verifier) {
@@ -50,7 +52,7 @@ impl ServerTls {
                 return Err(certified.err().into_iter().flatten().chain(verifier.err()).collect());
             }
         };
-        let end_point = certified.cert.first().and_then(|own| certificate::end_point_hash(own));
+        let end_point = certified.cert.first().and_then(|own| tls_server_end_point(own));
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3")

@@ -5,7 +5,7 @@
 
 mod login;
 
-pub(super) use login::{Node, Role, SecretText, User};
+pub(super) use login::{Node, Role, SecretText, User, UserPool};
 
 use std::borrow::Cow;
 
@@ -225,14 +225,14 @@ pub(super) struct Pool {
     /// Server connections per database, user and node.
     #[schemars(range(min = 1, max = 100_000))]
     pub(super) size: u32,
-    /// Server connections that are kept open.
-    #[serde(skip_serializing)]
-    #[schemars(extend("x-reserved" = "0"))]
-    pub(super) min: Reserved,
-    /// Server connections beyond `size` for clients that waited long.
-    #[serde(skip_serializing)]
-    #[schemars(extend("x-reserved" = "0"))]
-    pub(super) reserve: Reserved,
+    /// Server connections that are kept open in each pool that is in use.
+    #[schemars(range(max = 100_000))]
+    pub(super) min: u32,
+    /// Server connections beyond `size` for clients that waited for `reserve_after`.
+    #[schemars(range(max = 100_000))]
+    pub(super) reserve: u32,
+    /// How long a client waits until the reserve is opened for it.
+    pub(super) reserve_after: HumanDuration,
     /// How long a client waits for a server connection.
     #[schemars(extend("x-min" = "1ms"))]
     pub(super) wait_timeout: HumanDuration,
@@ -249,8 +249,9 @@ impl Default for Pool {
         Self {
             mode: PoolMode::Transaction,
             size: 20,
-            min: Reserved,
-            reserve: Reserved,
+            min: 0,
+            reserve: 0,
+            reserve_after: HumanDuration::from_secs(5),
             wait_timeout: HumanDuration::from_secs(30),
             lifetime: HumanDuration::from_secs(3600),
             idle_timeout: HumanDuration::from_secs(600),

@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use super::super::tls::ALPN;
 use super::methods::rules;
 use super::*;
-use crate::certificate::end_point_hash;
+use crate::backend::tls_server_end_point;
 
 /// An authority, and a context whose clients may show its certificates.
 struct World {
@@ -158,7 +158,7 @@ async fn encryption_is_named_where_no_rule_fits() {
 #[tokio::test]
 async fn log_ins_are_bound_to_the_certificate() {
     let world = world("");
-    let hash = end_point_hash(&world.own).unwrap();
+    let hash = tls_server_end_point(&world.own).unwrap();
     for (bound_to, code) in [(hash, None), (vec![0; 32], Some("28000"))] {
         let (client, outcome) = serve(world.cx.clone());
         let mut client = over_tls(client, world.connector(None, &[])).await;
