@@ -10,9 +10,9 @@ use serde_json::Value as Json;
 use super::address;
 use super::places::Checks;
 use super::raw::{self, File, Role, StrategyValue};
-use super::secrets::{self, SecretSource};
+use super::secrets::{self, SecretSource, Use};
 use super::types::{
-    Acks, Admin, ClusterSettings, Config, FailoverSettings, Limits, Log, NoVoter, Node, NodeTls,
+    Acks, Admin, Auth, ClusterSettings, Config, FailoverSettings, Limits, Log, NoVoter, Node, NodeTls,
     PoolSettings, ReplicationAddress, RoleHint, RootCert, Routing, Secret, Security, Strategies, Synchronous,
     TlsFiles, User,
 };
@@ -34,9 +34,15 @@ impl Secrets {
         let mut secrets = Self { nodes: Vec::new(), replication: Vec::new(), users: Vec::new() };
         for (index, node) in file.nodes.iter().enumerate() {
             let path = format!("nodes[{index}]");
-            secrets.nodes.push(secrets::resolve(&node.secret, &path, true, source, checks));
+            secrets.nodes.push(secrets::resolve(&node.secret, &path, Use::LogIn, source, checks));
             let replication = node.replication.as_ref().and_then(|replication| {
-                secrets::resolve(&replication.secret, &format!("{path}.replication"), false, source, checks)
+                secrets::resolve(
+                    &replication.secret,
+                    &format!("{path}.replication"),
+                    Use::Replication,
+                    source,
+                    checks,
+                )
             });
             secrets.replication.push(replication);
         }
@@ -44,7 +50,7 @@ impl Secrets {
             secrets.users.push(secrets::resolve(
                 &user.secret,
                 &format!("users[{index}]"),
-                true,
+                Use::Check,
                 source,
                 checks,
             ));
@@ -157,8 +163,10 @@ pub(super) fn assemble(file: File, secrets: Secrets, strategies: Strategies) -> 
             write_timeout: plain(file.load_balancer.write_timeout),
         },
         users: users.collect(),
+        auth: Auth { hba_file: path(file.auth.hba_file), query: file.auth.query },
         pool,
         security: Security {
+            client_ca: path(file.security.client_ca_file),
             tls: tls.filter(|_| file.security.tls_enabled).map(|(cert, key)| TlsFiles { cert, key }),
             require_tls: file.security.require_tls,
         },

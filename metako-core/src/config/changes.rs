@@ -206,6 +206,7 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
     let (failover, security, limits, log) =
         (&cluster.failover, &config.security, &config.limits, &config.log);
     let (count, span) = failover.budget;
+    let path = |path: Option<&PathBuf>| maybe(path, |path| path.display().to_string());
     let file = |pick: fn(&TlsFiles) -> &std::path::Path| {
         maybe(security.tls.as_ref(), |tls| pick(tls).display().to_string())
     };
@@ -244,6 +245,9 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("security.require_tls", security.require_tls.to_string()),
         ("security.cert_file", file(|tls| &tls.cert)),
         ("security.key_file", file(|tls| &tls.key)),
+        ("security.client_ca_file", path(security.client_ca.as_ref())),
+        ("auth.hba_file", path(config.auth.hba_file.as_ref())),
+        ("auth.query", maybe(config.auth.query.as_ref(), Clone::clone)),
         ("limits.clients", limits.clients.to_string()),
         ("limits.login_timeout", time(limits.login_timeout)),
         ("limits.message_size", ByteSize(limits.message_size).to_string()),

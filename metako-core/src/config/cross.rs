@@ -28,6 +28,7 @@ pub(super) fn check(file: &File, secrets: &Secrets, checks: &mut Checks<'_>) {
     failover(file, checks);
     reads(file, checks);
     tls(file, checks);
+    auth_query(file, checks);
     log_level(&file.log.level, checks);
     if file.limits.message_size.0 > MESSAGE_SIZE_MAX {
         checks.problem(
@@ -336,10 +337,27 @@ fn tls(file: &File, checks: &mut Checks<'_>) {
                 checks.problem(&[&key, "security.tls_enabled"], message);
             }
         }
-    } else if security.require_tls {
+        return;
+    }
+    if security.require_tls {
         let message =
             "TLS cannot be demanded where it is not offered; expected `tls_enabled: true` beside it";
         checks.problem(&["security.require_tls", "security.tls_enabled"], message);
+    }
+    if security.client_ca_file.is_some() {
+        let message = "clients show certificates in TLS only; expected `tls_enabled: true` beside it";
+        checks.problem(&["security.client_ca_file", "security.tls_enabled"], message);
+    }
+}
+
+fn auth_query(file: &File, checks: &mut Checks<'_>) {
+    let Some(query) = &file.auth.query else { return };
+    if !query.contains("$1") {
+        let message = "does not ask for a user; expected a query with the parameter $1, the name of the user, that gives \
+                       its name and its rolpassword, such as SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin";
+        checks.problem(&["auth.query"], message);
+    } else if query.contains('\0') {
+        checks.problem(&["auth.query"], "holds a zero byte; expected the text of a query");
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Config {
     pub pool: PoolSettings,
     /// Users who may log in besides those of the nodes.
     pub users: Vec<User>,
+    /// How clients prove who they are.
+    pub auth: Auth,
     /// TLS for clients.
     pub security: Security,
     /// The admin socket and page.
@@ -383,9 +385,9 @@ pub enum PoolMode {
 pub struct User {
     /// The name that clients log in with, and that metako logs in to the servers with.
     pub name: String,
-    /// Password in clear.
+    /// Password in clear, or as PostgreSQL keeps it: `SCRAM-SHA-256$...` or `md5...`.
     pub password: Secret,
-    /// Databases that it may use; empty: any.
+    /// Databases that it may use, where `*` stands for any text; empty: any.
     pub databases: Vec<String>,
     /// How its server connections are pooled.
     pub pool: PoolSettings,
@@ -406,11 +408,22 @@ pub enum AdminAccess {
     Full,
 }
 
+/// `auth`
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Auth {
+    /// `hba_file`; `None` is scram-sha-256 for all.
+    pub hba_file: Option<PathBuf>,
+    /// `query`: finds the secrets of users that are not in the configuration.
+    pub query: Option<String>,
+}
+
 /// `security`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Security {
     /// TLS is offered to clients, with these files.
     pub tls: Option<TlsFiles>,
+    /// Authorities that sign the certificates of clients, PEM.
+    pub client_ca: Option<PathBuf>,
     /// Clients without TLS are refused.
     pub require_tls: bool,
 }

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, SimpleQueryMessage};
 
 use super::established::Established;
@@ -168,6 +169,17 @@ impl Connection {
             _ => None,
         });
         Ok(rows.collect())
+    }
+
+    /// Runs one statement with the parameter `$1`, whose type the server infers, and gives its rows. All columns have to
+    /// be text.
+    ///
+    /// After an error, or when the future was dropped, the connection is not to be used again.
+    pub(super) async fn rows_for(&self, sql: &str, parameter: &str) -> Result<Vec<Row>, ProbeFailure> {
+        let rows = self.client.query_typed(sql, &[(&parameter, Type::UNKNOWN)]).await;
+        let rows = rows.map_err(|error| self.failure(&error))?;
+        let texts = rows.iter().map(|row| (0..row.len()).map(|column| row.try_get(column)).collect());
+        texts.collect::<Result<_, _>>().map_err(|error| self.failure(&error))
     }
 
     /// Has `evidence` told when the server ends the connection, which is not waited for by anybody.

@@ -12,7 +12,7 @@ use metako_core::plugin::{
 use metako_core::pool::PoolLimits;
 
 use crate::backend::{ServerTls, ServerTlsTable};
-use crate::login::LoginContext;
+use crate::login::{LoginContext, LoginFilesError, SecretLookup};
 use crate::shared::{NodeTraffic, Traffic};
 use crate::tls_files::TlsFileError;
 
@@ -22,9 +22,9 @@ pub enum DataError {
     /// A strategy's options do not go together.
     #[error("a strategy cannot be built: {0}")]
     Strategy(#[from] BuildError),
-    /// A certificate or key cannot be used.
-    #[error("TLS for clients: {}", texts(.0))]
-    Tls(Vec<TlsFileError>),
+    /// A file that log-in needs cannot be used.
+    #[error(transparent)]
+    LoginFiles(#[from] LoginFilesError),
     /// A certificate or key that a node's section names cannot be used.
     #[error("TLS towards nodes: {}", texts(.0))]
     ServerTls(Vec<TlsFileError>),
@@ -47,18 +47,19 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Blocks on the file system where files of TLS are named.
+    /// Blocks on the file system where log-in or TLS towards nodes needs files.
     pub(super) fn new(
         config: Arc<Config>,
         salt_secret: &[u8; 32],
         traffic: &Traffic,
+        lookup: Option<Arc<dyn SecretLookup>>,
     ) -> Result<Self, DataError> {
         let nodes = config.cluster.nodes.iter().map(|node| &node.name);
         Ok(Self {
             server_tls: ServerTlsTable::load(&config.cluster.nodes).map_err(|errors| {
                 DataError::ServerTls(errors.into_iter().map(|(_, error)| error).collect())
             })?,
-            login: LoginContext::new(&config, salt_secret).map_err(DataError::Tls)?,
+            login: LoginContext::new(&config, salt_secret, lookup)?,
             balancer: ContainedBalancer {
                 inner: config.strategies.balancer.build()?,
                 panics: AtomicU64::new(0),

@@ -154,7 +154,7 @@ pub(in crate::config) struct User {
     pub(in crate::config) name: Option<String>,
     #[serde(flatten)]
     pub(in crate::config) secret: SecretText,
-    /// Databases that it may use; all of them if left out.
+    /// Databases that it may use, where `*` stands for any text; all of them if left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1))]
     pub(in crate::config) databases: Vec<String>,

@@ -104,7 +104,7 @@ pub(super) struct File {
     /// Who may log in besides the users of the nodes.
     #[serde(skip_serializing)]
     pub(super) users: Vec<User>,
-    /// Other sources of users.
+    /// How clients prove who they are.
     pub(super) auth: Auth,
     /// When and how a replica is promoted.
     pub(super) failover: Failover,
@@ -263,12 +263,10 @@ impl Default for Pool {
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct Auth {
-    /// A file like pg_hba.conf.
-    #[serde(skip_serializing)]
-    pub(super) hba_file: Reserved,
-    /// A query that finds the secrets of users.
-    #[serde(skip_serializing)]
-    pub(super) query: Reserved,
+    /// Who may connect from where and how, in the format of pg_hba.conf; `none` is scram-sha-256 for all.
+    pub(super) hba_file: Option<String>,
+    /// A query that finds name and secret of the user `$1` in the server, for users that are not in this file.
+    pub(super) query: Option<String>,
 }
 
 /// `failover`
@@ -378,9 +376,8 @@ pub(super) struct Security {
     pub(super) cert_file: Option<String>,
     /// Private key, PEM.
     pub(super) key_file: Option<String>,
-    /// Authorities that sign the certificates of clients.
-    #[serde(skip_serializing)]
-    pub(super) client_ca_file: Reserved,
+    /// Authorities that sign the certificates of clients, PEM.
+    pub(super) client_ca_file: Option<String>,
 }
 
 /// `admin`
