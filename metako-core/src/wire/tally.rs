@@ -45,6 +45,7 @@ struct Flow {
     copy: Copy,
     left: bool,
     ended: bool,
+    shut_down: bool,
     /// One of the two sent what has no header.
     unknown: bool,
     passed: Passed,
@@ -130,6 +131,11 @@ impl Tally {
         self.flow.ended
     }
 
+    /// Whether it said so because the whole server ends, or somebody ended this one by hand (57P01 to 57P03).
+    pub fn server_shut_down(&self) -> bool {
+        self.flow.shut_down
+    }
+
     /// What passed since the last call.
     pub fn take_passed(&mut self) -> Passed {
         std::mem::take(&mut self.flow.passed)
@@ -186,6 +192,7 @@ impl Flow {
                 self.copy.running = false;
                 let fields = read::error(prefix);
                 self.ended |= fields.is_fatal();
+                self.shut_down |= fields.is_fatal() && matches!(fields.code, b"57P01" | b"57P02" | b"57P03");
                 self.passed.read_only += u32::from(fields.code == b"25006");
                 let failed = matches!(fields.code.get(..2), Some(b"08" | b"53" | b"57" | b"58"));
                 self.passed.failed += u32::from(failed);

@@ -147,6 +147,7 @@ pub(super) fn server_error(body: &ErrorResponseBody) -> Result<ServerError, Conn
             b'D' => error.detail = Some(text()),
             _ => {}
         }
+        error.fields.push((field.type_(), field.value_bytes().to_vec()));
     }
     if error.severity.is_empty() {
         error.severity = localised;

@@ -58,6 +58,9 @@ pub struct ServerError {
     pub message: String,
     /// The detail, if there is one.
     pub detail: Option<String>,
+    /// All fields in the server's order, each as its type and its text: what a client gets to which the error is passed
+    /// on. The text is what the server sent, in its encoding. Severity, SQLSTATE, message and detail are here too.
+    pub fields: Vec<(u8, Vec<u8>)>,
 }
 
 impl fmt::Display for ServerError {
@@ -172,7 +175,7 @@ mod tests {
             severity: "FATAL".to_owned(),
             sqlstate: sqlstate.to_owned(),
             message: message.to_owned(),
-            detail: None,
+            ..ServerError::default()
         };
         ConnectError { node: "pg-1".into(), kind: ConnectErrorKind::Server(error) }
     }

@@ -216,6 +216,7 @@ fn server_failure(node: &NodeName, told: &DbError) -> ProbeFailure {
         sqlstate: told.code().code().to_owned(),
         message: told.message().to_owned(),
         detail: told.detail().map(str::to_owned),
+        fields: Vec::new(),
     };
     ConnectError { node: node.clone(), kind: ConnectErrorKind::Server(error) }.probe_failure()
 }

@@ -14,6 +14,8 @@ mod hold;
 mod pools;
 mod relay;
 mod settings;
+mod transparent;
+mod waiting;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -187,6 +189,11 @@ impl<E: Env> DataPlane<E> {
 }
 
 impl Stop {
+    /// Whether clients are to be sent away when they have nothing open.
+    fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+
     async fn all_ended(&self) {
         loop {
             let ended = self.ended.notified();

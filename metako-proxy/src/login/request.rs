@@ -2,6 +2,8 @@
 
 use metako_core::wire::startup::StartupMessage;
 
+use super::Replication;
+
 /// A start-up message, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SessionRequest {
@@ -42,12 +44,13 @@ impl SessionRequest {
         self.minor > 0 || !self.protocol_options.is_empty()
     }
 
-    /// Whether it asks for a replication connection; `Err` with the value if that is no boolean and not `database`.
-    pub(super) fn wants_replication(&self) -> Result<bool, &str> {
-        let Some(value) = self.replication.as_deref() else { return Ok(false) };
+    /// Which replication connection it asks for, if one; `Err` with the value if that is no boolean and not `database`.
+    pub(super) fn wants_replication(&self) -> Result<Option<Replication>, &str> {
+        let Some(value) = self.replication.as_deref() else { return Ok(None) };
         match value.to_ascii_lowercase().as_str() {
-            "database" | "true" | "on" | "yes" | "1" => Ok(true),
-            "false" | "off" | "no" | "0" => Ok(false),
+            "database" => Ok(Some(Replication::Logical)),
+            "true" | "on" | "yes" | "1" => Ok(Some(Replication::Physical)),
+            "false" | "off" | "no" | "0" => Ok(None),
             _ => Err(value),
         }
     }
@@ -73,10 +76,10 @@ mod tests {
     #[test]
     fn replication_is_told_from_its_negation() {
         let wants = |value| request(&[("replication", value)]).wants_replication().map_err(str::to_owned);
-        assert_eq!(wants("database"), Ok(true));
-        assert_eq!(wants("ON"), Ok(true));
-        assert_eq!(wants("false"), Ok(false));
+        assert_eq!(wants("database"), Ok(Some(Replication::Logical)));
+        assert_eq!(wants("ON"), Ok(Some(Replication::Physical)));
+        assert_eq!(wants("false"), Ok(None));
         assert_eq!(wants("perhaps"), Err("perhaps".to_owned()));
-        assert_eq!(request(&[]).wants_replication(), Ok(false));
+        assert_eq!(request(&[]).wants_replication(), Ok(None));
     }
 }

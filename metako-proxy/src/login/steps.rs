@@ -33,6 +33,8 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         Request::Session(message) => SessionRequest::from(message),
     };
     check(&mut incoming, cx, &request).await?;
+    // The value was checked.
+    let replication = request.wants_replication().unwrap_or_default();
     if request.wants_more() {
         incoming.send(&messages::negotiate(request.protocol_options)).await?;
     }
@@ -44,7 +46,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         database: request.database,
         parameters: request.parameters,
         protocol: Protocol::V3_0,
-        replication: None,
+        replication,
         credential: cx.users.credential(&request.user),
         leftover: incoming.buffer.into(),
     }))
@@ -128,12 +130,7 @@ async fn check<S: AsyncRead + AsyncWrite + Unpin>(
         (sqlstate::INVALID_AUTHORIZATION, message)
     } else {
         match request.wants_replication() {
-            Ok(false) => return Ok(()),
-            Ok(true) => {
-                let message =
-                    "replication connections are not supported through metako; connect to the server itself";
-                (sqlstate::FEATURE_NOT_SUPPORTED, message.to_owned())
-            }
+            Ok(_) => return Ok(()),
             Err(value) => ("22023", format!("invalid value for parameter \"replication\": \"{value}\"")),
         }
     };

@@ -230,7 +230,6 @@ async fn start_ups_that_cannot_be_served_are_refused() {
         (0x0002_0000, &b"user\0app\0"[..], "0A000"),
         (0x0003_0000, b"", "28000"),
         (0x0003_0000, b"database\0shop\0", "28000"),
-        (0x0003_0000, b"user\0app\0replication\0database\0", "0A000"),
         (0x0003_0000, b"user\0app\0replication\0perhaps\0", "22023"),
         (0x0003_0000, b"user\0app\0database", "08P01"),
     ] {

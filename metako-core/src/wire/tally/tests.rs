@@ -202,7 +202,7 @@ fn errors_are_told_apart_and_the_end_is_noticed() {
     assert!(!tally.server_ended());
     let long = [b"S\xd0\xa4\xd0\x90\xd0\xa2\0VFATAL\0C57P01\0M".as_slice(), &[b'x'; 500], b"\0\0"].concat();
     tally.received(&frame(b'E', &long));
-    assert!(tally.server_ended());
+    assert!(tally.server_ended() && tally.server_shut_down());
     assert_eq!(tally.take_passed(), Passed { statements: 0, failed: 2, read_only: 1 });
     assert!(!tally.client_left());
     tally.sent(&frames(b"X")).unwrap();

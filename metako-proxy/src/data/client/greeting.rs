@@ -11,7 +11,7 @@ use super::{ClientTask, Core, Found, Gone, Who};
 use crate::credential::ServerCredential;
 use crate::data::buffers::Outbox;
 use crate::env::Env;
-use crate::login::{self, Client, MaybeTls};
+use crate::login::{self, Client, MaybeTls, Replication};
 
 /// Reads the start-up parameters. What PostgreSQL would do with them, the server does: they begin its connections.
 pub(super) fn who<E: Env>(core: &Core<E>, client: &mut Client<MaybeTls<E::Stream>>) -> Result<Who, Report> {
@@ -37,8 +37,29 @@ pub(super) fn who<E: Env>(core: &Core<E>, client: &mut Client<MaybeTls<E::Stream
         application_name,
         parameters,
         variant,
+        alone: false,
         credential: std::mem::replace(&mut client.credential, ServerCredential::None),
     })
+}
+
+/// The same for a client that gets a server connection of its own: that begins with all that the client sent, in its
+/// order and spelling.
+pub(in crate::data) fn who_alone<E: Env>(core: &Core<E>, client: &Client<MaybeTls<E::Stream>>) -> Who {
+    let mut parameters = client.parameters.clone();
+    let replication = client.replication.map(|replication| match replication {
+        Replication::Physical => "true",
+        Replication::Logical => "database",
+    });
+    parameters.extend(replication.map(|value| ("replication".to_owned(), value.to_owned())));
+    Who {
+        database: client.database.clone(),
+        user: client.user.clone(),
+        application_name: String::new(),
+        parameters: Arc::new(parameters),
+        variant: core.pools.variant_alone(),
+        alone: true,
+        credential: client.credential.clone(),
+    }
 }
 
 /// Tells a client why its connection ends, as far as it listens.
@@ -50,6 +71,11 @@ pub(in crate::data) async fn say_last<S: AsyncRead + AsyncWrite + Unpin>(stream:
     // A client that does not take its last message within a second is not waited for.
     let said = poll_fn(|cx| output.poll_flush(stream, cx));
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), said).await;
+}
+
+/// What a client is told that has to go because metako stops.
+pub(in crate::data) fn stopping() -> Report {
+    Report::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection: metako is shutting down")
 }
 
 impl<E: Env> ClientTask<E> {
@@ -76,7 +102,8 @@ impl<E: Env> ClientTask<E> {
                 _ => {}
             }
         }
-        let welcome = login::welcome(&parameters, self.handle.process_id, &self.handle.secret_key());
+        let key = self.handle.key();
+        let welcome = login::welcome(&parameters, key.process_id, &key.secret);
         self.side.output.bytes().extend_from_slice(&welcome);
         self.flush().await
     }

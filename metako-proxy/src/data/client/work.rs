@@ -11,7 +11,8 @@ use metako_core::session::{Loss, LossCx};
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
 
-use super::{ClientTask, Found, Gone, session_cx, stopping};
+use super::greeting::stopping;
+use super::{ClientTask, Found, Gone, session_cx};
 use crate::data::buffers::Outbox;
 use crate::data::clients::deliver;
 use crate::data::pools::Lease;
