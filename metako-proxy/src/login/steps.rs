@@ -11,7 +11,7 @@ use super::incoming::Incoming;
 use super::request::SessionRequest;
 use super::scram::{Exchange, InitialResponse, MECHANISM, NONCE_LEN, ScramError};
 use super::users::Access;
-use super::{Accepted, Client, Entropy, LoginContext, LoginError, Protocol, messages};
+use super::{Accepted, Client, Entropy, LoginContext, LoginError, Protocol, Replication, messages};
 use crate::stream::MaybeTls;
 
 /// What a connection is for.
@@ -39,7 +39,10 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         incoming.send(&messages::negotiate(request.protocol_options)).await?;
     }
     authenticate(&mut incoming, cx, &request.user, entropy).await?;
-    authorize(&mut incoming, cx, &request.user, &request.database).await?;
+    // Physical replication is of all databases: as in pg_hba.conf it goes by a name of its own.
+    let physical = replication == Some(Replication::Physical);
+    let database = if physical { "replication" } else { &request.database };
+    authorize(&mut incoming, cx, &request.user, database).await?;
     Ok(Accepted::Session(Client {
         stream: incoming.stream,
         user: request.user.clone(),
