@@ -304,7 +304,8 @@ mod tests {
 
     #[test]
     fn a_servers_own_words_are_passed_on_where_it_ended_the_connection_and_only_there() {
-        let fields = vec![(b'S', b"FATAL".to_vec()), (b'C', b"3D000".to_vec()), (b'R', b"InitPostgres".to_vec())];
+        let fields =
+            vec![(b'S', b"FATAL".to_vec()), (b'C', b"3D000".to_vec()), (b'R', b"InitPostgres".to_vec())];
         let error = Report::error("3D000", "no database").with_fields(fields);
         let mut out = Vec::new();
         error_response(&mut out, &error);

@@ -46,7 +46,10 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
         Ok(who) => who,
         Err(report) => return greeting::say_last(&mut client.stream, &report).await,
     };
-    let session = Session::new(&who.application_name, core.settings.load().config.limits.message_size);
+    let mut session = Session::new(&who.application_name, core.settings.load().config.limits.message_size);
+    if core.settings.load().config.pool.mode == PoolMode::Statement {
+        session.go_by_statement();
+    }
     let side = ClientSide {
         stream: client.stream,
         session,

@@ -251,11 +251,11 @@ impl Clients {
     /// The client whom a cancel request means.
     pub(super) fn find(&self, process_id: i32, secret_key: &[u8]) -> Option<Arc<Handle>> {
         let clients = self.all.lock();
-        let mut candidates = clients.range((process_id, 0)..=(process_id, u64::MAX)).map(|(_, handle)| handle);
+        let mut candidates =
+            clients.range((process_id, 0)..=(process_id, u64::MAX)).map(|(_, handle)| handle);
         // Without a branch on the secret's bytes.
-        let fits = |handle: &&Arc<Handle>| {
-            verify_slices_are_equal(&handle.key.lock().secret, secret_key).is_ok()
-        };
+        let fits =
+            |handle: &&Arc<Handle>| verify_slices_are_equal(&handle.key.lock().secret, secret_key).is_ok();
         candidates.find(fits).cloned()
     }
 

@@ -56,7 +56,8 @@ impl Progress {
     }
 
     fn notice(&self, waited: Duration) -> Report {
-        let notice = Report::notice(format!("no server connection after {}s, still waiting", waited.as_secs()));
+        let notice =
+            Report::notice(format!("no server connection after {}s, still waiting", waited.as_secs()));
         let detail = match &*self.0.lock() {
             Some(Reason::Held(reason)) => format!("There is no primary to write to: {reason}."),
             Some(Reason::InLine { node, before }) => format!(

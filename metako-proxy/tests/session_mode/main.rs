@@ -302,3 +302,101 @@ async fn replication_passes_in_every_mode() {
         .unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_of_a_big_result_costs_no_memory_and_a_cancel_still_gets_through() {
+    let (cluster, metako) = tokio::task::spawn_blocking(|| {
+        let cluster = running::cluster(0, None);
+        let metako = running::Metako::start(&running::configuration(&cluster, SESSION));
+        metako.wait_until_open(0);
+        (cluster, metako)
+    })
+    .await
+    .unwrap();
+    let parameters = [("user", Cluster::SUPERUSER), ("database", Cluster::DATABASE)];
+    let password = cluster.superuser_password();
+    let mut reader = Wire::start(metako.port, &parameters, password).await.unwrap();
+    let mut past = Wire::start(cluster.node("node-1").port(), &parameters, password).await.unwrap();
+    let before = resident(metako.pid());
+    // 256 MiB in rows of one.
+    reader.send(&query("select repeat('x', 1 << 20) from generate_series(1, 256)")).await;
+    let blocked = format!(
+        "select count(*) from pg_stat_activity where pid = {} and wait_event = 'ClientWrite'",
+        reader.key().0
+    );
+    let begun = std::time::Instant::now();
+    while past.value(&blocked).await != "1" {
+        assert!(begun.elapsed() < LIMIT, "the server never waits for the client");
+    }
+    let grown = resident(metako.pid()).saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} kB more");
+    let mut rows = 0;
+    loop {
+        match reader.next().await.expect("the result goes on") {
+            (b'D', body) => rows += usize::from(body.len() == 6 + (1 << 20)),
+            (b'Z', _) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(rows, 256);
+    let grown = resident(metako.pid()).saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} kB more");
+
+    // While rows pile up at the client.
+    reader.send(&query("select repeat('x', 1 << 20) from generate_series(1, 100000)")).await;
+    while past.value(&blocked).await != "1" {
+        assert!(begun.elapsed() < LIMIT, "the server never waits for the client");
+    }
+    let (process_id, secret) = reader.key();
+    cancel(metako.port, process_id, &secret).await;
+    let last = loop {
+        match reader.next().await.expect("an end") {
+            (b'D' | b'T', _) => {}
+            other => break other,
+        }
+    };
+    assert_eq!((last.0, field(&last.1, b'C').as_str()), (b'E', "57014"));
+}
+
+/// Resident memory of a process, in kB.
+fn resident(pid: nix::unistd::Pid) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statement_mode_refuses_blocks_and_shares_one_server_between_the_statements_of_all() {
+    let bench = Bench::start(0, "pool: { mode: statement, size: 1 }").await;
+    let (mut one, mut two) = (bench.wire().await, bench.client().await);
+    text(&two, "create table item (n int)").await;
+
+    one.send(&query("begin")).await;
+    let refused = one.until(b'Z').await;
+    assert_eq!(field(&refused[0].1, b'C'), "0A000");
+    assert_eq!(field(&refused[0].1, b'M'), "transaction blocks not allowed in statement pooling mode");
+    assert_eq!(refused[1], (b'Z', b"I".to_vec()));
+    let error = two.transaction().await.err().expect("refused");
+    assert_eq!(code(&error), "0A000");
+
+    // A pipeline: each of it for itself.
+    let pipeline =
+        ["insert into item values (1)", "begin", "insert into item values (2)"].map(query).concat();
+    one.send(&pipeline).await;
+    let mut tags = Vec::new();
+    for _ in 0..3 {
+        tags.extend(one.until(b'Z').await.iter().map(|(tag, _)| char::from(*tag)));
+    }
+    assert_eq!(tags.iter().collect::<String>(), "CZEZCZ");
+    let insert = two.prepare("insert into item values ($1)").await.unwrap();
+    two.execute(&insert, &[&3]).await.unwrap();
+    assert_eq!(one.value("select count(*) from item").await, "3");
+
+    // One that was not foreseen ends the connection, and what it did is undone.
+    one.send(&query("insert into item values (4); begin; insert into item values (5)")).await;
+    let messages = one.until(0).await;
+    let (tag, last) = messages.last().unwrap();
+    assert_eq!((*tag, field(last, b'V').as_str(), field(last, b'C').as_str()), (b'E', "FATAL", "0A000"));
+    assert_eq!(text(&two, "select count(*) from item").await, "3");
+    bench.settled().await;
+}

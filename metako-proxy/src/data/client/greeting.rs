@@ -73,6 +73,18 @@ pub(in crate::data) async fn say_last<S: AsyncRead + AsyncWrite + Unpin>(stream:
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), said).await;
 }
 
+/// An application name as a server of that version makes it printable ASCII, byte by byte.
+fn in_ascii(name: &str, server_version: Option<&str>) -> String {
+    let major = server_version.and_then(|version| version.split(|c: char| !c.is_ascii_digit()).next());
+    let shows_bytes = major.and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 16);
+    let shown = |byte: u8| match byte {
+        b' '..=b'~' => char::from(byte).to_string(),
+        _ if shows_bytes => format!("\\x{byte:02x}"),
+        _ => "?".to_owned(),
+    };
+    name.bytes().map(shown).collect()
+}
+
 /// What a client is told that has to go because metako stops.
 pub(in crate::data) fn stopping() -> Report {
     Report::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection: metako is shutting down")
@@ -94,9 +106,12 @@ impl<E: Env> ClientTask<E> {
             },
         };
         let mut parameters: Vec<(String, String)> = reported.to_vec();
+        let version = parameters.iter().find(|(name, _)| name == "server_version");
+        let application_name =
+            in_ascii(&self.who.application_name, version.map(|(_, version)| version.as_str()));
         for (name, value) in &mut parameters {
             match name.as_str() {
-                "application_name" => value.clone_from(&self.who.application_name),
+                "application_name" => value.clone_from(&application_name),
                 // Writes are possible here, whichever node the connection was to.
                 "in_hot_standby" => "off".clone_into(value),
                 _ => {}
@@ -106,5 +121,18 @@ impl<E: Env> ClientTask<E> {
         let welcome = login::welcome(&parameters, key.process_id, &key.secret);
         self.side.output.bytes().extend_from_slice(&welcome);
         self.flush().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_ascii;
+
+    #[test]
+    fn application_names_are_made_printable_as_the_servers_version_does() {
+        let name = "it's \u{e9}\t~";
+        assert_eq!(in_ascii(name, Some("15.13 (Debian 15.13-0+deb12u1)")), "it's ???~");
+        assert_eq!(in_ascii(name, Some("16beta1")), "it's \\xc3\\xa9\\x09~");
+        assert_eq!(in_ascii(name, None), "it's ???~");
     }
 }

@@ -224,8 +224,7 @@ where
                     let bytes = &scratch.input[..read];
                     counting.tally.received(bytes);
                     self.count(counting);
-                    if self.client_half != Half::Dead
-                        && self.to_client.send(self.client, cx, bytes).is_err()
+                    if self.client_half != Half::Dead && self.to_client.send(self.client, cx, bytes).is_err()
                     {
                         self.client_died();
                     }
