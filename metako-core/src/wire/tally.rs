@@ -44,11 +44,18 @@ struct Flow {
     status: TransactionStatus,
     copy: Copy,
     left: bool,
-    ended: bool,
-    shut_down: bool,
+    end: Option<ServerEnd>,
     /// One of the two sent what has no header.
     unknown: bool,
     passed: Passed,
+}
+
+/// Why the server said that it ends the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ServerEnd {
+    OfThisOne,
+    /// The whole server ends, or somebody ended this one by hand.
+    ShutDown,
 }
 
 /// COPY FROM STDIN swallows each Sync that comes before its end.
@@ -128,12 +135,12 @@ impl Tally {
 
     /// Whether the server said that it ends the connection.
     pub fn server_ended(&self) -> bool {
-        self.flow.ended
+        self.flow.end.is_some()
     }
 
     /// Whether it said so because the whole server ends, or somebody ended this one by hand (57P01 to 57P03).
     pub fn server_shut_down(&self) -> bool {
-        self.flow.shut_down
+        self.flow.end == Some(ServerEnd::ShutDown)
     }
 
     /// What passed since the last call.
@@ -191,8 +198,10 @@ impl Flow {
             b'E' => {
                 self.copy.running = false;
                 let fields = read::error(prefix);
-                self.ended |= fields.is_fatal();
-                self.shut_down |= fields.is_fatal() && matches!(fields.code, b"57P01" | b"57P02" | b"57P03");
+                if fields.is_fatal() {
+                    let shut_down = matches!(fields.code, b"57P01" | b"57P02" | b"57P03");
+                    self.end = Some(if shut_down { ServerEnd::ShutDown } else { ServerEnd::OfThisOne });
+                }
                 self.passed.read_only += u32::from(fields.code == b"25006");
                 let failed = matches!(fields.code.get(..2), Some(b"08" | b"53" | b"57" | b"58"));
                 self.passed.failed += u32::from(failed);

@@ -87,7 +87,7 @@ async fn scram<S: AsyncRead + AsyncWrite + Unpin>(
 async fn question<S: AsyncRead + Unpin>(frames: &mut Frames<'_, S>) -> Result<Message, ConnectErrorKind> {
     loop {
         match frames.next().await? {
-            Message::ErrorResponse(body) => return Err(ConnectErrorKind::Server(server_error(&body)?)),
+            Message::ErrorResponse(body) => return Err(ConnectErrorKind::Server(Box::new(server_error(&body)?))),
             Message::NoticeResponse(_) => {}
             message @ (Message::AuthenticationOk
             | Message::AuthenticationCleartextPassword

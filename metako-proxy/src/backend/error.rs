@@ -35,7 +35,7 @@ pub enum ConnectErrorKind {
     Closed(String),
     /// The server answered with an error.
     #[error("{0}")]
-    Server(ServerError),
+    Server(Box<ServerError>),
     /// The server asks for what metako cannot or will not give, or could not prove that it knows the password.
     #[error("log-in failed: {0}")]
     Authentication(String),
@@ -177,7 +177,7 @@ mod tests {
             message: message.to_owned(),
             ..ServerError::default()
         };
-        ConnectError { node: "pg-1".into(), kind: ConnectErrorKind::Server(error) }
+        ConnectError { node: "pg-1".into(), kind: ConnectErrorKind::Server(Box::new(error)) }
     }
 
     #[test]

@@ -143,7 +143,7 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
             }
             Message::BackendKeyData(data) if !ready => key = Some((data.process_id(), data.secret_key())),
             Message::NoticeResponse(_) | Message::NotificationResponse(_) => {}
-            Message::ErrorResponse(body) => return Err(ConnectErrorKind::Server(server_error(&body)?)),
+            Message::ErrorResponse(body) => return Err(ConnectErrorKind::Server(Box::new(server_error(&body)?))),
             Message::ReadyForQuery(body) if !ready && body.status() == b'I' => ready = true,
             _ => {
                 let problem = "a message that has no place between log-in and the first query";

@@ -218,7 +218,7 @@ fn server_failure(node: &NodeName, told: &DbError) -> ProbeFailure {
         detail: told.detail().map(str::to_owned),
         fields: Vec::new(),
     };
-    ConnectError { node: node.clone(), kind: ConnectErrorKind::Server(error) }.probe_failure()
+    ConnectError { node: node.clone(), kind: ConnectErrorKind::Server(Box::new(error)) }.probe_failure()
 }
 
 fn io_source(error: &tokio_postgres::Error) -> Option<&io::Error> {

@@ -98,7 +98,9 @@ proptest! {
             let ahead = turns.next().unwrap_or(true) || answered.is_empty();
             if let Some(unit) = asked.pop_front_if(|_| ahead) {
                 let (client, server): (Vec<_>, Vec<_>) = unit.steps().into_iter().partition(is_client);
-                client.into_iter().for_each(|step| act(&mut tally, step));
+                for step in client {
+                    act(&mut tally, step);
+                }
                 answered.push_back(server);
             } else if let Some(server) = answered.pop_front() {
                 for step in server {

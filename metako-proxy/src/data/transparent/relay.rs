@@ -47,6 +47,15 @@ enum Half {
     Dead,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum ServerHalf {
+    Open,
+    /// Writing failed: its end is to be read yet.
+    Deaf,
+    /// How its stream ended.
+    Ended(String),
+}
+
 /// A client, its server, and what is on its way between them.
 pub(super) struct Relay<'a, E: Env, C, S> {
     core: &'a Arc<Core<E>>,
@@ -58,10 +67,7 @@ pub(super) struct Relay<'a, E: Env, C, S> {
     client_half: Half,
     /// The end of the client's stream was passed on.
     passed_on: bool,
-    /// How the server's stream ended.
-    server_end: Option<String>,
-    /// Writing to the server failed: its end is to be read yet.
-    server_deaf: bool,
+    server_half: ServerHalf,
     /// Runs when the client has vanished.
     patience: Option<Pin<Box<Sleep>>>,
     cancelled: bool,
@@ -96,8 +102,7 @@ where
             to_server: Outbox::default(),
             client_half: Half::Open,
             passed_on: false,
-            server_end: None,
-            server_deaf: false,
+            server_half: ServerHalf::Open,
             patience: None,
             cancelled: false,
             read_only: false,
@@ -152,9 +157,9 @@ where
             }
         }
         if self.to_client.is_empty() {
-            if let Some(cause) = self.server_end.take() {
+            if let ServerHalf::Ended(cause) = &self.server_half {
                 let left = self.client_half != Half::Open || counting.tally.client_left();
-                return Poll::Ready(if left { End::ClientLeft } else { End::ServerEnded(cause) });
+                return Poll::Ready(if left { End::ClientLeft } else { End::ServerEnded(cause.clone()) });
             }
             let nothing_open = counting.tally.is_idle() || counting.tally.is_streaming();
             if nothing_open && self.to_server.is_empty() && self.core.stop.is_asked() {
@@ -184,8 +189,13 @@ where
         self.to_client = Outbox::default();
     }
 
+    fn server_is_deaf(&mut self) {
+        self.server_half = ServerHalf::Deaf;
+        self.to_server = Outbox::default();
+    }
+
     fn write_server(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.server_deaf || self.server_end.is_some() {
+        if self.server_half != ServerHalf::Open {
             return false;
         }
         let ended = self.client_half != Half::Open;
@@ -201,9 +211,8 @@ where
         match written {
             Poll::Ready(Ok(())) => true,
             Poll::Ready(Err(_)) => {
-                // Why, it may have said: that is read first.
-                self.server_deaf = true;
-                self.to_server = Outbox::default();
+                // It may have said why: that is read first.
+                self.server_is_deaf();
                 true
             }
             Poll::Pending => false,
@@ -211,15 +220,17 @@ where
     }
 
     fn read_server(&mut self, counting: &mut Counting<'_>, cx: &mut Context<'_>) -> bool {
-        if !self.to_client.is_empty() || self.server_end.is_some() {
+        if !self.to_client.is_empty() || matches!(self.server_half, ServerHalf::Ended(_)) {
             // While the client is slow, so is the server.
             return false;
         }
         with_scratch(|scratch| {
             match poll_read(self.server, cx, &mut scratch.input) {
                 Poll::Pending => return false,
-                Poll::Ready(Ok(0)) => self.server_end = Some("it closed the connection".to_owned()),
-                Poll::Ready(Err(error)) => self.server_end = Some(error.to_string()),
+                Poll::Ready(Ok(0)) => {
+                    self.server_half = ServerHalf::Ended("it closed the connection".to_owned());
+                }
+                Poll::Ready(Err(error)) => self.server_half = ServerHalf::Ended(error.to_string()),
                 Poll::Ready(Ok(read)) => {
                     let bytes = &scratch.input[..read];
                     counting.tally.received(bytes);
@@ -235,7 +246,7 @@ where
     }
 
     fn read_client(&mut self, counting: &mut Counting<'_>, cx: &mut Context<'_>) -> Result<bool, End> {
-        let server_takes = self.to_server.is_empty() && !self.server_deaf && self.server_end.is_none();
+        let server_takes = self.to_server.is_empty() && self.server_half == ServerHalf::Open;
         if self.client_half != Half::Open || !server_takes {
             return Ok(false);
         }
@@ -249,8 +260,7 @@ where
                     counting.tally.sent(bytes).map_err(End::TooLong)?;
                     self.count(counting);
                     if self.to_server.send(self.server, cx, bytes).is_err() {
-                        self.server_deaf = true;
-                        self.to_server = Outbox::default();
+                        self.server_is_deaf();
                     }
                 }
             }
