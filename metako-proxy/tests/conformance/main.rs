@@ -5,6 +5,9 @@ mod cases;
 mod client;
 mod differences;
 mod document;
+mod grammar;
+mod open_ends;
+mod random;
 #[path = "../running/mod.rs"]
 mod running;
 mod scram;
@@ -52,7 +55,8 @@ fn metako_answers_as_postgresql_does() {
     let [oracle, session, transaction] = played;
     let mut report = String::new();
     for (index, case) in cases.iter().enumerate() {
-        for (place, played) in [(Place::Session, &session[index]), (Place::Transaction, &transaction[index])] {
+        for (place, played) in [(Place::Session, &session[index]), (Place::Transaction, &transaction[index])]
+        {
             judge(case, place, &oracle[index], played, world.version, &mut report);
         }
     }
@@ -69,7 +73,9 @@ fn play(world: &World, place: Place, case: &Case) -> Played {
     let stage = Stage::new(world, Kind::Case, place, limit, &script);
     let broken = match catch_unwind(AssertUnwindSafe(|| (case.run)(&stage))) {
         Ok(()) => None,
-        Err(panic) if panic.is::<Halt>() => (place == Place::PostgreSql).then(|| "PostgreSQL halts it".to_owned()),
+        Err(panic) if panic.is::<Halt>() => {
+            (place == Place::PostgreSql).then(|| "PostgreSQL halts it".to_owned())
+        }
         Err(panic) => Some(words(&*panic)),
     };
     eprintln!("TIME {} {} {}", begun.elapsed().as_millis(), place.name(), case.name);
@@ -108,7 +114,10 @@ fn judge(case: &Case, place: Place, oracle: &Played, played: &Played, version: u
                 Verdict::Known(_) => "a known difference",
                 Verdict::NotYet(_) => "not yet done",
             };
-            let _ = writeln!(report, "\n=== {name} is as in PostgreSQL now: take it from the list, where it is {word}");
+            let _ = writeln!(
+                report,
+                "\n=== {name} is as in PostgreSQL now: take it from the list, where it is {word}"
+            );
         }
         None | Some(_) => {}
     }

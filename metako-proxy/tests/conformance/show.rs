@@ -41,7 +41,9 @@ pub(crate) fn answer(tag: u8, body: &[u8]) -> String {
 fn report(body: &[u8]) -> String {
     let fields = body.split(|&byte| byte == 0).filter(|field| !field.is_empty());
     let kept = fields.filter(|field| !matches!(field[0], b'F' | b'L' | b'R'));
-    kept.map(|field| format!("{}={}", char::from(field[0]), bytes(&field[1..]))).collect::<Vec<_>>().join(" | ")
+    kept.map(|field| format!("{}={}", char::from(field[0]), bytes(&field[1..])))
+        .collect::<Vec<_>>()
+        .join(" | ")
 }
 
 /// The SQLSTATE in the body of an ErrorResponse or NoticeResponse.

@@ -10,7 +10,7 @@ use crate::running::{self, Metako};
 use crate::{send, tls};
 
 /// How long an answer may take that has to come.
-pub(crate) const LIMIT: Duration = Duration::from_secs(4);
+pub(crate) const LIMIT: Duration = Duration::from_secs(8);
 
 /// Who the clients are, unless a case says otherwise. A superuser.
 pub(crate) const USER: &str = "tester";
@@ -98,7 +98,8 @@ impl World {
         let builder = Builder::new().replicas(0).setting("max_prepared_transactions", "5");
         let cluster = builder.start_blocking().expect("the cluster starts");
         let node = cluster.node("node-1");
-        let sql = |sql: &str| node.sql(sql).unwrap_or_else(|error| panic!("{sql}: {error}")).unwrap_or_default();
+        let sql =
+            |sql: &str| node.sql(sql).unwrap_or_else(|error| panic!("{sql}: {error}")).unwrap_or_default();
         sql(&format!("create role {USER} superuser login password '{PASSWORD}'"));
         sql(&format!("create role {PLAIN} login password '{PASSWORD}'"));
         for place in Place::ALL {
@@ -164,6 +165,7 @@ fn start_metako(cluster: &Cluster, place: Place, files: &tempfile::TempDir) -> M
     let own = format!(
         "users:\n  - {{ name: {USER}, password: \"{PASSWORD}\" }}\n  - {{ name: {PLAIN}, password: \"{PASSWORD}\" }}\n\
          pool: {{ mode: {}, size: 8 }}\nload_balancer: {{ split: off }}\n\
+         health_check: {{ interval: 20s, timeout: 15s }}\nfailover: {{ mode: manual }}\n\
          security: {{ tls_enabled: true, cert_file: {folder}/server.crt, key_file: {folder}/server.key }}\n",
         place.name()
     );

@@ -2,7 +2,8 @@
 
 use crate::cases::cases;
 use crate::send::{
-    COPY_DONE, FLUSH, SYNC, batch, bind, copy_data, copy_fail, describe_portal, execute, message, parse, query, run,
+    COPY_DONE, FLUSH, SYNC, batch, bind, copy_data, copy_fail, describe_portal, execute, message, parse,
+    query, run,
 };
 use crate::stage::Stage;
 
@@ -51,7 +52,14 @@ fn copy_in_by_an_execute(stage: &Stage<'_>) {
 fn copy_in_goes_in_one_pipeline_with_what_follows(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     a.asks("create table t (id int)", "CZ");
-    a.send(&batch(&[&query("copy t from stdin"), &copy_data(b"1\n"), COPY_DONE, &query("table t"), &run("select 5"), SYNC]));
+    a.send(&batch(&[
+        &query("copy t from stdin"),
+        &copy_data(b"1\n"),
+        COPY_DONE,
+        &query("table t"),
+        &run("select 5"),
+        SYNC,
+    ]));
     a.says("GCZTDCZ12DCZ");
     a.leave();
 }
@@ -71,7 +79,11 @@ fn copy_out_is_a_stream_of_rows(stage: &Stage<'_>) {
     a.send(&batch(&[&run("copy (values (1), (2)) to stdout with (format csv, header)"), SYNC]));
     a.says("12HdddcCZ");
     a.asks("copy (select 1/(2-g) from generate_series(1, 3) g) to stdout", "HdE22012Z");
-    a.send(&batch(&[&run("copy (select 1/(2-g) from generate_series(1, 3) g) to stdout"), &run("select 1"), SYNC]));
+    a.send(&batch(&[
+        &run("copy (select 1/(2-g) from generate_series(1, 3) g) to stdout"),
+        &run("select 1"),
+        SYNC,
+    ]));
     a.says("12HdE22012Z");
     a.leave();
 }
@@ -79,7 +91,9 @@ fn copy_out_is_a_stream_of_rows(stage: &Stage<'_>) {
 fn copies_and_statements_share_a_string(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     a.asks("create table t (id int)", "CZ");
-    a.send(&query("insert into t values (1); copy t from stdin; copy t to stdout; copy t from stdin; select 9"));
+    a.send(&query(
+        "insert into t values (1); copy t from stdin; copy t to stdout; copy t from stdin; select 9",
+    ));
     a.says("CG");
     a.send(&batch(&[&copy_data(b"2\n"), COPY_DONE]));
     a.says("CHddcCG");
@@ -146,7 +160,16 @@ fn what_is_left_of_a_copy_is_swallowed(stage: &Stage<'_>) {
 fn flush_and_sync_within_copy_in_are_ignored(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     a.asks("create table t (id int)", "CZ");
-    a.send(&batch(&[&query("copy t from stdin"), FLUSH, SYNC, &copy_data(b"1\n"), SYNC, FLUSH, COPY_DONE, &query("table t")]));
+    a.send(&batch(&[
+        &query("copy t from stdin"),
+        FLUSH,
+        SYNC,
+        &copy_data(b"1\n"),
+        SYNC,
+        FLUSH,
+        COPY_DONE,
+        &query("table t"),
+    ]));
     a.says("GCZTDCZ");
     a.leave();
 }

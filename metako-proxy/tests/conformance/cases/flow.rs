@@ -2,8 +2,8 @@
 
 use crate::cases::cases;
 use crate::send::{
-    FLUSH, SYNC, batch, bind, bind_to, close_statement, describe_portal, execute, execute_some, function_call,
-    message, parse, query, run,
+    FLUSH, SYNC, batch, bind, bind_to, close_statement, describe_portal, execute, execute_some,
+    function_call, message, parse, query, run,
 };
 use crate::stage::Stage;
 
@@ -130,7 +130,8 @@ fn a_query_after_an_unsynced_batch_shares_its_transaction(stage: &Stage<'_>) {
 fn a_begin_in_a_pipeline_holds_over_its_syncs(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     a.asks("create table t (id int)", "CZ");
-    let messages = ["begin", "insert into t values (1)", "select 1/0", "insert into t values (2)", "rollback"];
+    let messages =
+        ["begin", "insert into t values (1)", "select 1/0", "insert into t values (2)", "rollback"];
     a.send(&messages.map(|sql| [run(sql), SYNC.to_vec()].concat()).concat());
     a.says("12CZ12CZ1E22012ZE25P02Z12CZ");
     a.asks("select count(*) from t", "TDCZ");
@@ -322,7 +323,10 @@ fn empty_queries_have_an_answer_of_their_own(stage: &Stage<'_>) {
 
 fn notices_come_before_the_end_of_their_statement(stage: &Stage<'_>) {
     let mut a = stage.client("a");
-    a.asks("do $$ begin raise notice 'one'; raise warning 'two' using hint = 'h', detail = 'd'; end $$", "N00000N01000CZ");
+    a.asks(
+        "do $$ begin raise notice 'one'; raise warning 'two' using hint = 'h', detail = 'd'; end $$",
+        "N00000N01000CZ",
+    );
     a.asks("drop table if exists nowhere", "N00000CZ");
     a.send(&batch(&[&run("do $$ begin raise notice 'three'; raise info 'four'; end $$"), SYNC]));
     a.says("12N00000N00000CZ");
@@ -366,7 +370,16 @@ fn a_function_call_may_fail(stage: &Stage<'_>) {
 fn a_function_call_in_a_pipeline_has_its_turn(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     let call = function_call(ABS, &["-5"]);
-    a.send(&batch(&[&query("select 1"), &call, &run("select 2"), &call, SYNC, &run("select 1/0"), &call, SYNC]));
+    a.send(&batch(&[
+        &query("select 1"),
+        &call,
+        &run("select 2"),
+        &call,
+        SYNC,
+        &run("select 1/0"),
+        &call,
+        SYNC,
+    ]));
     a.says("TDCZVZ12DCVZZ1E22012Z");
     a.leave();
 }
@@ -394,7 +407,11 @@ fn flush_and_sync_alone_are_legal(stage: &Stage<'_>) {
 fn terminate_ends_without_an_answer(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     a.asks("create table t (id int)", "CZ");
-    a.send(&batch(&[&query("insert into t values (1)"), crate::send::TERMINATE, &query("insert into t values (2)")]));
+    a.send(&batch(&[
+        &query("insert into t values (1)"),
+        crate::send::TERMINATE,
+        &query("insert into t values (2)"),
+    ]));
     a.says_at_last("CZ");
     stage.watcher().wait_until("select count(*) from t", "1");
     let mut b = stage.client("b");
@@ -412,11 +429,20 @@ fn a_large_answer_and_a_large_query_pass(stage: &Stage<'_>) {
     let writing = a.send_much(query(&format!("select length('{large}'), '{large}'")));
     a.says("TDCZ");
     writing.join().expect("the writer ends").expect("all is taken");
-    let bound = batch(&[&parse("", "select $1::text, repeat('y', 20000000)"), &bind_to("", "", &[Some(&large)]), &execute(), SYNC]);
+    let bound = batch(&[
+        &parse("", "select $1::text, repeat('y', 20000000)"),
+        &bind_to("", "", &[Some(&large)]),
+        &execute(),
+        SYNC,
+    ]);
     let writing = a.send_much(bound);
     a.says("12DCZ");
     writing.join().expect("the writer ends").expect("all is taken");
-    a.send(&batch(&[&parse("", "select g, repeat('z', 300) from generate_series(1, 3000) g"), &bind(""), &execute_some("", 2999)]));
+    a.send(&batch(&[
+        &parse("", "select g, repeat('z', 300) from generate_series(1, 3000) g"),
+        &bind(""),
+        &execute_some("", 2999),
+    ]));
     a.send(&batch(&[&execute(), SYNC]));
     a.ready();
     a.leave();
@@ -428,6 +454,9 @@ fn errors_name_detail_hint_and_place(stage: &Stage<'_>) {
     a.asks("insert into t values (1); insert into t values (1)", "CE23505Z");
     a.asks("insert into t values (2, 3)", "E23503Z");
     a.asks("select idd from t", "E42703Z");
-    a.asks("do $$ begin raise exception 'own' using errcode = 'U1234', table = 't', hint = 'h'; end $$", "EU1234Z");
+    a.asks(
+        "do $$ begin raise exception 'own' using errcode = 'U1234', table = 't', hint = 'h'; end $$",
+        "EU1234Z",
+    );
     a.leave();
 }

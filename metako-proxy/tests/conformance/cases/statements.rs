@@ -83,7 +83,15 @@ fn the_next_unnamed_parse_replaces_the_last(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     a.send(&batch(&[&parse("", "select 1"), &parse("", "select 2"), &bind(""), &execute(), SYNC]));
     a.says("112DCZ");
-    a.send(&batch(&[&parse("", "select 3"), &bind_to("p", "", &[]), &parse("", "select 4"), &bind(""), &execute(), &execute_some("p", 0), SYNC]));
+    a.send(&batch(&[
+        &parse("", "select 3"),
+        &bind_to("p", "", &[]),
+        &parse("", "select 4"),
+        &bind(""),
+        &execute(),
+        &execute_some("p", 0),
+        SYNC,
+    ]));
     a.says("1212DCDCZ");
     a.leave();
 }
@@ -151,7 +159,13 @@ fn a_name_cannot_be_parsed_twice(stage: &Stage<'_>) {
 
 fn closing_what_is_not_there_is_no_error(stage: &Stage<'_>) {
     let mut a = stage.client("a");
-    a.send(&batch(&[&close_statement("none"), &close_portal("none"), &close_statement(""), &close_portal(""), SYNC]));
+    a.send(&batch(&[
+        &close_statement("none"),
+        &close_portal("none"),
+        &close_statement(""),
+        &close_portal(""),
+        SYNC,
+    ]));
     a.says("3333Z");
     a.asks("begin; select 1/0", "CE22012Z");
     a.send(&batch(&[&close_statement("none"), &close_portal("none"), SYNC]));
@@ -235,9 +249,18 @@ const TEXT: u32 = 25;
 fn parameters_have_the_types_that_parse_gave(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     for types in [&[INT8, TEXT][..], &[TEXT], &[0, INT8], &[]] {
-        a.send(&batch(&[&parse_typed("s", "select $1, $2, pg_typeof($1)::text", types), &describe_statement("s"), SYNC]));
+        a.send(&batch(&[
+            &parse_typed("s", "select $1, $2, pg_typeof($1)::text", types),
+            &describe_statement("s"),
+            SYNC,
+        ]));
         a.ready();
-        a.send(&batch(&[&bind_to("", "s", &[Some("1"), Some("2")]), &execute(), &close_statement("s"), SYNC]));
+        a.send(&batch(&[
+            &bind_to("", "s", &[Some("1"), Some("2")]),
+            &execute(),
+            &close_statement("s"),
+            SYNC,
+        ]));
         a.ready();
     }
     a.send(&batch(&[&parse_typed("", "select $1", &[999_999]), SYNC]));
@@ -258,9 +281,23 @@ fn null_and_binary_values_pass(stage: &Stage<'_>) {
 
 fn a_bind_with_the_wrong_number_of_values_fails(stage: &Stage<'_>) {
     let mut a = stage.client("a");
-    a.send(&batch(&[&parse("s", "select $1::int"), &bind("s"), SYNC, &parse("", "select $1::int"), &bind(""), SYNC]));
+    a.send(&batch(&[
+        &parse("s", "select $1::int"),
+        &bind("s"),
+        SYNC,
+        &parse("", "select $1::int"),
+        &bind(""),
+        SYNC,
+    ]));
     a.says("1E08P01Z1E08P01Z");
-    a.send(&batch(&[&bind_to("", "s", &[Some("1"), Some("2")]), &execute(), SYNC, &bind_to("", "s", &[Some("1")]), &execute(), SYNC]));
+    a.send(&batch(&[
+        &bind_to("", "s", &[Some("1"), Some("2")]),
+        &execute(),
+        SYNC,
+        &bind_to("", "s", &[Some("1")]),
+        &execute(),
+        SYNC,
+    ]));
     a.says("E08P01Z2DCZ");
     a.leave();
 }
@@ -296,7 +333,14 @@ fn statements_follow_the_search_path(stage: &Stage<'_>) {
 fn a_stale_plan_is_an_error(stage: &Stage<'_>) {
     let (mut a, mut b) = (stage.client("a"), stage.client("b"));
     a.asks("create table t as select 1 as id", "CZ");
-    a.send(&batch(&[&parse("s", "select * from t"), &describe_statement("s"), SYNC, &bind("s"), &execute(), SYNC]));
+    a.send(&batch(&[
+        &parse("s", "select * from t"),
+        &describe_statement("s"),
+        SYNC,
+        &bind("s"),
+        &execute(),
+        SYNC,
+    ]));
     a.says("1tTZ2DCZ");
     b.asks("alter table t add column more int", "CZ");
     a.send(&batch(&[&bind("s"), &execute(), SYNC]));
@@ -307,7 +351,14 @@ fn a_stale_plan_is_an_error(stage: &Stage<'_>) {
     a.send(&batch(&[&bind("s"), &execute(), SYNC]));
     a.says("E0A000Z");
     a.asks("rollback", "CZ");
-    a.send(&batch(&[&close_statement("s"), &parse("s", "select * from t"), &describe_statement("s"), &bind("s"), &execute(), SYNC]));
+    a.send(&batch(&[
+        &close_statement("s"),
+        &parse("s", "select * from t"),
+        &describe_statement("s"),
+        &bind("s"),
+        &execute(),
+        SYNC,
+    ]));
     a.says("31tT2DCZ");
     a.leave();
     b.leave();
@@ -370,7 +421,12 @@ fn portals_outlive_a_flush(stage: &Stage<'_>) {
 fn portals_live_over_syncs_within_a_transaction(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     a.asks("begin", "CZ");
-    a.send(&batch(&[&parse("", "select generate_series(1, 5)"), &bind_to("p", "", &[]), &execute_some("p", 2), SYNC]));
+    a.send(&batch(&[
+        &parse("", "select generate_series(1, 5)"),
+        &bind_to("p", "", &[]),
+        &execute_some("p", 2),
+        SYNC,
+    ]));
     a.says("12DDsZ");
     a.send(&batch(&[&execute_some("p", 2), SYNC]));
     a.says("DDsZ");
@@ -397,7 +453,15 @@ fn a_row_limit_suspends_the_portal(stage: &Stage<'_>) {
 fn a_portal_may_be_executed_on_and_described(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     let some = execute_some("", 1);
-    a.send(&batch(&[&parse("", "values (1), (2)"), &bind(""), &some, &some, &execute(), &describe_portal(""), SYNC]));
+    a.send(&batch(&[
+        &parse("", "values (1), (2)"),
+        &bind(""),
+        &some,
+        &some,
+        &execute(),
+        &describe_portal(""),
+        SYNC,
+    ]));
     a.says("12DsDsCTZ");
     a.send(&batch(&[&parse("", "set work_mem = '4MB'"), &bind(""), &execute(), &execute(), SYNC]));
     a.says("12CE55000Z");
@@ -406,7 +470,13 @@ fn a_portal_may_be_executed_on_and_described(stage: &Stage<'_>) {
 
 fn named_portals_are_closed_by_name(stage: &Stage<'_>) {
     let mut a = stage.client("a");
-    a.send(&batch(&[&parse("", "select 1"), &bind_to("p", "", &[]), &close_portal("p"), &execute_some("p", 0), SYNC]));
+    a.send(&batch(&[
+        &parse("", "select 1"),
+        &bind_to("p", "", &[]),
+        &close_portal("p"),
+        &execute_some("p", 0),
+        SYNC,
+    ]));
     a.says("123E34000Z");
     a.leave();
 }
@@ -414,7 +484,16 @@ fn named_portals_are_closed_by_name(stage: &Stage<'_>) {
 fn a_portal_name_cannot_be_bound_twice(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     let twice = [bind_to("p", "", &[]), bind_to("p", "", &[])].concat();
-    a.send(&batch(&[&parse("", "select 1"), &twice, SYNC, &parse("", "select 1"), &bind(""), &bind(""), &execute(), SYNC]));
+    a.send(&batch(&[
+        &parse("", "select 1"),
+        &twice,
+        SYNC,
+        &parse("", "select 1"),
+        &bind(""),
+        &bind(""),
+        &execute(),
+        SYNC,
+    ]));
     a.says("12E42P03Z122DCZ");
     a.leave();
 }
@@ -422,7 +501,16 @@ fn a_portal_name_cannot_be_bound_twice(stage: &Stage<'_>) {
 fn several_portals_take_turns(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     let (p, q) = (execute_some("p", 1), execute_some("q", 2));
-    a.send(&batch(&[&parse("s", "select generate_series(1, 3)"), &bind_to("p", "s", &[]), &bind_to("q", "s", &[]), &p, &q, &p, &q, SYNC]));
+    a.send(&batch(&[
+        &parse("s", "select generate_series(1, 3)"),
+        &bind_to("p", "s", &[]),
+        &bind_to("q", "s", &[]),
+        &p,
+        &q,
+        &p,
+        &q,
+        SYNC,
+    ]));
     a.says("122DsDDsDsDCZ");
     a.leave();
 }
@@ -464,7 +552,16 @@ fn deallocate_all_forgets_all_names(stage: &Stage<'_>) {
     a.says("1Z");
     a.asks("prepare t as select 2", "CZ");
     a.asks("deallocate all", "CZ");
-    a.send(&batch(&[&bind("s"), SYNC, &bind("t"), SYNC, &parse("s", "select 3"), &bind("s"), &execute(), SYNC]));
+    a.send(&batch(&[
+        &bind("s"),
+        SYNC,
+        &bind("t"),
+        SYNC,
+        &parse("s", "select 3"),
+        &bind("s"),
+        &execute(),
+        SYNC,
+    ]));
     a.says("E26000ZE26000Z12DCZ");
     // In a transaction it takes effect at once, whatever becomes of that.
     a.asks("begin; deallocate all; rollback", "CCCZ");
