@@ -318,10 +318,14 @@ impl Client {
 
     /// The TLS handshake; answers whether it succeeded.
     pub(crate) fn start_tls(self, config: Arc<ClientConfig>) -> Option<Self> {
-        assert!(self.kept.is_empty(), "bytes came before the handshake");
+        let mut client = self;
+        if !client.kept.is_empty() {
+            client.record("<", "no TLS: more than one byte");
+            client.over = true;
+            return None;
+        }
         let name = ServerName::try_from("localhost").expect("a name");
         let connection = ClientConnection::new(config, name).expect("a client configuration");
-        let mut client = self;
         let Stream::Plain(mut stream) = (match &client.stream {
             Stream::Plain(stream) => Stream::Plain(stream.try_clone().expect("a second handle")),
             Stream::Tls(_) => panic!("TLS within TLS"),

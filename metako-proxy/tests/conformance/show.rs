@@ -1,7 +1,6 @@
 //! Messages as lines that people can read, and that are equal where the messages mean the same.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash as _, Hasher as _};
+use aws_lc_rs::digest;
 
 /// Of longer bodies the beginning is shown, with a sum of the whole.
 const SHOWN_MAX: usize = 400;
@@ -14,10 +13,9 @@ pub(crate) fn bytes(body: &[u8]) -> String {
     if body.len() <= SHOWN_MAX {
         return body.escape_ascii().to_string();
     }
-    let mut hasher = DefaultHasher::new();
-    body.hash(&mut hasher);
+    let sum = digest::digest(&digest::SHA256, body);
     let head = body[..SHOWN_MAX / 4].escape_ascii();
-    format!("{head}... ({} bytes, sum {:016x})", body.len(), hasher.finish())
+    format!("{head}... ({} bytes, sum {})", body.len(), sum.as_ref()[..4].escape_ascii().to_string())
 }
 
 /// A message of the server. What is left out, and why, stands at each kind.
