@@ -93,9 +93,8 @@ impl Client {
             Stream::Plain(stream) => stream.write_all(bytes),
             Stream::Tls(stream) => stream.write_all(bytes).and_then(|()| stream.flush()),
         };
-        match sent.map_err(|error| error.kind()) {
-            Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) => self.halt("what was sent is not read"),
-            Ok(()) | Err(_) => {}
+        if let Err(ErrorKind::WouldBlock | ErrorKind::TimedOut) = sent.map_err(|error| error.kind()) {
+            self.halt("what was sent is not read");
         }
     }
 

@@ -72,6 +72,17 @@ const LIST: &[Difference] = &[
     not_yet("tls_works_after_its_request", BOTH, "SCRAM-SHA-256-PLUS is not offered"),
     not_yet("tls_with_the_protocol_postgresql_works", BOTH, "SCRAM-SHA-256-PLUS is not offered"),
     not_yet("gssapi_and_then_tls_are_negotiated", BOTH, "SCRAM-SHA-256-PLUS is not offered"),
+    not_yet_from(18, "protocol_3_2_is_negotiated", "clients get protocol 3.0"),
+    not_yet_from(18, "the_next_minor_version_is_negotiated_down", "clients get protocol 3.0"),
+    not_yet_from(18, "a_greased_version_is_negotiated_down", "clients get protocol 3.0"),
+    not_yet_from(18, "unknown_protocol_options_are_named_in_the_negotiation", "clients get protocol 3.0"),
+    not_yet_from(17, "tls_with_another_protocol_is_refused", "another protocol is taken"),
+    Difference {
+        case: "the_application_name_is_the_clients_own",
+        modes: TRANSACTION,
+        verdict: Verdict::NotYet("bytes that are no ASCII become question marks, as before PostgreSQL 16"),
+        versions: 16..=99,
+    },
     not_yet("a_second_tls_request_is_refused", BOTH, "the text is another"),
     not_yet("direct_tls_works", BOTH, "there is no direct TLS"),
     not_yet("the_proof_may_be_bound_to_the_tls_channel", BOTH, "SCRAM-SHA-256-PLUS is not offered"),
@@ -142,6 +153,10 @@ const LIST: &[Difference] = &[
 
 const fn known(case: &'static str, modes: &'static [Place], why: &'static str) -> Difference {
     Difference { case, modes, verdict: Verdict::Known(why), versions: 13..=99 }
+}
+
+const fn not_yet_from(version: u32, case: &'static str, why: &'static str) -> Difference {
+    Difference { case, modes: BOTH, verdict: Verdict::NotYet(why), versions: version..=99 }
 }
 
 const fn not_yet(case: &'static str, modes: &'static [Place], why: &'static str) -> Difference {

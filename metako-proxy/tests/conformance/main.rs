@@ -69,7 +69,6 @@ fn play(world: &World, place: Place, case: &Case) -> Played {
     let expected = place != Place::PostgreSql && differences::of(case.name, place, world.version).is_some();
     let limit = if expected { SHORT_LIMIT } else { LIMIT };
     let script = Script::default();
-    let begun = std::time::Instant::now();
     let stage = Stage::new(world, Kind::Case, place, limit, &script);
     let broken = match catch_unwind(AssertUnwindSafe(|| (case.run)(&stage))) {
         Ok(()) => None,
@@ -78,7 +77,6 @@ fn play(world: &World, place: Place, case: &Case) -> Played {
         }
         Err(panic) => Some(words(&*panic)),
     };
-    eprintln!("TIME {} {} {}", begun.elapsed().as_millis(), place.name(), case.name);
     let neutral = |line: &String| line.replace(&Kind::Case.database(place), "conform_x");
     let mut lines: Vec<String> = script.borrow().iter().map(neutral).collect();
     if let Some(why) = &broken {

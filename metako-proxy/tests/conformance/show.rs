@@ -15,7 +15,7 @@ pub(crate) fn bytes(body: &[u8]) -> String {
     }
     let sum = digest::digest(&digest::SHA256, body);
     let head = body[..SHOWN_MAX / 4].escape_ascii();
-    format!("{head}... ({} bytes, sum {})", body.len(), sum.as_ref()[..4].escape_ascii().to_string())
+    format!("{head}... ({} bytes, sum {})", body.len(), sum.as_ref()[..4].escape_ascii())
 }
 
 /// A message of the server. What is left out, and why, stands at each kind.

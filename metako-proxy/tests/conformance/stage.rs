@@ -10,7 +10,7 @@ use crate::running::{self, Metako};
 use crate::{send, tls};
 
 /// How long an answer may take that has to come.
-pub(crate) const LIMIT: Duration = Duration::from_secs(8);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Who the clients are, unless a case says otherwise. A superuser.
 pub(crate) const USER: &str = "tester";

@@ -1,6 +1,7 @@
 //! COPY, whose ends are where poolers leave things over.
 
 use crate::cases::cases;
+use crate::client::Client;
 use crate::send::{
     COPY_DONE, FLUSH, SYNC, batch, bind, copy_data, copy_fail, describe_portal, execute, message, parse,
     query, run,
@@ -225,7 +226,7 @@ fn a_large_copy_passes_both_ways(stage: &Stage<'_>) {
     a.says("CZ");
     writing.join().expect("the writer ends").expect("all is taken");
     a.send(&query("copy t to stdout"));
-    let seen = a.quietly(|a| a.ready());
+    let seen = a.quietly(Client::ready);
     stage.note("shape of the large COPY", (seen.len(), &seen[seen.len() - 3..]));
     a.leave();
 }

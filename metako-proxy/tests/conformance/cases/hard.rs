@@ -1,6 +1,7 @@
 //! Cancels, deaths, lies.
 
 use crate::cases::cases;
+use crate::client::Client;
 use crate::send::{
     FLUSH, SYNC, batch, bind, bind_to, copy_data, execute, function_call, lying, message, parse, query, run,
 };
@@ -251,7 +252,7 @@ fn a_deadlock_is_an_error_of_one(stage: &Stage<'_>) {
     wait_for(stage, "set id = 2 where id = 2");
     b.send(&query("update t set id = 1 where id = 1"));
     // Its detail names the processes.
-    let seen = b.quietly(|b| b.ready());
+    let seen = b.quietly(Client::ready);
     stage.note("the one", seen);
     a.says("CZ");
     b.asks("rollback", "CZ");

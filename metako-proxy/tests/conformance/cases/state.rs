@@ -531,10 +531,10 @@ fn a_notification_names_its_sender(stage: &Stage<'_>) {
         }
     }
     stage.note("senders that are known by their keys", (from_a, from_b));
-    if !(from_a && from_b) {
-        a.vanish();
-    } else {
+    if from_a && from_b {
         a.leave();
+    } else {
+        a.vanish();
     }
     b.leave();
 }

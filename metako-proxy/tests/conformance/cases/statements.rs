@@ -316,10 +316,11 @@ fn results_come_in_the_format_that_was_asked_for(stage: &Stage<'_>) {
 fn statements_follow_the_search_path(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     a.asks("create schema one; create schema two; create table one.t as select 'one' as from_; create table two.t as select 'two' as from_", "CCCCZ");
-    a.asks("set search_path = one", "CZ");
+    // Reported from PostgreSQL 18 on.
+    a.query("set search_path = one");
     a.send(&batch(&[&parse("s", "select * from t"), &bind("s"), &execute(), SYNC]));
     a.says("12DCZ");
-    a.asks("set search_path = two", "CZ");
+    a.query("set search_path = two");
     a.send(&batch(&[&bind("s"), &execute(), SYNC]));
     a.says("2DCZ");
     let mut b = stage.client("b");
