@@ -3,29 +3,29 @@
 
 use crate::grammar::{End, Message, Sequence};
 
-/// Whether a sequence does something of that.
-pub(crate) fn is_open(sequence: &Sequence) -> bool {
-    let messages = || sequence.batches.iter().flatten();
-    // A malformed body ends the connection.
-    let malformed = messages().any(|message| matches!(message, Message::Malformed(..)));
-    // A length that lies makes a malformed body too; garbage is an unknown message.
-    let lies = matches!(sequence.end, End::LyingLength | End::Garbage);
-    // SQL's names of prepared statements are not those of Parse, and DISCARD ALL is of both.
-    let sql_names = messages().any(|message| {
-        let sql = text(message);
-        ["prepare", "execute", "deallocate", "discard all"].iter().any(|word| sql.starts_with(word))
-    });
-    // A name outlives its Parse that failed or was discarded, and batches without their Sync are held back.
-    let extended = messages().any(|message| matches!(message, Message::Parse { .. }));
-    // RESET goes back to the server's start-up, and what a function sets is not seen.
-    let settings =
-        messages().any(|message| text(message).starts_with("reset") || text(message).contains("set_config"));
-    malformed || lies || sql_names || extended || settings
+/// The sequence without any of that.
+pub(crate) fn without(mut sequence: Sequence) -> Sequence {
+    for batch in &mut sequence.batches {
+        batch.retain(|message| !is_open(message));
+    }
+    // A length that lies makes a malformed body, and garbage is an unknown message.
+    if matches!(sequence.end, End::LyingLength | End::Garbage) {
+        sequence.end = End::HalfMessage;
+    }
+    sequence
 }
 
-fn text(message: &Message) -> &'static str {
-    match message {
-        Message::Query(sql) | Message::Parse { sql, .. } => sql,
+fn is_open(message: &Message) -> bool {
+    let sql = match message {
+        Message::Query(sql) | Message::Parse { sql, .. } => *sql,
         _ => "",
-    }
+    };
+    // SQL's names of prepared statements are not those of Parse, and DISCARD ALL is of both.
+    let names = ["prepare", "execute", "deallocate", "discard all"].iter().any(|word| sql.starts_with(word));
+    // RESET goes back to the server's start-up.
+    let resets = sql.starts_with("reset");
+    // A statement outlives its Parse that failed or was discarded, named or not.
+    let parses = matches!(message, Message::Parse { .. });
+    // A malformed body ends the connection.
+    matches!(message, Message::Malformed(..)) || names || resets || parses
 }
