@@ -376,6 +376,7 @@ fn a_function_call_in_a_pipeline_has_its_turn(stage: &Stage<'_>) {
         &query("select 1"),
         &call,
         &run("select 2"),
+        SYNC,
         &call,
         SYNC,
         &run("select 1/0"),
