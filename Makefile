@@ -3,6 +3,8 @@
 #   make demo                             a throw-away cluster with metako in front of it, until Ctrl-C
 #   make demo SCENARIO=kill-primary       traffic, SIGKILL to the primary, and what clients saw of it
 #   make test                             every check and test
+#   make fuzz                             the fuzz targets, FUZZ_SECONDS each (60); needs a nightly compiler
+#   make driver-suites                    PostgreSQL's own tests and drivers' own against PostgreSQL, session and transaction mode
 #
 # Variables of `make demo`: SCENARIO, SYNCHRONOUS=1 (commits wait for a replica), JSON=1 (the outcome as JSON on the last
 # line), LISTEN=host:port (instead of 127.0.0.1:6432).
@@ -12,10 +14,10 @@ CARGO ?= cargo
 demo_options := $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SYNCHRONOUS),--synchronous) $(if $(JSON),--json) \
 	$(if $(LISTEN),--listen $(LISTEN))
 
-.PHONY: help demo test
+.PHONY: help demo test fuzz driver-suites
 
 help:
-	@sed -n 's/^#//p' Makefile | head -9
+	@sed -n 's/^#//p' Makefile | head -11
 
 demo:
 	@scripts/install-missing.sh
@@ -25,3 +27,9 @@ demo:
 
 test:
 	@scripts/test.sh
+
+fuzz:
+	@scripts/fuzz.sh
+
+driver-suites:
+	@scripts/driver-suites.sh

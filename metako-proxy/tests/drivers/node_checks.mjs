@@ -287,7 +287,7 @@ const checks = {
       const error = await fails("57014", () => client.query("select pg_sleep(60)"));
       assert.match(error.message, /statement timeout/);
       assert.equal(await value(client, "select 1"), 1);
-    }, { statement_timeout: 30 });
+    }, { statement_timeout: 1000 });
   },
 
   async pool_of_connections() {

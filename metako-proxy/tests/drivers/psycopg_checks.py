@@ -543,7 +543,7 @@ def statement_timeout():
             conn.execute("set local statement_timeout = '20ms'")
             conn.execute("select pg_sleep(60)")
         expect("statement timeout" in str(caught.error), True)
-        conn.execute("set statement_timeout = '20ms'")
+        conn.execute("set statement_timeout = '1s'")
         with raises("57014"):
             conn.execute("select pg_sleep(60)")
         conn.execute("reset statement_timeout")

@@ -113,7 +113,7 @@ fn settings(mode: Mode, folder: &Path) -> String {
     let pool = if mode == Mode::Session { "session" } else { "transaction" };
     let split = if mode == Mode::Split { "auto" } else { "off" };
     format!(
-        "pool: {{ mode: {pool}, size: 40 }}\nload_balancer: {{ split: {split} }}\n\
+        "pool: {{ mode: {pool}, size: 40 }}\nlimits: {{ login_timeout: 1m }}\nload_balancer: {{ split: {split} }}\n\
          security: {{ tls_enabled: true, cert_file: {0}/server.pem, key_file: {0}/server.key }}",
         folder.display()
     )
