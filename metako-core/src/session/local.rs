@@ -132,7 +132,7 @@ impl Session {
             b'Q' | b'F' => {
                 let verdict = match body {
                     Some(body) if tag == b'Q' => {
-                        Verdict::of(cx.classifier, read::query(body).ok_or(malformed)?)
+                        Verdict::of(cx, read::query(body).ok_or(malformed)?)
                     }
                     _ => Verdict::UNREAD,
                 };
@@ -189,7 +189,7 @@ impl Session {
 
     /// Parses what may run in a failed block; nothing else is parsed.
     fn lost_block_parse(&mut self, parse: read::Parse<'_>, cx: &SessionCx<'_>) -> Option<Verdict> {
-        let verdict = Verdict::of(cx.classifier, parse.sql);
+        let verdict = Verdict::of(cx, parse.sql);
         if !(verdict.ends_block || verdict.class == Class::Empty) || self.statement(parse.name).is_some() {
             return None;
         }

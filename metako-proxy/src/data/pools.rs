@@ -170,13 +170,21 @@ impl<E: Env> Pools<E> {
         self.reported.lock().get(&key).cloned()
     }
 
-    fn report(&self, who: &Who, parameters: &Reported) {
+    /// Notes what a server reported. Gives it as all those share it that were told the same.
+    fn report(&self, who: &Who, parameters: Vec<(String, String)>) -> Reported {
         let key = (who.database.clone(), who.user.clone(), who.variant);
         let mut reported = self.reported.lock();
+        if let Some(known) = reported.get(&key)
+            && **known == parameters
+        {
+            return Arc::clone(known);
+        }
         if reported.len() >= VARIANTS_MAX {
             reported.clear();
         }
-        reported.insert(key, Arc::clone(parameters));
+        let parameters = Arc::new(parameters);
+        reported.insert(key, Arc::clone(&parameters));
+        parameters
     }
 
     fn cell(&self, core: &Core<E>, who: &Who, node: &NodeName) -> Option<Arc<Cell<E>>> {

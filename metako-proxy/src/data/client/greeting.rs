@@ -67,6 +67,7 @@ impl<E: Env> ClientTask<E> {
                 Err(report) => return self.close_with(&report.as_fatal()).await,
             },
         };
+        self.side.session.welcomed(&reported);
         let mut parameters: Vec<(String, String)> = reported.to_vec();
         for (name, value) in &mut parameters {
             match name.as_str() {
