@@ -198,8 +198,12 @@ impl Model {
                 b'B' => self.skipping = !self.bind(read::bind(body).unwrap()),
                 b'D' => match read::target(body).unwrap() {
                     read::Target::Statement(name) if self.statements.contains_key(name) => {
-                        write::no_parameters(&mut self.out);
-                        write::no_data(&mut self.out);
+                        let sql = read::text(&self.statements[name]).unwrap().0.to_vec();
+                        self.skipping = !self.may(&sql);
+                        if !self.skipping {
+                            write::no_parameters(&mut self.out);
+                            write::no_data(&mut self.out);
+                        }
                     }
                     read::Target::Statement(name) | read::Target::Portal(name) => {
                         self.missing(name);

@@ -70,6 +70,7 @@ impl Script {
                     if let Some(found) = script.lookup(name, names, &own) {
                         script.effects = script.effects.and(found.verdict().effects);
                         spans.push((*at, found.name().to_vec()));
+                        script.acts.extend(settings_of(&found).map(|act| (number, act)));
                     } else if name.starts_with(PREFIX) {
                         spans.push((*at, quoted(&[NO_SUCH_NAME, name].concat())));
                     }
@@ -110,6 +111,16 @@ impl Script {
         }
         Some(Arc::clone(found))
     }
+}
+
+/// What a statement does to settings when EXECUTE runs it.
+fn settings_of(statement: &Statement) -> impl Iterator<Item = Act> {
+    let acts = statement.script().map_or(&[][..], |script| &script.acts);
+    acts.iter().filter_map(|(_, act)| match act {
+        Act::Set { name, .. } => Some(Act::Set { name: name.clone(), text: None }),
+        Act::Reset { .. } | Act::ResetAll | Act::Role | Act::Stays | Act::Unclear => Some(act.clone()),
+        _ => None,
+    })
 }
 
 /// The statement inside a PREPARE, of which `tail` follows the name.
