@@ -39,8 +39,15 @@ async fn pid(client: &Client) -> String {
 async fn settings_of_every_kind_are_their_clients_own() {
     let bench = Bench::start(0, ONE_SERVER).await;
     let (a, b) = (bench.client().await, bench.client_with("application_name=b").await);
-    let settings =
-        ["work_mem", "TimeZone", "search_path", "DateStyle", "app.tenant", "application_name", "lock_timeout"];
+    let settings = [
+        "work_mem",
+        "TimeZone",
+        "search_path",
+        "DateStyle",
+        "app.tenant",
+        "application_name",
+        "lock_timeout",
+    ];
     let mut before = Vec::new();
     for setting in settings {
         before.push((setting, show(&b, setting).await));
@@ -55,7 +62,11 @@ async fn settings_of_every_kind_are_their_clients_own() {
         ("select set_config('app.tenant', 'five', false)", "app.tenant", "five"),
         ("begin; set work_mem = '8MB'; commit", "work_mem", "8MB"),
         ("begin; set work_mem = '9MB'; rollback", "work_mem", "8MB"),
-        ("begin; set app.tenant = 'x'; savepoint s; set app.tenant = 'y'; rollback to s; commit", "app.tenant", "x"),
+        (
+            "begin; set app.tenant = 'x'; savepoint s; set app.tenant = 'y'; rollback to s; commit",
+            "app.tenant",
+            "x",
+        ),
         ("begin; set local work_mem = '10MB'; commit", "work_mem", "8MB"),
         ("set work_mem = '11MB'; set lock_timeout = 77", "work_mem", "11MB"),
         ("select 1", "lock_timeout", "77ms"),

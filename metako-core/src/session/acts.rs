@@ -59,7 +59,8 @@ pub(super) fn concerns(sql: &[u8]) -> bool {
         return true;
     }
     let executes = || contains_word(sql, b"execute");
-    let several = || read::may_be_several(sql) && HEADS.iter().any(|head| contains_word(sql, head.as_bytes()));
+    let several =
+        || read::may_be_several(sql) && HEADS.iter().any(|head| contains_word(sql, head.as_bytes()));
     (is("explain") || is("create") || word.is_empty()) && executes() || several()
 }
 
@@ -169,22 +170,22 @@ impl Statement<'_> {
                 () => None,
             }
         } else if self.is(0, "prepare") && !self.is(1, "transaction") {
-            self.named(1, |name, at| Act::Prepare { name, at, statement: self.span() })
+            Some(self.named(1, |name, at| Act::Prepare { name, at, statement: self.span() }))
         } else if self.is(0, "deallocate") {
             let at = 1 + usize::from(self.is(1, "prepare"));
             let all = self.is(at, "all") || self.tokens.len() == at;
-            if all { None } else { self.named(at, |name, at| Act::Deallocate { name, at }) }
+            (!all).then(|| self.named(at, |name, at| Act::Deallocate { name, at }))
         } else {
             self.execute()
         };
         act.into_iter().chain(self.set_configs()).collect()
     }
 
-    fn named(&self, at: usize, act: impl FnOnce(Box<[u8]>, Span) -> Act) -> Option<Act> {
-        Some(match (self.name(at), self.tokens.get(at)) {
+    fn named(&self, at: usize, act: impl FnOnce(Box<[u8]>, Span) -> Act) -> Act {
+        match (self.name(at), self.tokens.get(at)) {
             (Some(name), Some(token)) => act(name, token.span),
             _ => Act::Unclear,
-        })
+        }
     }
 
     /// EXECUTE stands first, or behind EXPLAIN and its options, or behind CREATE TABLE ... AS.
@@ -202,12 +203,14 @@ impl Statement<'_> {
         } else {
             return None;
         };
-        self.named(at + 1, |name, at| Act::Execute { name, at })
+        Some(self.named(at + 1, |name, at| Act::Execute { name, at }))
     }
 
     fn set(&self) -> Option<Act> {
         let at = match () {
-            () if self.is(1, "local") || self.is(1, "transaction") || self.is(1, "constraints") => return None,
+            () if self.is(1, "local") || self.is(1, "transaction") || self.is(1, "constraints") => {
+                return None;
+            }
             () if self.is(1, "session") && self.is(2, "characteristics") => return Some(Act::Unclear),
             () if self.is(1, "session") && !self.is(2, "authorization") => 2,
             () => 1,
@@ -241,10 +244,15 @@ impl Statement<'_> {
         let plain = self.tokens[value + 1..].iter().all(|token| {
             matches!(
                 token.kind,
-                Kind::Word | Kind::QuotedName | Kind::Text | Kind::Number | Kind::Symbol(b',' | b'-' | b'+' | b'.')
+                Kind::Word
+                    | Kind::QuotedName
+                    | Kind::Text
+                    | Kind::Number
+                    | Kind::Symbol(b',' | b'-' | b'+' | b'.')
             )
         });
-        let fit = plain && text.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'\\' | b'$'));
+        let fit =
+            plain && text.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'\\' | b'$'));
         // A comment to the end of the line would take along what is put behind.
         let fit = fit && !contains_word(text, b"--");
         Some(Act::Set { name, text: fit.then(|| text.into()) })
@@ -253,7 +261,9 @@ impl Statement<'_> {
     fn reset(&self) -> Act {
         match () {
             () if self.is(1, "all") => Act::ResetAll,
-            () if self.is(1, "role") || self.is(1, "session") || self.is(1, "session_authorization") => Act::Role,
+            () if self.is(1, "role") || self.is(1, "session") || self.is(1, "session_authorization") => {
+                Act::Role
+            }
             () if self.is(1, "time") => Act::Reset { name: b"timezone"[..].into() },
             () if self.is(1, "transaction") => Act::Unclear,
             () => self.setting(1).map_or(Act::Unclear, |(name, _)| Act::Reset { name }),
@@ -332,15 +342,18 @@ mod tests {
         acts.into_iter().next().map(|(_, act)| act)
     }
 
-    fn set(name: &str, text: &str) -> Option<Act> {
-        Some(Act::Set { name: name.as_bytes().into(), text: Some(text.as_bytes().into()) })
+    fn set(name: &str, text: &str) -> Act {
+        Act::Set { name: name.as_bytes().into(), text: Some(text.as_bytes().into()) }
     }
 
     #[test]
     fn settings_are_named_and_their_texts_kept_where_they_can_be_run_again() {
-        assert_eq!(one("SET Work_Mem = '1MB';"), set("work_mem", "SET Work_Mem = '1MB'"));
-        assert_eq!(one(" set session a.B to -1"), set("a.b", "set session a.B to -1"));
-        assert_eq!(one("SET search_path TO a, \"B\""), set("search_path", "SET search_path TO a, \"B\""));
+        assert_eq!(one("SET Work_Mem = '1MB';"), Some(set("work_mem", "SET Work_Mem = '1MB'")));
+        assert_eq!(one(" set session a.B to -1"), Some(set("a.b", "set session a.B to -1")));
+        assert_eq!(
+            one("SET search_path TO a, \"B\""),
+            Some(set("search_path", "SET search_path TO a, \"B\""))
+        );
         for text in ["SET a.b = 'é'", "SET a.b = E'\\n'", "SET a.b = $$x$$", "SET a.b = 1 -- x\n + 1"] {
             assert_eq!(one(text), Some(Act::Set { name: b"a.b"[..].into(), text: None }), "{text}");
         }
@@ -358,9 +371,12 @@ mod tests {
         for nothing in ["SET LOCAL a.b = 1", "SET TRANSACTION READ ONLY", "SET CONSTRAINTS ALL DEFERRED"] {
             assert_eq!(one(nothing), None, "{nothing}");
         }
-        for unclear in
-            ["SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "SET a FROM CURRENT", "SET x = 'y", "SET"]
-        {
+        for unclear in [
+            "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+            "SET a FROM CURRENT",
+            "SET x = 'y",
+            "SET",
+        ] {
             assert_eq!(one(unclear), Some(Act::Unclear), "{unclear}");
         }
         assert_eq!(one("SET seed = 0.5"), Some(Act::Stays));

@@ -325,12 +325,7 @@ impl Session {
     }
 
     /// The server is not what the session needs, and what was sent behind that runs all the same.
-    fn not_set_up(
-        &mut self,
-        server: &mut Server,
-        fields: &ErrorFields<'_>,
-        to_client: &mut Vec<u8>,
-    ) -> Pass {
+    fn not_set_up(&mut self, server: &mut Server, fields: &ErrorFields<'_>, to_client: &mut Vec<u8>) -> Pass {
         server.out_of_step = true;
         if self.is_holding_back() {
             return Pass::Stop(Effect::Lost);

@@ -1,7 +1,8 @@
 //! What goes wrong at the edges: messages that were skipped, units that are repeated, servers that are lost half-way.
 
-use super::tests::{left_behind, reported, 
-    Bench, EXECUTE, ONE, ROW, SYNC, TWO, begin, bind, close, complete, error, parse, query, ready,
+use super::tests::{
+    Bench, EXECUTE, ONE, ROW, SYNC, TWO, begin, bind, close, complete, error, left_behind, parse, query,
+    ready, reported,
 };
 use super::*;
 

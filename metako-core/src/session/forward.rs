@@ -8,8 +8,8 @@ use super::replies::{Carried, Owed};
 use super::rewrite::Script;
 use super::statements::{NO_SUCH_NAME, PREFIX, Presence, Statement, Undo};
 use super::{Attachment, ClientFault, Here, Server, Session, SessionCx, State, UNIT_MAX, Unnamed, Verdict};
-use crate::wire::read::{self, Target};
 use crate::plugin::Effects;
+use crate::wire::read::{self, Target};
 use crate::wire::write::TransactionStatus;
 use crate::wire::{Direction, Header, Piece, header, write};
 
@@ -206,11 +206,9 @@ impl Session {
                 self.note(verdict);
                 self.count(verdict);
                 self.unnamed = Unnamed::default();
-                let carried = if verdict.about_session {
-                    self.forward_script(server, sql, header, cx, pipe)
-                } else {
-                    None
-                };
+                let carried = verdict
+                    .about_session
+                    .then(|| Box::new(self.forward_script(server, sql, header, cx, pipe)));
                 self.sent(server, Owed::Query { carried });
                 self.complete_unit();
             }
@@ -273,7 +271,7 @@ impl Session {
             b'E' => {
                 self.count(self.bound);
                 let script = self.bound_script.clone();
-                let carried = script.and_then(|script| self.perform(server, &script));
+                let carried = script.map(|script| Box::new(self.perform(server, &script)));
                 self.sent(server, Owed::Execute { carried });
             }
             b'S' => {
@@ -319,7 +317,10 @@ impl Session {
         }
         if let Some(taken) = self.statement(parse.name) {
             // The server itself refuses it, so that an open block fails as it should.
-            self.ensure(server, &taken, pipe);
+            // In a block that failed there is nothing to be made, and all but what ends it is refused for that.
+            if server.status != TransactionStatus::Failed || verdict().ends_block {
+                self.ensure(server, &taken, pipe);
+            }
             let out = pipe.replace(HEADER + header.length as usize);
             write::parse(out, taken.name(), parse.tail);
             self.sent(server, Owed::Duplicate { name: parse.name.into() });
@@ -378,7 +379,7 @@ impl Session {
         header: Header,
         cx: &SessionCx<'_>,
         pipe: &mut Pipe<'_>,
-    ) -> Option<Box<Carried>> {
+    ) -> Carried {
         let (script, text) = Script::of(sql, &self.names, cx);
         // In the middle of a unit without Sync, what fails there has to take the Query with it.
         let alone = !server.replies.unsynced();

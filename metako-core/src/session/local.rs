@@ -131,9 +131,7 @@ impl Session {
             _ if block.skipping => {}
             b'Q' | b'F' => {
                 let verdict = match body {
-                    Some(body) if tag == b'Q' => {
-                        Verdict::of(cx, read::query(body).ok_or(malformed)?)
-                    }
+                    Some(body) if tag == b'Q' => Verdict::of(cx, read::query(body).ok_or(malformed)?),
                     _ => Verdict::UNREAD,
                 };
                 if let Err(report) = block.run(verdict, to_client) {

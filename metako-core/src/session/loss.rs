@@ -82,7 +82,9 @@ impl Session {
                 sqlstate::SERIALIZATION_FAILURE,
                 format!("node {} was lost before it answered ({})", cx.node, cx.cause),
             )
-            .with_detail("Nothing was changed: only reads, and the beginnings of transactions, were not answered.")
+            .with_detail(
+                "Nothing was changed: only reads, and the beginnings of transactions, were not answered.",
+            )
             .with_hint("Run it again.");
             self.give_errors(&report, outstanding, unsynced, to_client);
             return Loss::Kept;

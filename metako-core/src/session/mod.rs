@@ -98,7 +98,10 @@ impl ClientFault {
     /// What the client is told.
     pub fn report(&self) -> Report {
         if let Self::Frame(FrameError::Tag(tag)) = self {
-            return Report::fatal(sqlstate::PROTOCOL_VIOLATION, format!("invalid frontend message type {tag}"));
+            return Report::fatal(
+                sqlstate::PROTOCOL_VIOLATION,
+                format!("invalid frontend message type {tag}"),
+            );
         }
         Report::fatal(sqlstate::PROTOCOL_VIOLATION, self.to_string())
     }
@@ -205,6 +208,7 @@ impl Fresh {
 
 /// What was sent and has not been answered.
 #[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Open {
     /// Something that changes data, or may.
     may_change: bool,
@@ -218,6 +222,7 @@ struct Open {
 
 /// One client's session.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Session {
     state: State,
     framer: Framer,

@@ -40,7 +40,9 @@ impl Model {
     }
 
     fn become_those(&mut self, settings: BTreeMap<String, String>) {
-        let name = |settings: &BTreeMap<String, String>| settings.get("application_name").cloned().unwrap_or_default();
+        let name = |settings: &BTreeMap<String, String>| {
+            settings.get("application_name").cloned().unwrap_or_default()
+        };
         if name(&self.settings) != name(&settings) {
             write::parameter_status(&mut self.out, "application_name", name(&settings));
         }
@@ -69,8 +71,7 @@ impl Model {
         let words: Vec<&str> = text.split_whitespace().collect();
         match (words.as_slice(), self.status) {
             ([], _) => write::empty_query_response(&mut self.out),
-            (["rollback"], _) => self.end(false, "ROLLBACK"),
-            (["commit"], TransactionStatus::Failed) => self.end(false, "ROLLBACK"),
+            (["rollback"], _) | (["commit"], TransactionStatus::Failed) => self.end(false, "ROLLBACK"),
             (["commit"], _) => self.end(true, "COMMIT"),
             (_, TransactionStatus::Failed) => {
                 self.fail(sqlstate::IN_FAILED_SQL_TRANSACTION, "aborted".to_owned());
@@ -129,13 +130,13 @@ impl Model {
                 self.statements.insert(name.as_bytes().to_vec(), [inner.as_bytes(), b"\0\0\0"].concat());
                 write::command_complete(&mut self.out, "PREPARE");
             }
-            (["execute", name], _) => match self.statements.get(name.as_bytes()).cloned() {
-                Some(tail) => return self.run(read::text(&tail).unwrap().0),
-                None => {
-                    self.missing(name.as_bytes());
-                    return false;
+            (["execute", name], _) => {
+                if let Some(tail) = self.statements.get(name.as_bytes()).cloned() {
+                    return self.run(read::text(&tail).unwrap().0);
                 }
-            },
+                self.missing(name.as_bytes());
+                return false;
+            }
             _ => {
                 let tag = format!("{text} {{{}}}", self.seen());
                 write::command_complete(&mut self.out, &tag);
@@ -368,7 +369,7 @@ fn reported_name(bytes: &[u8]) -> Option<String> {
         let (name, value) = (tag == b'S').then(|| read::parameter_status(body)).flatten()?;
         (name == b"application_name").then(|| String::from_utf8_lossy(value).into_owned())
     };
-    frames(bytes).into_iter().filter_map(named).last()
+    frames(bytes).into_iter().filter_map(named).next_back()
 }
 
 proptest! {

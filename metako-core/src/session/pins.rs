@@ -1,6 +1,6 @@
 //! Why a session keeps its server, and the question to the server whether it has to.
 
-use super::settings::quote;
+use super::settings::{Named, quote};
 
 /// The longest row of the answer to [`question`] that is read, in bytes.
 pub(super) const ROW_MAX: usize = 32 << 10;
@@ -101,7 +101,7 @@ pub(super) fn question<'a>(settings: bool, named: impl Iterator<Item = &'a [u8]>
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     pub(super) pins: Option<Pins>,
-    pub(super) settings: Vec<(Box<[u8]>, Box<[u8]>)>,
+    pub(super) settings: Vec<Named<Box<[u8]>>>,
     /// A row could not be read.
     pub(super) broken: bool,
 }

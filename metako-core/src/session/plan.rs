@@ -106,7 +106,7 @@ impl Session {
                 self.drop_piece(input)
             }
             (_, b'H') => self.drop_piece(input),
-            (_, b'Q') => plan_query(input, first, cx),
+            (_, b'Q') => Ok(plan_query(input, first, cx)),
             (_, b'F') => Ok(Plan::Route(Route::primary("a function call by number"))),
             _ => self.plan_batch(input, cx, to_client),
         }
@@ -166,13 +166,7 @@ impl Session {
         Ok(Plan::More)
     }
 
-    fn judge(
-        &self,
-        batch: &mut Batch,
-        frame: Header,
-        body: &[u8],
-        cx: &SessionCx<'_>,
-    ) -> Option<()> {
+    fn judge(&self, batch: &mut Batch, frame: Header, body: &[u8], cx: &SessionCx<'_>) -> Option<()> {
         match frame.tag {
             b'P' => {
                 let parse = read::parse(body)?;
@@ -233,15 +227,15 @@ impl Session {
     }
 }
 
-fn plan_query(input: &[u8], first: Header, cx: &SessionCx<'_>) -> Result<Plan, ClientFault> {
+fn plan_query(input: &[u8], first: Header, cx: &SessionCx<'_>) -> Plan {
     if first.length > TEXT_MAX {
-        return Ok(Plan::Route(Route::primary("a text too long to be looked at")));
+        return Plan::Route(Route::primary("a text too long to be looked at"));
     }
-    let Some(body) = input.get(HEADER..first.frame()) else { return Ok(Plan::More) };
-    let Some(sql) = read::query(body) else { return Ok(Plan::Route(Route::primary(MALFORMED))) };
+    let Some(body) = input.get(HEADER..first.frame()) else { return Plan::More };
+    let Some(sql) = read::query(body) else { return Plan::Route(Route::primary(MALFORMED)) };
     let mut route = Route::of(Verdict::of(cx, sql), cx);
     route.read &= first.frame() <= UNIT_MAX;
-    Ok(Plan::Route(route))
+    Plan::Route(route)
 }
 
 /// Whether the input ends in a Parse whose text is waited for anyway.

@@ -160,7 +160,7 @@ fn replaced(sql: &[u8], spans: &[(Span, Vec<u8>)]) -> Vec<u8> {
 impl Session {
     /// Notes that a text is run: what it does to names is done, to be undone if it fails. Gives what has to be remembered
     /// until it is answered.
-    pub(super) fn perform(&mut self, server: &mut Server, script: &Script) -> Option<Box<Carried>> {
+    pub(super) fn perform(&mut self, server: &mut Server, script: &Script) -> Carried {
         self.note_effects(script.effects);
         let alone = script.statements == 1 && server.status == TransactionStatus::Idle;
         let unit = server.replies.unit();
@@ -187,7 +187,7 @@ impl Session {
         if script.acts.iter().any(|(_, act)| act.undoes_log_in()) {
             self.fresh.settings = Some(unit);
         }
-        Some(Box::new(carried))
+        carried
     }
 
     /// Sees to it that the server has what a text needs. `alone` if it is in front of a Query, which is not to depend on

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::pins::{Answer, ROW_MAX};
 use super::replies::{Asked, Owed, Replies};
-use super::settings::{Reported, Settings, View, is_settable};
+use super::settings::{Named, Reported, Settings, View, is_settable};
 use super::statements::Prepared;
 use crate::wire::write::{self, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, Piece};
@@ -29,7 +29,7 @@ pub struct Server {
     /// What the server reports.
     pub(super) reported: View,
     /// Reported parameters that changed since the client's last ReadyForQuery, with the value that they had then.
-    pub(super) touched: Vec<(Box<[u8]>, Option<Box<[u8]>>)>,
+    pub(super) touched: Vec<Named<Option<Box<[u8]>>>>,
     /// What it answered to metako's question.
     pub(super) answer: Answer,
     /// A row of that which has not come whole.

@@ -55,7 +55,12 @@ impl Settings {
     /// Whether it differs from `other` in nothing but the application name.
     pub(super) fn is_but_for_the_name(&self, other: &Self) -> bool {
         let others = |settings: &Self| {
-            settings.0.iter().filter(|(name, _)| name.as_ref() != APPLICATION_NAME).cloned().collect::<Vec<_>>()
+            settings
+                .0
+                .iter()
+                .filter(|(name, _)| name.as_ref() != APPLICATION_NAME)
+                .cloned()
+                .collect::<Vec<_>>()
         };
         others(self) == others(other)
     }
@@ -168,12 +173,15 @@ pub(super) fn quote(value: &[u8], out: &mut Vec<u8>) {
     out.push(b'\'');
 }
 
+/// A name, and what it stands for.
+pub(super) type Named<T> = (Box<[u8]>, T);
+
 /// The parameters that a server reports, or that a client was told.
 #[derive(Debug, Clone, Default)]
 pub(super) struct View {
     base: Reported,
     /// What differs from that.
-    changes: Vec<(Box<[u8]>, Box<[u8]>)>,
+    changes: Vec<Named<Box<[u8]>>>,
 }
 
 impl View {
@@ -243,7 +251,7 @@ impl View {
             if name != b"in_hot_standby"
                 && let Some(value) = now.get(name)
                 && self.get(name) != Some(value)
-                && !differ.iter().any(|(known, _): &(Box<[u8]>, Box<[u8]>)| known.as_ref() == name)
+                && !differ.iter().any(|(known, _): &Named<Box<[u8]>>| known.as_ref() == name)
             {
                 differ.push((Box::<[u8]>::from(name), Box::<[u8]>::from(value)));
             }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::acts::Act;
 use super::pins::{Answer, Pins, question};
 use super::replies::{Asked, Owed};
-use super::statements::Undo;
 use super::settings::{self, APPLICATION_NAME, Made, Settings, View};
+use super::statements::Undo;
 use super::{Attachment, Here, Server, Session, State, Verdict};
 use crate::plugin::Effects;
 use crate::wire::write::{self, TransactionStatus};
@@ -135,18 +135,19 @@ impl Session {
             match act {
                 Act::Role => self.note_effects(Effects::HOLDS.and(Effects::RELEASES)),
                 Act::Stays => self.note_effects(Effects::STAYS),
-                Act::Unclear => self.note_effects(Effects::OPAQUE),
-                Act::SetConfig { name } => self.look_at(name),
                 // No list shows it, and metako could not make it again.
                 Act::SetConfigOfUnknown => self.pins.add(Pins::UNNAMED),
                 Act::Set { .. } | Act::Reset { .. } | Act::ResetAll | Act::DiscardSequences if alone => {
                     kept.push(act.clone());
                 }
-                Act::Set { name, .. } | Act::Reset { name } => self.look_at(name),
-                Act::ResetAll => self.note_effects(Effects::OPAQUE),
-                // Seen by its tag.
-                Act::DiscardAll => {}
-                Act::DiscardSequences | Act::Prepare { .. } | Act::Execute { .. } | Act::Deallocate { .. } => {}
+                Act::Set { name, .. } | Act::Reset { name } | Act::SetConfig { name } => self.look_at(name),
+                Act::ResetAll | Act::Unclear => self.note_effects(Effects::OPAQUE),
+                // DISCARD ALL is seen by its tag.
+                Act::DiscardAll
+                | Act::DiscardSequences
+                | Act::Prepare { .. }
+                | Act::Execute { .. }
+                | Act::Deallocate { .. } => {}
             }
         }
         kept
@@ -229,7 +230,10 @@ impl Session {
             self.becoming.asked = suspect;
             let named = self.becoming.named.iter().map(AsRef::as_ref);
             let known = self.settings.names().filter(|name| name.contains(&b'.'));
-            let sql = question(opaque, named.chain(known.filter(|name| !self.becoming.named.iter().any(|n| n.as_ref() == *name))));
+            let sql = question(
+                opaque,
+                named.chain(known.filter(|name| !self.becoming.named.iter().any(|n| n.as_ref() == *name))),
+            );
             server.answer = Answer::default();
             self.ask(server, Asked::Question, &sql, to_server);
         } else if !Arc::ptr_eq(&server.applied, &self.settings) {

@@ -21,11 +21,10 @@ impl QueryClassifier for FirstWord {
             "commit" => verb(TransactionVerb::Commit),
             "rollback" => verb(TransactionVerb::Rollback),
             "savepoint" => verb(TransactionVerb::Inside),
-            "set" => class(Class::SessionChanging),
             "insert" => class(Class::Write),
             "listen" => known(Class::SessionChanging).with_effects(Effects::HOLDS),
             "currval" => known(Class::Unknown).with_effects(Effects::SEQUENCES),
-            "prepare" | "execute" | "deallocate" => class(Class::SessionChanging),
+            "set" | "prepare" | "execute" | "deallocate" => class(Class::SessionChanging),
             "discard" | "unlisten" => class(Class::SessionChanging).with_effects(Effects::RELEASES),
             "call" => known(Class::Unknown),
             _ => class(Class::Unknown),
@@ -69,7 +68,8 @@ impl Bench {
     }
 
     pub(super) fn answer(&mut self, input: &[u8]) -> Effect {
-        let answered = self.session.answer(&mut self.server, input, &mut self.to_client, &mut self.to_server).unwrap();
+        let answered =
+            self.session.answer(&mut self.server, input, &mut self.to_client, &mut self.to_server).unwrap();
         answered.effect
     }
 
@@ -186,6 +186,7 @@ pub(super) fn split_frames(bytes: &[u8]) -> Vec<u8> {
 }
 
 pub(super) const ONE: &[u8] = b"1\0\0\0\x04";
+pub(super) const THREE: &[u8] = b"3\0\0\0\x04";
 pub(super) const TWO: &[u8] = b"2\0\0\0\x04";
 pub(super) const ROW: &[u8] = b"D\0\0\0\x06\0\0";
 
@@ -571,7 +572,6 @@ fn names_are_one_whether_made_in_sql_or_by_the_protocol() {
     assert!(sent.contains("PREPARE metako_1 (int) AS select $1"), "{sent}");
     assert!(sent.contains("EXPLAIN EXECUTE metako_1(1)"), "{sent}");
     assert_eq!(bench.server_got(), "Cmetako_maker Pmetako_maker Bmetako_maker E Cmetako_maker S Q");
-    const THREE: &[u8] = b"3\0\0\0\x04";
     let made = [THREE, ONE, TWO, &complete("PREPARE"), THREE, &ready(TransactionStatus::Idle)].concat();
     bench.answer(&made);
     assert_eq!(bench.client_got(), "");
@@ -611,7 +611,6 @@ fn a_statement_that_cannot_be_made_any_more_fails_for_that_reason() {
     bench.attach(false);
     bench.forward(&query("EXECUTE s"));
     bench.client_got();
-    const THREE: &[u8] = b"3\0\0\0\x04";
     let gone = error("42P01", "relation \"t\" does not exist");
     bench.answer(&[THREE, ONE, TWO, &gone, &ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.client_got(), "");
@@ -639,7 +638,8 @@ fn a_name_whose_change_was_not_answered_is_waited_for() {
 fn an_unnamed_statement_that_is_not_parsed_yet_is_waited_for() {
     let mut bench = Bench::new();
     bench.attach(false);
-    let (good, bad) = ([&parse("", "select 1")[..], SYNC].concat(), [&parse("", "syntax")[..], SYNC].concat());
+    let (good, bad) =
+        ([&parse("", "select 1")[..], SYNC].concat(), [&parse("", "syntax")[..], SYNC].concat());
     let used = [&bind("")[..], SYNC].concat();
     // A Parse need not wait for the one before; what uses it does.
     assert_eq!(bench.forward(&[&good[..], &bad, &used].concat()), good.len() + bad.len());

@@ -1,12 +1,13 @@
 //! What a statement means for the session that sends it.
 
-use super::acts::{calls_set_config, concerns, contains_word, first_word};
 use super::SessionCx;
+use super::acts::{calls_set_config, concerns, contains_word, first_word};
 use crate::plugin::{Class, Effects, QueryClassifier, TransactionVerb};
 use crate::wire::read;
 
 /// What is known of a query string from its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Verdict {
     /// Its class.
     pub class: Class,

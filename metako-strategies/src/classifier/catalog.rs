@@ -41,12 +41,13 @@ impl Catalog {
             | "pg_advisory_lock_shared"
             | "pg_try_advisory_lock"
             | "pg_try_advisory_lock_shared" => Effects::HOLDS,
-            "pg_advisory_unlock" | "pg_advisory_unlock_shared" | "pg_advisory_unlock_all" => Effects::RELEASES,
+            "pg_advisory_unlock" | "pg_advisory_unlock_shared" | "pg_advisory_unlock_all" => {
+                Effects::RELEASES
+            }
             "currval" | "lastval" => Effects::SEQUENCES,
-            "setseed"
-            | "pg_replication_origin_session_setup"
-            | "dblink_connect"
-            | "dblink_connect_u" => Effects::STAYS,
+            "setseed" | "pg_replication_origin_session_setup" | "dblink_connect" | "dblink_connect_u" => {
+                Effects::STAYS
+            }
             _ if self.knows_function(name) || self.traceless.binary_search(&name).is_ok() => Effects::NONE,
             _ => Effects::OPAQUE,
         }

@@ -103,15 +103,18 @@ fn judge(words: &Words) -> Head {
 /// What a statement that begins with these words leaves behind by itself, and whether the functions in it are called.
 fn left_behind(words: &Words) -> (Effects, bool) {
     match words.get() {
-        ["select" | "values" | "table" | "with" | "insert" | "update" | "delete" | "merge", ..]
-        | ["copy" | "declare" | "prepare" | "execute", ..] => (Effects::NONE, true),
+        [
+            "select" | "values" | "table" | "with" | "insert" | "update" | "delete" | "merge" | "copy"
+            | "declare" | "prepare" | "execute",
+            ..,
+        ] => (Effects::NONE, true),
         _ if words.count == 0 && words.class_of_nothing == Class::Empty => (Effects::NONE, false),
         ["create", ..] if creates_temporary(words.get()) => (Effects::HOLDS, true),
         [
             "begin" | "start" | "commit" | "end" | "rollback" | "abort" | "savepoint" | "release" | "set"
             | "reset" | "deallocate" | "fetch" | "move" | "comment" | "security" | "grant" | "revoke"
-            | "truncate" | "vacuum" | "analyze" | "analyse" | "reindex" | "refresh" | "cluster" | "checkpoint"
-            | "lock" | "notify" | "show",
+            | "truncate" | "vacuum" | "analyze" | "analyse" | "reindex" | "refresh" | "cluster"
+            | "checkpoint" | "lock" | "notify" | "show",
             ..,
         ] => (Effects::NONE, false),
         ["drop" | "discard" | "close" | "unlisten", ..] => (Effects::RELEASES, false),

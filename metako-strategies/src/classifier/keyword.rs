@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::Catalog;
-use metako_core::sql::Lexer;
 use super::statement;
+use metako_core::sql::Lexer;
 
 /// Tells reads from writes by tokens, without a grammar and without knowledge of the database. A statement is a read
 /// only if it begins like one, and holds no locking clause, no word that modifies data, no view that speaks of one node

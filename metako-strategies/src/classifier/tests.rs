@@ -209,7 +209,10 @@ fn what_a_statement_may_leave_behind_is_told() {
         ("SELECT 1", none),
         ("SELECT count(*), lower(a) FROM t WHERE b IN (1, 2)", none),
         ("SELECT nextval('s'), pg_catalog.pg_notify('a', 'b')", none),
-        ("INSERT INTO t (a, b) VALUES (1, (2)) ON CONFLICT (a) DO UPDATE SET (a, b) = (1, 2) RETURNING (a)", none),
+        (
+            "INSERT INTO t (a, b) VALUES (1, (2)) ON CONFLICT (a) DO UPDATE SET (a, b) = (1, 2) RETURNING (a)",
+            none,
+        ),
         ("INSERT INTO s.t (a) SELECT max(a) FROM x", none),
         ("INSERT INTO \"s\".\"t\"(a) VALUES (now())", none),
         ("UPDATE t SET a = coalesce(b, 1) WHERE c = ANY (ARRAY[1])", none),
