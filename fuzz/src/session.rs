@@ -1,7 +1,7 @@
 //! A session between any client and servers that keep to the protocol, or do not.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use metako_core::config::UnknownOutcome;
 use metako_core::plugin::{Class, Classification, QueryClassifier, Span, TransactionVerb};
@@ -115,9 +115,9 @@ impl Model {
                 let name = read::bind(body).map(|bind| bind.statement.to_vec()).unwrap_or_default();
                 self.portal = self.names.contains(&name);
                 if self.portal {
-                    write::bind_complete(out)
+                    write::bind_complete(out);
                 } else {
-                    self.fail("26000", out)
+                    self.fail("26000", out);
                 }
                 self.portal
             }
@@ -127,9 +127,9 @@ impl Model {
                     _ => self.portal,
                 };
                 if known {
-                    write::no_data(out)
+                    write::no_data(out);
                 } else {
-                    self.fail("26000", out)
+                    self.fail("26000", out);
                 }
                 known
             }
@@ -183,7 +183,7 @@ fn split(bytes: &[u8]) -> (Vec<(u8, &[u8])>, &[u8]) {
 /// One unit: a Query, a Sync, or a batch with its Sync.
 fn unit(bytes: &mut Bytes<'_>, out: &mut Vec<u8>) {
     let kind = bytes.byte();
-    if kind % 3 == 0 {
+    if kind.is_multiple_of(3) {
         return write::query(out, TEXTS[usize::from(kind / 3) % TEXTS.len()]);
     }
     for _ in 0..bytes.byte() % 8 {
@@ -229,7 +229,7 @@ impl World {
         Self {
             session: Session::new("x", 1 << 20),
             interner: Mutex::default(),
-            server: Server::new(&[], "x"),
+            server: Server::new(&Arc::default(), "x"),
             model: Model::default(),
             input: Vec::new(),
             taken: Vec::new(),
@@ -288,17 +288,22 @@ impl World {
         }
         self.answered += answer.len();
         let piece = usize::from(bytes.byte()) + 1;
-        let mut rest = Vec::new();
+        let (mut rest, mut further) = (Vec::new(), Vec::new());
         for part in answer.chunks(piece) {
             rest.extend_from_slice(part);
-            let answered =
-                self.session.answer(&mut self.server, &rest, &mut self.to_client).map_err(|_| Over)?;
+            let answered = self
+                .session
+                .answer(&mut self.server, &rest, &mut self.to_client, &mut further)
+                .map_err(|_| Over)?;
             assert!(answered.consumed <= rest.len());
             rest.drain(..answered.consumed);
             if answered.effect != Effect::Continue {
                 assert!(!self.honest, "{:?} of a server that keeps to the protocol", answered.effect);
                 return Err(Over);
             }
+        }
+        if !further.is_empty() {
+            return self.serve(&further, bytes);
         }
         if self.session.is_attached() && self.session.releasable(&self.server) {
             if self.honest {
@@ -316,7 +321,7 @@ impl World {
         }
         let cx = LossCx { node: "n", cause: "c", unknown: UnknownOutcome::TransactionResolutionUnknown };
         let loss = self.session.lose(&mut self.server, &cx, &mut self.to_client);
-        (self.server, self.model) = (Server::new(&[], "x"), Model::default());
+        (self.server, self.model) = (Server::new(&Arc::default(), "x"), Model::default());
         match loss {
             Loss::Kept => Ok(()),
             Loss::Close => Err(Over),
@@ -324,7 +329,13 @@ impl World {
                 let cx = SessionCx { classifier: &FirstLetters, statements: &self.interner, split: true };
                 let mut to_server = Vec::new();
                 self.session
-                    .repeat(&mut self.server, bytes.byte() % 2 == 0, &cx, &mut to_server, &mut self.to_client)
+                    .repeat(
+                        &mut self.server,
+                        bytes.byte().is_multiple_of(2),
+                        &cx,
+                        &mut to_server,
+                        &mut self.to_client,
+                    )
                     .map_err(|_| Over)?;
                 self.serve(&to_server, bytes)
             }

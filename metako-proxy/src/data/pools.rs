@@ -208,16 +208,24 @@ impl<E: Env> Pools<E> {
         self.reported.lock().get(&key).cloned()
     }
 
-    fn report(&self, who: &Who, parameters: &Reported) {
+    /// Notes what a server reported. Gives it as all those share it that were told the same.
+    fn report(&self, who: &Who, parameters: Vec<(String, String)>) -> Reported {
         if who.alone {
-            return;
+            return Arc::new(parameters);
         }
         let key = (who.database.clone(), who.user.clone(), who.variant);
         let mut reported = self.reported.lock();
+        if let Some(known) = reported.get(&key)
+            && **known == parameters
+        {
+            return Arc::clone(known);
+        }
         if reported.len() >= VARIANTS_MAX {
             reported.clear();
         }
-        reported.insert(key, Arc::clone(parameters));
+        let parameters = Arc::new(parameters);
+        reported.insert(key, Arc::clone(&parameters));
+        parameters
     }
 
     fn cell(&self, core: &Core<E>, who: &Who, node: &NodeName) -> Option<Arc<Cell<E>>> {

@@ -1,9 +1,8 @@
 //! The first words of a statement.
 
-use metako_core::plugin::{Class, Classification, Span, TransactionVerb};
+use metako_core::plugin::{Class, Classification, Effects, Span, TransactionVerb};
 
-use super::lexer::{Kind, Lexer};
-use super::name::Name;
+use metako_core::sql::{Kind, Lexer, Name};
 
 /// What the first words say.
 #[derive(Debug, Clone, Copy)]
@@ -11,6 +10,8 @@ pub(super) struct Head {
     /// [`Class::Read`] here means: a read, unless the rest shows more.
     pub(super) verdict: Classification,
     pub(super) form: Form,
+    /// Whether the functions in its text are called: what they leave behind adds to the verdict's effects.
+    pub(super) calls: bool,
 }
 
 /// Statements whose class depends on a word further on.
@@ -94,6 +95,37 @@ impl Words {
 }
 
 fn judge(words: &Words) -> Head {
+    let (effects, calls) = left_behind(words);
+    let head = by_class(words);
+    Head { verdict: head.verdict.with_effects(effects), calls, ..head }
+}
+
+/// What a statement that begins with these words leaves behind by itself, and whether the functions in it are called.
+fn left_behind(words: &Words) -> (Effects, bool) {
+    match words.get() {
+        [
+            "select" | "values" | "table" | "with" | "insert" | "update" | "delete" | "merge" | "copy"
+            | "declare" | "prepare" | "execute",
+            ..,
+        ] => (Effects::NONE, true),
+        _ if words.count == 0 && words.class_of_nothing == Class::Empty => (Effects::NONE, false),
+        ["create", ..] if creates_temporary(words.get()) => (Effects::HOLDS, true),
+        [
+            "begin" | "start" | "commit" | "end" | "rollback" | "abort" | "savepoint" | "release" | "set"
+            | "reset" | "deallocate" | "fetch" | "move" | "comment" | "security" | "grant" | "revoke"
+            | "truncate" | "vacuum" | "analyze" | "analyse" | "reindex" | "refresh" | "cluster"
+            | "checkpoint" | "lock" | "notify" | "show",
+            ..,
+        ] => (Effects::NONE, false),
+        ["drop" | "discard" | "close" | "unlisten", ..] => (Effects::RELEASES, false),
+        ["listen", ..] => (Effects::HOLDS, false),
+        ["load", ..] => (Effects::STAYS, false),
+        // DO, CALL, and what runs user's code by the way: CREATE TABLE AS, CREATE EXTENSION, ALTER TABLE ... USING.
+        _ => (Effects::OPAQUE, false),
+    }
+}
+
+fn by_class(words: &Words) -> Head {
     let span = words.span;
     let session = |reason| plain(Class::SessionChanging, reason, span);
     let write = |reason| plain(Class::Write, reason, span);
@@ -104,6 +136,7 @@ fn judge(words: &Words) -> Head {
             ..Classification::new(Class::TransactionControl, reason, span)
         },
         form: Form::Plain,
+        calls: false,
     };
     match words.get() {
         ["select" | "values" | "table" | "with", ..] => plain(Class::Read, "only reads", span),
@@ -158,7 +191,7 @@ fn judge(words: &Words) -> Head {
 }
 
 fn plain(class: Class, reason: &'static str, span: Span) -> Head {
-    Head { verdict: Classification::new(class, reason, span), form: Form::Plain }
+    Head { verdict: Classification::new(class, reason, span), form: Form::Plain, calls: false }
 }
 
 fn creates_temporary(words: [&str; LOOKED_AT]) -> bool {

@@ -105,6 +105,7 @@ impl<E: Env> ClientTask<E> {
                 Err(report) => return self.close_with(&report.as_fatal()).await,
             },
         };
+        self.side.session.welcomed(&reported);
         let mut parameters: Vec<(String, String)> = reported.to_vec();
         let version = parameters.iter().find(|(name, _)| name == "server_version");
         let application_name =

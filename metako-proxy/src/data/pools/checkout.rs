@@ -269,8 +269,7 @@ pub(super) async fn open<E: Env>(
             return Err(CheckoutError::Open(error));
         }
     };
-    let reported = Arc::new(backend.parameters);
-    core.pools.report(who, &reported);
+    let reported = core.pools.report(who, backend.parameters);
     let Some(server) = opening.server.take() else { return Err(CheckoutError::NoNode) };
     {
         let mut state = cell.state.lock();
