@@ -239,7 +239,7 @@ impl Session {
         self.stop_holding_back();
         if server.replies.settled() {
             self.open = Open::default();
-            self.fresh.clear();
+            self.fresh.settle(server.replies.unit());
         }
         self.found_ready(server, to_server);
         if server.status != TransactionStatus::Idle {
@@ -289,7 +289,7 @@ impl Session {
         if matches!(fields.code.get(..2), Some(b"08" | b"53" | b"57" | b"58")) {
             self.counts.failed += 1;
         }
-        let mut taken = None;
+        let taken = server.replies.taken();
         if fields.code == b"0A000"
             && fields.routine == b"RevalidateCachedQuery"
             && let Some(Owed::Bind { statement: Some(stale) } | Owed::Describe { statement: Some(stale) }) =
@@ -298,8 +298,6 @@ impl Session {
             stale.expire();
         }
         for skipped in server.replies.failed() {
-            // The last one is what the error answers.
-            taken = if let Owed::Duplicate { name } = &skipped { Some(name.clone()) } else { None };
             self.undo(server, skipped);
         }
         if refused || self.refused {

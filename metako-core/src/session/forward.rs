@@ -137,17 +137,29 @@ impl Session {
     /// Whether the frame at the start of `input` uses a name that something not answered may have changed: what the
     /// name means depends on the answer.
     fn has_to_wait(&mut self, server: &Server, input: &[u8]) -> bool {
+        let in_block = server.status != TransactionStatus::Idle || self.open.steers;
+        if in_block && input.first() == Some(&b'P') && !self.framer.inside_frame() {
+            // In a block that failed nothing is parsed: whether this one has is not known yet.
+            if server.replies.outstanding() > 0 {
+                return true;
+            }
+        }
         let unit = server.replies.unit();
         let unnamed_is_fresh = matches!(self.unnamed.here, Here::Sent(of) if of != unit);
         if (self.fresh.is_empty() && !unnamed_is_fresh) || self.framer.inside_frame() {
             return false;
         }
+        if self.fresh.settings.is_some_and(|of| of != unit) && !server.replies.unsynced() {
+            if server.replies.front().is_some() {
+                return true;
+            }
+            if server.status == TransactionStatus::Idle {
+                self.fresh.settings = None;
+            }
+        }
         if server.replies.outstanding() == 0 {
             self.fresh.settle(unit);
             return false;
-        }
-        if self.fresh.settings.is_some_and(|of| of != unit) {
-            return true;
         }
         let Ok(Some(found)) = header(input, Direction::Client, u32::MAX) else { return false };
         let body = &input[HEADER.min(input.len())..found.frame().min(input.len())];
@@ -317,12 +329,15 @@ impl Session {
         }
         if let Some(taken) = self.statement(parse.name) {
             // The server itself refuses it, so that an open block fails as it should.
-            // In a block that failed there is nothing to be made, and all but what ends it is refused for that.
-            if server.status != TransactionStatus::Failed || verdict().ends_block {
+            let name = if server.status == TransactionStatus::Failed {
+                // There it cannot be made if it is not there already.
+                self.make_expendable(server, 0, pipe.flush())
+            } else {
                 self.ensure(server, &taken, pipe);
-            }
+                taken.name().to_vec()
+            };
             let out = pipe.replace(HEADER + header.length as usize);
-            write::parse(out, taken.name(), parse.tail);
+            write::parse(out, &name, parse.tail);
             self.sent(server, Owed::Duplicate { name: parse.name.into() });
             return;
         }

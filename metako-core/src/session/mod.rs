@@ -179,8 +179,8 @@ struct Fresh {
     names: Vec<(u64, Box<[u8]>)>,
     /// Any name may have changed in this unit.
     all: Option<u64>,
-    /// In this unit the server went back to the settings of its own log-in: what is behind waits until they are the
-    /// client's.
+    /// From this unit on the server may have gone back to the settings of its own log-in: unit by unit waits, until no
+    /// block is open and they are the client's.
     settings: Option<u64>,
 }
 
@@ -189,17 +189,10 @@ impl Fresh {
         self.names.is_empty() && self.all.is_none() && self.settings.is_none()
     }
 
-    fn clear(&mut self) {
-        self.names.clear();
-        self.all = None;
-        self.settings = None;
-    }
-
     /// All units before this one are answered.
     fn settle(&mut self, unit: u64) {
         self.names.retain(|(of, _)| *of == unit);
         self.all = self.all.filter(|of| *of == unit);
-        self.settings = self.settings.filter(|of| *of == unit);
     }
 
     /// Whether a message of `unit` that uses a name has to wait.
@@ -213,6 +206,8 @@ impl Fresh {
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Open {
+    /// Something that begins or ends a block, or may.
+    steers: bool,
     /// Something that changes data, or may.
     may_change: bool,
     /// Something that may commit.
@@ -334,7 +329,7 @@ impl Session {
     /// Whether more of the client may be read: not while an answer to a complete unit is awaited, or too many are.
     pub fn wants_input(&self, server: &Server) -> bool {
         let complete = matches!(self.state, State::Attached(Attachment::Unit { complete: true, .. }));
-        let waits = self.waiting && server.replies.outstanding() > 0;
+        let waits = self.waiting && (server.replies.outstanding() > 0 || server.answers_metako());
         !complete && !waits && !self.is_done_here(server) && !server.replies.full()
     }
 
@@ -381,7 +376,7 @@ impl Session {
         self.timed_out = None;
         self.refused = false;
         self.forget_unit();
-        self.fresh.clear();
+        self.fresh = Fresh::default();
         self.waiting = false;
         self.becoming = Becoming::default();
         self.arrive(server, to_server);
@@ -461,11 +456,12 @@ impl Session {
     fn note(&mut self, verdict: Verdict) {
         self.open.may_commit |= verdict.may_commit || self.open.rolling_back;
         self.open.rolling_back |= verdict.verb == Some(TransactionVerb::Rollback);
-        let steers = matches!(
+        self.open.steers |= verdict.verb.is_some() || verdict.may_commit;
+        let harmless = matches!(
             verdict.verb,
             Some(TransactionVerb::Begin | TransactionVerb::Rollback | TransactionVerb::Inside)
         );
-        self.open.may_change |= !verdict.class.is_read() && !steers;
+        self.open.may_change |= !verdict.class.is_read() && !harmless;
         self.note_effects(verdict.effects);
         self.open.committing |= verdict.commits;
         self.awaited = if verdict.class.is_read() { Awaited::Read } else { Awaited::Write };

@@ -68,6 +68,8 @@ pub(super) struct Carried {
     pub(super) acts: Vec<Act>,
     /// The unit that it was sent in.
     pub(super) unit: u64,
+    /// The client's name that it gives although that is taken.
+    pub(super) taken: Option<Box<[u8]>>,
 }
 
 impl Owed {
@@ -157,6 +159,15 @@ impl Replies {
     pub(super) fn carried(&mut self) -> Option<&mut Carried> {
         match self.owed.front_mut() {
             Some(Owed::Query { carried } | Owed::Execute { carried }) => carried.as_deref_mut(),
+            _ => None,
+        }
+    }
+
+    /// The client's name that what comes next fails to give, because it is taken.
+    pub(super) fn taken(&self) -> Option<Box<[u8]>> {
+        match self.front()? {
+            Owed::Duplicate { name } => Some(name.clone()),
+            Owed::Query { carried } | Owed::Execute { carried } => carried.as_ref()?.taken.clone(),
             _ => None,
         }
     }

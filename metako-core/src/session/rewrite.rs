@@ -31,6 +31,8 @@ pub struct Script {
     needs: Vec<Arc<Statement>>,
     /// How many names it needs that are there to be deallocated.
     gone: usize,
+    /// The first name that it gives although that is taken.
+    taken: Option<Box<[u8]>>,
     /// What the statements that it executes may leave behind.
     effects: Effects,
 }
@@ -45,6 +47,7 @@ impl Script {
             made: Vec::new(),
             needs: Vec::new(),
             gone: 0,
+            taken: None,
             effects: Effects::NONE,
         };
         // What the text itself makes of names, ahead of its success.
@@ -57,6 +60,7 @@ impl Script {
                     if let Some(taken) = &taken {
                         // The server itself refuses it, so that an open block fails as it should.
                         spans.push((*at, taken.name().to_vec()));
+                        script.taken.get_or_insert_with(|| name.clone());
                         continue;
                     }
                     let tail = &sql[at.end..statement.end];
@@ -167,7 +171,7 @@ impl Session {
         for statement in &script.made {
             server.prepared.add(statement, unit);
         }
-        let mut carried = Carried { undo: Vec::new(), acts: Vec::new(), unit };
+        let mut carried = Carried { undo: Vec::new(), acts: Vec::new(), unit, taken: script.taken.clone() };
         let mut made = script.made.iter();
         for (number, act) in &script.acts {
             let undo = match act {
@@ -210,16 +214,29 @@ impl Session {
             }
         }
         for number in 0..script.gone {
-            let name = [GONE, number.to_string().as_bytes()].concat();
-            write::statement_target(out, b'C', &name);
-            self.sent(server, Owed::Own { tag: b'3', statement: None, unit: server.replies.unit() });
-            write::parse(out, &name, b"\0\0\0");
-            self.sent(server, Owed::Own { tag: b'1', statement: None, unit: server.replies.unit() });
+            self.make_expendable(server, number, out);
         }
         if alone && out.len() > before {
             write::sync(out);
             self.sent(server, Owed::OwnSync);
         }
+    }
+
+    /// Makes a statement that is there for its name alone: to be deallocated, or to be in the way. That goes in a block
+    /// that failed too. Gives its name.
+    pub(super) fn make_expendable(
+        &mut self,
+        server: &mut Server,
+        number: usize,
+        out: &mut Vec<u8>,
+    ) -> Vec<u8> {
+        let name = [GONE, number.to_string().as_bytes()].concat();
+        let unit = server.replies.unit();
+        write::statement_target(out, b'C', &name);
+        self.sent(server, Owed::Own { tag: b'3', statement: None, unit });
+        write::parse(out, &name, b"\0\0\0");
+        self.sent(server, Owed::Own { tag: b'1', statement: None, unit });
+        name
     }
 
     fn close_on_server(&mut self, server: &mut Server, statement: &Arc<Statement>, out: &mut Vec<u8>) {
