@@ -10,9 +10,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use super::super::clients::Clients;
 use super::super::conn::{CancelTarget, Register};
 use super::*;
-use crate::backend::Target;
+use crate::backend::{ServerTls, Target};
 use crate::credential::ServerCredential;
 use crate::env::TokioEnv;
+use crate::login::Protocol;
 
 struct AllWrites;
 
@@ -37,7 +38,7 @@ async fn with_relay(
         node: "n".into(),
         host: String::new(),
         port: 0,
-        sslmode: metako_core::config::SslMode::Disable,
+        tls: ServerTls::without_files(metako_core::config::SslMode::Disable),
         user: String::new(),
         credential: ServerCredential::None,
         database: String::new(),
@@ -68,7 +69,7 @@ async fn with_relay(
         client: &mut client,
         conn: &mut conn,
         to_server: &mut to_server,
-        handle: &Clients::default().enter(&TokioEnv::new()),
+        handle: &Clients::default().enter(&TokioEnv::new(), Protocol::V3_0),
         traffic: &NodeTraffic::default(),
         cx: SessionCx { classifier: &AllWrites, statements: &statements, split: true },
         time_outs,
