@@ -1,7 +1,7 @@
 //! metako without sockets, clocks or tasks.
 //!
 //! Everything that decides lives here: the four strategy traits and their registry ([`plugin`]), the configuration
-//! ([`config`]), the cluster controller ([`cluster`]), the choice of a node for a statement ([`route`]), and the
+//! ([`config`]), the rules of log-in ([`hba`]), the cluster controller ([`cluster`]), the choice of a node for a statement ([`route`]), and the
 //! protocol machines of the data plane ([`wire`], [`session`], [`pool`]).
 //!
 //! Nothing in this crate reads a clock, opens a socket, draws a random number, spawns a task, or iterates a map whose
@@ -10,6 +10,7 @@
 
 pub mod cluster;
 pub mod config;
+pub mod hba;
 mod ids;
 pub mod plugin;
 pub mod pool;

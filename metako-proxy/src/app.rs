@@ -198,7 +198,7 @@ impl<E: Env> App<E> {
         )?;
         let parts = Parts {
             config: ControlConfig::build(&config)?,
-            servers: Arc::new(PgServers::new(env.clone()).telling(evidence)),
+            servers: Arc::new(PgServers::new(env.clone()).with_tls(data.server_tls()).telling(evidence)),
             journal: Arc::new(journal),
             history: Arc::clone(&history),
             view: Arc::clone(&view),

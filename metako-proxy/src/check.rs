@@ -5,9 +5,12 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use metako_core::config::{self, Loaded, Problem, Problems, SecretSource};
+use metako_core::hba::Hba;
 use tracing_subscriber::EnvFilter;
 
-use crate::tls_files::load_tls;
+use crate::backend::ServerTlsTable;
+use crate::login::rules;
+use crate::tls_files::{TlsFileError, load_authorities, load_tls};
 
 /// The most that is read of a configuration or a password file, in bytes: a little more than the checks accept.
 const FILE_MAX: u64 = (1 << 20) + 1;
@@ -50,22 +53,21 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Problems> {
 
 /// As [`load_file`], of text that was read already. `name` is only shown.
 pub fn load_text(name: &str, text: &str, secrets: &dyn SecretSource) -> Result<Loaded, Problems> {
-    let loaded = config::load(name, text, secrets)?;
-    let problems = named_files(&loaded);
+    let mut loaded = config::load(name, text, secrets)?;
+    let problems = named_files(&mut loaded);
     if problems.is_empty() { Ok(loaded) } else { Err(loaded.problems(problems)) }
 }
 
 /// What is wrong with the files that a configuration names, and with its log filter.
-fn named_files(loaded: &Loaded) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    if let Some(files) = &loaded.config.security.tls
-        && let Err(errors) = load_tls(files)
-    {
-        let named = |error: &crate::tls_files::TlsFileError| {
-            loaded.places.problem(error.file().config_key(), error.to_string())
+fn named_files(loaded: &mut Loaded) -> Vec<Problem> {
+    let mut problems = tls_files(loaded);
+    if let Err(errors) = ServerTlsTable::load(&loaded.config.cluster.nodes) {
+        let named = |(index, error): &(usize, TlsFileError)| {
+            loaded.places.problem(&format!("nodes[{index}].{}", error.file().node_key()), error.to_string())
         };
         problems.extend(errors.iter().map(named));
     }
+    problems.extend(hba_file(loaded));
     if let Err(error) = EnvFilter::try_new(&loaded.config.log.level) {
         let message = format!(
             "is no level and no filter ({error}); expected such as `info` or `info,metako_proxy=debug`"
@@ -73,6 +75,35 @@ fn named_files(loaded: &Loaded) -> Vec<Problem> {
         problems.push(loaded.places.problem("log.level", message));
     }
     problems
+}
+
+fn tls_files(loaded: &Loaded) -> Vec<Problem> {
+    let security = &loaded.config.security;
+    let named = |error: TlsFileError| loaded.places.problem(error.file().config_key(), error.to_string());
+    let own = security.tls.as_ref().and_then(|files| load_tls(files).err()).unwrap_or_default();
+    let of_clients = security.client_ca.as_deref().and_then(|path| load_authorities(path).err());
+    own.into_iter().chain(of_clients).map(named).collect()
+}
+
+/// Each problem of the rules is one of the key that names their file.
+fn hba_file(loaded: &mut Loaded) -> Vec<Problem> {
+    let key = "auth.hba_file";
+    match rules::load(&loaded.config) {
+        Err(problems) => {
+            problems.iter().map(|problem| loaded.places.problem(key, problem.to_string())).collect()
+        }
+        Ok(rules) => {
+            let without_tls = loaded.config.security.tls.is_none();
+            let idle = rules.iter().flat_map(Hba::rules).filter(|rule| rule.needs_tls() && without_tls);
+            let warnings = idle.map(|rule| {
+                let message = "can fit no client, because TLS is not offered (security.tls_enabled)";
+                loaded.places.problem(key, rule.problem(message).to_string())
+            });
+            let warnings: Vec<Problem> = warnings.collect();
+            loaded.warnings.extend(warnings);
+            Vec::new()
+        }
+    }
 }
 
 /// Reads text, but no more than [`FILE_MAX`].

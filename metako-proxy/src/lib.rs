@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod app;
 pub mod backend;
+mod certificate;
 pub mod check;
 mod cli;
 pub mod control;

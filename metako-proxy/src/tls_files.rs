@@ -1,10 +1,12 @@
-//! Reading the certificate and key that clients are shown, for the check of a configuration and for the listener alike.
+//! Reading certificates and keys, for the check of a configuration and for their use alike: those that clients are shown,
+//! those that metako shows to servers, and the authorities that others' certificates are checked by.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use metako_core::config::TlsFiles;
+use rustls::RootCertStore;
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -12,21 +14,33 @@ use rustls::sign::CertifiedKey;
 /// The longest file that is read, in bytes.
 const FILE_MAX: u64 = 1 << 20;
 
-/// Which of the two files is at fault.
+/// Which file is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsFile {
     /// The certificate chain.
     Certificate,
     /// The private key.
     Key,
+    /// The certificates of authorities.
+    Authorities,
 }
 
 impl TlsFile {
-    /// The key of the configuration that names the file.
+    /// The key of the configuration that names the file, where it is about TLS with clients.
     pub const fn config_key(self) -> &'static str {
         match self {
             Self::Certificate => "security.cert_file",
             Self::Key => "security.key_file",
+            Self::Authorities => "security.client_ca_file",
+        }
+    }
+
+    /// The key in a node's section that names the file, where it is about TLS with that node.
+    pub const fn node_key(self) -> &'static str {
+        match self {
+            Self::Certificate => "sslcert",
+            Self::Key => "sslkey",
+            Self::Authorities => "sslrootcert",
         }
     }
 }
@@ -56,7 +70,7 @@ pub enum TlsFileError {
     },
     /// The file is PEM, but not of the right thing.
     #[error("{} holds no {}", path.display(), match file {
-        TlsFile::Certificate => "certificate: expected PEM sections `BEGIN CERTIFICATE`",
+        TlsFile::Certificate | TlsFile::Authorities => "certificate: expected PEM sections `BEGIN CERTIFICATE`",
         TlsFile::Key => "private key: expected a PEM section `BEGIN PRIVATE KEY` (also RSA or EC), not encrypted",
     })]
     Nothing {
@@ -65,9 +79,11 @@ pub enum TlsFileError {
         /// Where it is.
         path: PathBuf,
     },
-    /// The certificate cannot be parsed or used.
+    /// A certificate cannot be parsed or used.
     #[error("the certificate in {} cannot be used: {problem}", path.display())]
     BadCertificate {
+        /// Which file.
+        file: TlsFile,
         /// Where it is.
         path: PathBuf,
         /// What is wrong with it.
@@ -81,6 +97,9 @@ pub enum TlsFileError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The authorities that the system trusts cannot be found.
+    #[error("the system's trusted certificates cannot be read: {0}; install ca-certificates, or name a file")]
+    NoSystem(String),
     /// The key belongs to another certificate.
     #[error("the key in {} does not fit the certificate in {}", key.display(), cert.display())]
     Mismatch {
@@ -92,11 +111,14 @@ pub enum TlsFileError {
 }
 
 impl TlsFileError {
-    /// Which file is at fault; the key's where the two do not fit.
+    /// Which file is at fault; the key's where key and certificate do not fit.
     pub fn file(&self) -> TlsFile {
         match self {
-            Self::Read { file, .. } | Self::Pem { file, .. } | Self::Nothing { file, .. } => *file,
-            Self::BadCertificate { .. } => TlsFile::Certificate,
+            Self::Read { file, .. }
+            | Self::Pem { file, .. }
+            | Self::Nothing { file, .. }
+            | Self::BadCertificate { file, .. } => *file,
+            Self::NoSystem(_) => TlsFile::Authorities,
             Self::BadKey { .. } | Self::Mismatch { .. } => TlsFile::Key,
         }
     }
@@ -106,15 +128,52 @@ impl TlsFileError {
 ///
 /// All faults of the two files are returned, at least one and in the order certificate, key.
 pub fn load_tls(files: &TlsFiles) -> Result<Arc<CertifiedKey>, Vec<TlsFileError>> {
-    let (chain, key) = match (certificates(&files.cert), private_key(&files.key)) {
+    let chain = certificates(TlsFile::Certificate, &files.cert);
+    let (chain, key) = match (chain, private_key(&files.key)) {
         (Ok(chain), Ok(key)) => (chain, key),
         (chain, key) => return Err(chain.err().into_iter().chain(key.err()).collect()),
     };
     certified(files, chain, key).map(Arc::new).map_err(|error| vec![error])
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
-    let file = TlsFile::Certificate;
+/// Certificates of authorities, which others' certificates are checked by.
+#[derive(Debug)]
+pub struct Authorities {
+    /// What chains may end in.
+    pub roots: RootCertStore,
+    /// The certificates themselves.
+    pub certificates: Vec<CertificateDer<'static>>,
+}
+
+/// Reads a file of authorities. Blocks on the file system.
+pub fn load_authorities(path: &Path) -> Result<Authorities, TlsFileError> {
+    let certificates = certificates(TlsFile::Authorities, path)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in &certificates {
+        roots.add(certificate.clone()).map_err(|error| TlsFileError::BadCertificate {
+            file: TlsFile::Authorities,
+            path: path.to_owned(),
+            problem: error.to_string(),
+        })?;
+    }
+    Ok(Authorities { roots, certificates })
+}
+
+/// The authorities that the system trusts; SSL_CERT_FILE and SSL_CERT_DIR name others, as with OpenSSL. Blocks on the file
+/// system.
+pub fn system_authorities() -> Result<Authorities, TlsFileError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    // Some stores hold certificates that cannot be used; others than those are meant.
+    let (usable, _) = roots.add_parsable_certificates(found.certs);
+    if usable == 0 {
+        let why = found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
+        return Err(TlsFileError::NoSystem(why));
+    }
+    Ok(Authorities { roots, certificates: Vec::new() })
+}
+
+fn certificates(file: TlsFile, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
     let text = read(file, path)?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
@@ -178,9 +237,11 @@ fn certified(
         Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
             Err(TlsFileError::Mismatch { cert: files.cert.clone(), key: files.key.clone() })
         }
-        Err(error) => {
-            Err(TlsFileError::BadCertificate { path: files.cert.clone(), problem: error.to_string() })
-        }
+        Err(error) => Err(TlsFileError::BadCertificate {
+            file: TlsFile::Certificate,
+            path: files.cert.clone(),
+            problem: error.to_string(),
+        }),
     }
 }
 
@@ -266,6 +327,25 @@ mod tests {
     fn a_file_without_end_is_refused() {
         let faults = faults(PathBuf::from("/dev/zero"), PathBuf::from("/dev/zero"));
         assert!(faults.iter().all(|(_, text)| text.contains("longer than")), "{faults:?}");
+    }
+
+    #[test]
+    fn authorities_are_all_read_and_faults_are_named() {
+        let files = Files::new();
+        let two = files.write("two", &format!("{}{}", pair().0, pair().0));
+        let authorities = load_authorities(&two).unwrap();
+        assert_eq!((authorities.roots.len(), authorities.certificates.len()), (2, 2));
+        let key = files.write("key", &pair().1);
+        let bad = files.write("bad", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        for (path, problem) in [
+            (files.path("missing"), "cannot be read"),
+            (key, "holds no certificate"),
+            (bad, "cannot be used"),
+        ] {
+            let error = load_authorities(&path).unwrap_err();
+            assert_eq!(error.file().node_key(), "sslrootcert");
+            assert!(error.to_string().contains(problem), "{error}");
+        }
     }
 
     #[test]

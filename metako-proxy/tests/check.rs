@@ -29,6 +29,12 @@ impl Folder {
         write("broken-key.pem", "-----BEGIN PRIVATE KEY-----\n%%%%\n-----END PRIVATE KEY-----\n");
         write("password", "eagle\n");
         write("two-lines", "one\ntwo\n");
+        write(
+            "hba",
+            "local all all peer\nhostssl all alice 10.0.0.0/8 cert\nhost all all all scram-sha-256\n",
+        );
+        write("ssl-hba", "hostssl all all all scram-sha-256\nhost all all all scram-sha-256\n");
+        write("bad-hba", "host all all md5\nhost all +ops 10.0.0.0/8 ldap\nhost all all all scram-sha-265\n");
         std::fs::create_dir(dir.path().join("folder")).unwrap();
         Self { dir }
     }

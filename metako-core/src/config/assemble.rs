@@ -10,10 +10,11 @@ use serde_json::Value as Json;
 use super::address;
 use super::places::Checks;
 use super::raw::{self, File, Role, StrategyValue};
-use super::secrets::{self, SecretSource};
+use super::secrets::{self, SecretSource, Use};
 use super::types::{
-    Acks, Admin, ClusterSettings, Config, FailoverSettings, Limits, Log, NoVoter, Node, PoolSettings,
-    ReplicationAddress, RoleHint, Routing, Secret, Security, Strategies, Synchronous, TlsFiles, User,
+    Acks, Admin, Auth, ClusterSettings, Config, FailoverSettings, Limits, Log, NoVoter, Node, NodeTls,
+    PoolSettings, ReplicationAddress, RoleHint, RootCert, Routing, Secret, Security, Strategies, Synchronous,
+    TlsFiles, User,
 };
 use super::units::{HumanDuration, SynchronousText};
 use crate::NodeName;
@@ -33,9 +34,15 @@ impl Secrets {
         let mut secrets = Self { nodes: Vec::new(), replication: Vec::new(), users: Vec::new() };
         for (index, node) in file.nodes.iter().enumerate() {
             let path = format!("nodes[{index}]");
-            secrets.nodes.push(secrets::resolve(&node.secret, &path, true, source, checks));
+            secrets.nodes.push(secrets::resolve(&node.secret, &path, Use::LogIn, source, checks));
             let replication = node.replication.as_ref().and_then(|replication| {
-                secrets::resolve(&replication.secret, &format!("{path}.replication"), false, source, checks)
+                secrets::resolve(
+                    &replication.secret,
+                    &format!("{path}.replication"),
+                    Use::Replication,
+                    source,
+                    checks,
+                )
             });
             secrets.replication.push(replication);
         }
@@ -43,7 +50,7 @@ impl Secrets {
             secrets.users.push(secrets::resolve(
                 &user.secret,
                 &format!("users[{index}]"),
-                true,
+                Use::Check,
                 source,
                 checks,
             ));
@@ -125,12 +132,14 @@ pub(super) fn assemble(file: File, secrets: Secrets, strategies: Strategies) -> 
     let nodes = nodes
         .filter_map(|((node, secret), replication)| Some(self::node(node, secret?, replication)))
         .collect();
+    let pool = pool(&file.pool, &raw::UserPool::default());
     let users = file.users.into_iter().zip(secrets.users);
     let users = users.filter_map(|(user, secret)| {
         Some(User {
             name: user.name.unwrap_or_default(),
             password: secret?,
             databases: user.databases,
+            pool: self::pool(&file.pool, &user.pool.unwrap_or_default()),
             admin: user.admin,
         })
     });
@@ -153,15 +162,11 @@ pub(super) fn assemble(file: File, secrets: Secrets, strategies: Strategies) -> 
             read_timeout: plain(file.load_balancer.read_timeout),
             write_timeout: plain(file.load_balancer.write_timeout),
         },
-        pool: PoolSettings {
-            mode: file.pool.mode,
-            size: file.pool.size,
-            wait_timeout: file.pool.wait_timeout.0,
-            lifetime: file.pool.lifetime.0,
-            idle_timeout: file.pool.idle_timeout.0,
-        },
         users: users.collect(),
+        auth: Auth { hba_file: path(file.auth.hba_file), query: file.auth.query },
+        pool,
         security: Security {
+            client_ca: path(file.security.client_ca_file),
             tls: tls.filter(|_| file.security.tls_enabled).map(|(cert, key)| TlsFiles { cert, key }),
             require_tls: file.security.require_tls,
         },
@@ -179,11 +184,42 @@ pub(super) fn assemble(file: File, secrets: Secrets, strategies: Strategies) -> 
     }
 }
 
+/// The pool of a user: what its own section says, over what `pool` says.
+pub(super) fn pool(all: &raw::Pool, own: &raw::UserPool) -> PoolSettings {
+    PoolSettings {
+        mode: own.mode.unwrap_or(all.mode),
+        size: own.size.unwrap_or(all.size),
+        min: own.min.unwrap_or(all.min),
+        reserve: own.reserve.unwrap_or(all.reserve),
+        reserve_after: own.reserve_after.unwrap_or(all.reserve_after).0,
+        wait_timeout: own.wait_timeout.unwrap_or(all.wait_timeout).0,
+        lifetime: own.lifetime.unwrap_or(all.lifetime).0,
+        idle_timeout: own.idle_timeout.unwrap_or(all.idle_timeout).0,
+    }
+}
+
+fn node_tls(node: &raw::Node) -> NodeTls {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    NodeTls {
+        sslmode: node.sslmode,
+        sslrootcert: given(&node.sslrootcert).map(|text| match text.as_str() {
+            "system" => RootCert::System,
+            _ => RootCert::File(PathBuf::from(text)),
+        }),
+        client: given(&node.sslcert)
+            .zip(given(&node.sslkey))
+            .map(|(cert, key)| TlsFiles { cert: PathBuf::from(cert), key: PathBuf::from(key) }),
+        sslnegotiation: node.sslnegotiation,
+        channel_binding: node.channel_binding,
+    }
+}
+
 fn plain(duration: Option<HumanDuration>) -> Option<Duration> {
     duration.map(Duration::from)
 }
 
 fn node(node: raw::Node, password: Secret, replication_password: Option<Secret>) -> Node {
+    let tls = node_tls(&node);
     let name = node.name.unwrap_or_default();
     let host = node.host.unwrap_or_default();
     let replication = node.replication.unwrap_or_default();
@@ -198,7 +234,7 @@ fn node(node: raw::Node, password: Secret, replication_password: Option<Secret>)
         weight: node.weight,
         zone: node.zone.filter(|zone| !zone.is_empty()),
         priority: node.priority.0,
-        sslmode: node.sslmode,
+        tls,
         application_name: node.application_name.unwrap_or_else(|| name.clone()),
         replication: ReplicationAddress {
             host: replication.host.unwrap_or_else(|| host.clone()),

@@ -1,8 +1,9 @@
 //! What a reload changes.
 
 use std::fmt;
+use std::path::PathBuf;
 
-use super::types::{Config, Node};
+use super::types::{Config, Node, TlsFiles, User};
 use super::units::{ByteSize, HumanDuration};
 use crate::NodeName;
 
@@ -121,7 +122,10 @@ fn nodes(old: &[Node], new: &[Node], found: &mut Vec<Change>) {
     }
 }
 
-fn node_keys(old: &Node, new: &Node) -> [(&'static str, bool); 12] {
+fn node_keys(old: &Node, new: &Node) -> [(&'static str, bool); 17] {
+    fn client(node: &Node, pick: fn(&TlsFiles) -> &PathBuf) -> Option<&PathBuf> {
+        node.tls.client.as_ref().map(pick)
+    }
     [
         ("host", old.host == new.host),
         ("port", old.port == new.port),
@@ -132,7 +136,12 @@ fn node_keys(old: &Node, new: &Node) -> [(&'static str, bool); 12] {
         ("weight", old.weight == new.weight),
         ("zone", old.zone == new.zone),
         ("priority", old.priority == new.priority),
-        ("sslmode", old.sslmode == new.sslmode),
+        ("sslmode", old.tls.sslmode == new.tls.sslmode),
+        ("sslrootcert", old.tls.sslrootcert == new.tls.sslrootcert),
+        ("sslcert", client(old, |files| &files.cert) == client(new, |files| &files.cert)),
+        ("sslkey", client(old, |files| &files.key) == client(new, |files| &files.key)),
+        ("sslnegotiation", old.tls.sslnegotiation == new.tls.sslnegotiation),
+        ("channel_binding", old.tls.channel_binding == new.tls.channel_binding),
         ("application_name", old.application_name == new.application_name),
         ("replication", old.replication == new.replication),
     ]
@@ -147,10 +156,18 @@ fn users(old: &Config, new: &Config, found: &mut Vec<Change>) {
     for user in &new.users {
         match old.users.iter().find(|other| other.name == user.name) {
             None => found.push(Change::UserAdded(user.name.clone())),
-            Some(before) if before != user => found.push(Change::UserChanged(user.name.clone())),
+            Some(before) if user_changes(before, user, old, new) => {
+                found.push(Change::UserChanged(user.name.clone()));
+            }
             Some(_) => {}
         }
     }
+}
+
+/// Whether a user changes by itself: where its pool follows `pool`, the change is told there.
+fn user_changes(before: &User, after: &User, old: &Config, new: &Config) -> bool {
+    let followed = before.pool == old.pool && after.pool == new.pool;
+    User { pool: after.pool.clone(), ..before.clone() } != *after || (before.pool != after.pool && !followed)
 }
 
 /// The strategies by key, as JSON: specs compare by what they would be written as.
@@ -189,7 +206,8 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
     let (failover, security, limits, log) =
         (&cluster.failover, &config.security, &config.limits, &config.log);
     let (count, span) = failover.budget;
-    let file = |pick: fn(&super::TlsFiles) -> &std::path::Path| {
+    let path = |path: Option<&PathBuf>| maybe(path, |path| path.display().to_string());
+    let file = |pick: fn(&TlsFiles) -> &std::path::Path| {
         maybe(security.tls.as_ref(), |tls| pick(tls).display().to_string())
     };
     vec![
@@ -202,6 +220,9 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("load_balancer.write_timeout", maybe(routing.write_timeout, time)),
         ("pool.mode", word(pool.mode)),
         ("pool.size", pool.size.to_string()),
+        ("pool.min", pool.min.to_string()),
+        ("pool.reserve", pool.reserve.to_string()),
+        ("pool.reserve_after", time(pool.reserve_after)),
         ("pool.wait_timeout", time(pool.wait_timeout)),
         ("pool.lifetime", time(pool.lifetime)),
         ("pool.idle_timeout", time(pool.idle_timeout)),
@@ -224,6 +245,9 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("security.require_tls", security.require_tls.to_string()),
         ("security.cert_file", file(|tls| &tls.cert)),
         ("security.key_file", file(|tls| &tls.key)),
+        ("security.client_ca_file", path(security.client_ca.as_ref())),
+        ("auth.hba_file", path(config.auth.hba_file.as_ref())),
+        ("auth.query", maybe(config.auth.query.as_ref(), Clone::clone)),
         ("limits.clients", limits.clients.to_string()),
         ("limits.login_timeout", time(limits.login_timeout)),
         ("limits.message_size", ByteSize(limits.message_size).to_string()),
@@ -234,7 +258,7 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
 
 /// Settings that hold until a restart.
 fn fixed(config: &Config) -> Vec<(&'static str, String)> {
-    let path = |path: &Option<std::path::PathBuf>| maybe(path.as_ref(), |path| path.display().to_string());
+    let path = |path: &Option<PathBuf>| maybe(path.as_ref(), |path| path.display().to_string());
     vec![
         ("listen", config.listen.join(", ")),
         ("state_dir", path(&config.state_dir)),

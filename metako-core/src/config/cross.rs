@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::address::{self, Address};
-use super::assemble::{Secrets, synchronous};
+use super::assemble::{self, Secrets, synchronous};
 use super::places::Checks;
 use super::problem::{did_you_mean, nearest, one_of};
-use super::raw::{File, Node, Role};
-use super::types::{FailoverMode, NoVoter, Priority, Split};
+use super::raw::{File, Node, Role, UserPool};
+use super::types::{ChannelBinding, FailoverMode, NoVoter, Priority, Split, SslMode, SslNegotiation};
 
 /// PostgreSQL keeps so many bytes of a name.
 const NAME_MAX: usize = 63;
@@ -22,10 +22,13 @@ pub(super) fn check(file: &File, secrets: &Secrets, checks: &mut Checks<'_>) {
     users(file, checks);
     zero_bytes(file, checks);
     passwords(file, secrets, checks);
+    nodes_tls(&file.nodes, checks);
+    pools(file, checks);
     times(file, checks);
     failover(file, checks);
     reads(file, checks);
     tls(file, checks);
+    auth_query(file, checks);
     log_level(&file.log.level, checks);
     if file.limits.message_size.0 > MESSAGE_SIZE_MAX {
         checks.problem(
@@ -334,10 +337,99 @@ fn tls(file: &File, checks: &mut Checks<'_>) {
                 checks.problem(&[&key, "security.tls_enabled"], message);
             }
         }
-    } else if security.require_tls {
+        return;
+    }
+    if security.require_tls {
         let message =
             "TLS cannot be demanded where it is not offered; expected `tls_enabled: true` beside it";
         checks.problem(&["security.require_tls", "security.tls_enabled"], message);
+    }
+    if security.client_ca_file.is_some() {
+        let message = "clients show certificates in TLS only; expected `tls_enabled: true` beside it";
+        checks.problem(&["security.client_ca_file", "security.tls_enabled"], message);
+    }
+}
+
+fn auth_query(file: &File, checks: &mut Checks<'_>) {
+    let Some(query) = &file.auth.query else { return };
+    if !query.contains("$1") {
+        let message = "does not ask for a user; expected a query with the parameter $1, the name of the user, that gives \
+                       its name and its rolpassword, such as SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin";
+        checks.problem(&["auth.query"], message);
+    } else if query.contains('\0') {
+        checks.problem(&["auth.query"], "holds a zero byte; expected the text of a query");
+    }
+}
+
+/// TLS towards nodes: what libpq refuses is refused here, and what it would find by default has to be named.
+fn nodes_tls(nodes: &[Node], checks: &mut Checks<'_>) {
+    for (index, node) in nodes.iter().enumerate() {
+        let key = |name: &str| node_key(index, name);
+        let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+        let mode = serde_json::to_value(node.sslmode).unwrap_or_default();
+        let mode = mode.as_str().unwrap_or_default();
+        if node.sslmode >= SslMode::VerifyCa && !given(&node.sslrootcert) {
+            let system = if node.sslmode == SslMode::VerifyFull { ", or `system`" } else { "" };
+            let message = format!(
+                "is missing; expected a PEM file with the authorities that `sslmode: {mode}` checks by{system}"
+            );
+            checks.problem(&[&key("sslrootcert"), &key("sslmode")], message);
+        }
+        if node.sslrootcert.as_deref() == Some("system") && node.sslmode != SslMode::VerifyFull {
+            let message = format!(
+                "`system` proves nothing with `sslmode: {mode}`, because anybody can have such a certificate; expected \
+                 `sslmode: verify-full` beside it"
+            );
+            checks.problem(&[&key("sslrootcert"), &key("sslmode")], message);
+        }
+        for (one, other) in [("sslcert", "sslkey"), ("sslkey", "sslcert")] {
+            let (has_one, has_other) = match one {
+                "sslcert" => (given(&node.sslcert), given(&node.sslkey)),
+                _ => (given(&node.sslkey), given(&node.sslcert)),
+            };
+            if has_one && !has_other {
+                checks.problem(
+                    &[&key(other), &key(one)],
+                    format!("is missing; expected the path of a PEM file, because `{one}` is given"),
+                );
+            }
+        }
+        if node.sslnegotiation == SslNegotiation::Direct && node.sslmode < SslMode::Require {
+            let message = format!(
+                "`direct` leaves no way back from TLS, which `sslmode: {mode}` wants; expected `sslmode: require`, \
+                 `verify-ca` or `verify-full` beside it"
+            );
+            checks.problem(&[&key("sslnegotiation"), &key("sslmode")], message);
+        }
+        if node.channel_binding == ChannelBinding::Require && node.sslmode == SslMode::Disable {
+            let message = "`require` cannot be had without TLS; expected another `sslmode` than `disable`";
+            checks.problem(&[&key("channel_binding"), &key("sslmode")], message);
+        }
+    }
+}
+
+fn pools(file: &File, checks: &mut Checks<'_>) {
+    let default = UserPool::default();
+    let own = file
+        .users
+        .iter()
+        .enumerate()
+        .filter_map(|(index, user)| Some((format!("users[{index}].pool"), user.pool.as_ref()?)));
+    for (path, own) in std::iter::once(("pool".to_owned(), &default)).chain(own) {
+        let pool = assemble::pool(&file.pool, own);
+        if pool.min > pool.size {
+            let (min, size) = (format!("{path}.min"), format!("{path}.size"));
+            let message = format!(
+                "a minimum of {} connections is more than the size of {}; expected at most the size",
+                pool.min, pool.size
+            );
+            // A user's own value may clash with one of `pool`, which was found at fault already where both are there.
+            if checks.places.holds(&min) {
+                checks.problem(&[&min, &size], message);
+            } else if checks.places.holds(&size) {
+                checks.problem(&[&size, &min], message);
+            }
+        }
     }
 }
 

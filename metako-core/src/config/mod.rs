@@ -20,11 +20,13 @@ mod units;
 pub use changes::{Change, changes};
 pub use places::Places;
 pub use problem::{Problem, Problems};
+pub(crate) use problem::{did_you_mean, nearest};
 pub use secrets::SecretSource;
 pub use types::{
-    Acks, Admin, AdminAccess, ClusterSettings, Config, FailoverMode, FailoverSettings, Limits, Log,
-    LogFormat, NoVoter, Node, PoolMode, PoolSettings, Priority, ReplicationAddress, RoleHint, Routing,
-    Secret, Security, Split, SslMode, Strategies, Synchronous, TlsFiles, UnknownOutcome, User,
+    Acks, Admin, AdminAccess, Auth, ChannelBinding, ClusterSettings, Config, FailoverMode, FailoverSettings,
+    Limits, Log, LogFormat, NoVoter, Node, NodeTls, PoolMode, PoolSettings, Priority, ReplicationAddress,
+    RoleHint, RootCert, Routing, Secret, Security, Split, SslMode, SslNegotiation, Strategies, Synchronous,
+    TlsFiles, UnknownOutcome, User,
 };
 pub use units::{ByteSize, HumanDuration, UnitError};
 

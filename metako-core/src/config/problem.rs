@@ -91,7 +91,7 @@ impl Findings {
 }
 
 /// The word nearest to one that is unknown, if it is near enough to have been meant.
-pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_ascii_lowercase().replace('-', "_");
     known
         .into_iter()
@@ -105,7 +105,7 @@ pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
 }
 
 /// `; did you mean ...?`, or nothing.
-pub(super) fn did_you_mean(likely: Option<&str>) -> String {
+pub(crate) fn did_you_mean(likely: Option<&str>) -> String {
     likely.map(|word| format!("; did you mean `{word}`?")).unwrap_or_default()
 }
 

@@ -302,14 +302,13 @@ fn hazards_are_warnings() {
 
 #[test]
 fn reserved_keys_take_only_their_default() {
-    loaded(&with("hooks: {}\ncoordination: local\nauth: { hba_file: none }\npool: { min: 0 }\n"));
-    let text = with("hooks: { start: { command: [x] } }\npool: { min: 5, mode: statement }\n");
+    loaded(&with("hooks: {}\ncoordination: local\nauth: { hba_file: none, query: none }\n"));
+    let text = with("hooks: { start: { command: [x] } }\npool: { mode: statement }\n");
     assert_eq!(
         problems(&text),
         [
             "4:8: hooks: is not available in this version; leave it out, or write `{}`",
-            "5:14: pool.min: is not available in this version; leave it out, or write `0`",
-            "5:23: pool.mode: `statement` is not available in this version; expected transaction or session",
+            "5:15: pool.mode: `statement` is not available in this version; expected transaction or session",
         ]
     );
 }
@@ -347,6 +346,35 @@ fn changes_name_what_a_reload_does() {
             "pool.size changes from 20 to 5",
             "listen stays 127.0.0.1:6432: 0.0.0.0:6432 needs a restart",
         ]
+    );
+}
+
+#[test]
+fn what_a_user_does_not_say_of_its_pool_follows_pool() {
+    let users =
+        "users: [{ name: x, password: p }, { name: y, password: p, pool: { size: 3, mode: session } }]\n";
+    let old = loaded(&with(users)).config;
+    let new = loaded(&with(&format!("pool: {{ min: 2, idle_timeout: 1m }}\n{users}"))).config;
+    let (x, y) = (new.pool_of("x"), new.pool_of("y"));
+    assert_eq!((x, new.pool_of("nobody")), (&new.pool, &new.pool));
+    assert_eq!((y.size, y.mode, y.min), (3, PoolMode::Session, 2));
+    assert_eq!(y.idle_timeout, Duration::from_secs(60));
+    let shown: Vec<String> = changes(&old, &new).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        ["user y changes", "pool.min changes from 0 to 2", "pool.idle_timeout changes from 10m to 1m"]
+    );
+}
+
+#[test]
+fn changes_of_tls_to_a_node_are_named() {
+    let old = loaded(&with("")).config;
+    let text = with("")
+        .replace("host: a", "host: a, sslmode: verify-full, sslrootcert: system, channel_binding: require");
+    let shown: Vec<String> = changes(&old, &loaded(&text).config).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        ["node a: sslmode changes", "node a: sslrootcert changes", "node a: channel_binding changes"]
     );
 }
 

@@ -28,6 +28,8 @@ pub struct Config {
     pub pool: PoolSettings,
     /// Users who may log in besides those of the nodes.
     pub users: Vec<User>,
+    /// How clients prove who they are.
+    pub auth: Auth,
     /// TLS for clients.
     pub security: Security,
     /// The admin socket and page.
@@ -36,6 +38,13 @@ pub struct Config {
     pub limits: Limits,
     /// Logs and the periodic report.
     pub log: Log,
+}
+
+impl Config {
+    /// How server connections of that user are pooled.
+    pub fn pool_of(&self, user: &str) -> &PoolSettings {
+        self.users.iter().find(|known| known.name == user).map_or(&self.pool, |known| &known.pool)
+    }
 }
 
 /// The specs of the strategies in use.
@@ -101,7 +110,7 @@ pub struct Node {
     /// Rank among equals in an election.
     pub priority: Priority,
     /// TLS towards it.
-    pub sslmode: SslMode,
+    pub tls: NodeTls,
     /// Its name among standbys: `application_name` of its replication connection.
     pub application_name: String,
     /// How other nodes reach it.
@@ -126,16 +135,83 @@ pub enum Priority {
     Never,
 }
 
+/// TLS towards a node, with libpq's names and meanings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeTls {
+    /// `sslmode`
+    pub sslmode: SslMode,
+    /// `sslrootcert`: who may have signed the server's certificate; `None`: anybody.
+    pub sslrootcert: Option<RootCert>,
+    /// `sslcert` and `sslkey`: metako's own certificate towards the server.
+    pub client: Option<TlsFiles>,
+    /// `sslnegotiation`
+    pub sslnegotiation: SslNegotiation,
+    /// `channel_binding`
+    pub channel_binding: ChannelBinding,
+}
+
+impl NodeTls {
+    /// That mode, and the defaults.
+    pub const fn new(sslmode: SslMode) -> Self {
+        Self {
+            sslmode,
+            sslrootcert: None,
+            client: None,
+            sslnegotiation: SslNegotiation::Postgres,
+            channel_binding: ChannelBinding::Prefer,
+        }
+    }
+}
+
 /// `sslmode:` of a node, as libpq has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 #[schemars(inline)]
 pub enum SslMode {
     /// No TLS.
     Disable,
-    /// TLS if the server has it, without checking its certificate.
+    /// TLS if the server refuses metako without.
+    Allow,
+    /// TLS if the server has it.
     Prefer,
-    /// TLS or nothing, without checking its certificate.
+    /// TLS or nothing. The server's certificate is checked only where `sslrootcert` is given.
+    Require,
+    /// TLS, and the server's certificate comes from `sslrootcert`.
+    VerifyCa,
+    /// As `VerifyCa`, and the certificate is for the node's host.
+    VerifyFull,
+}
+
+/// `sslrootcert:` of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootCert {
+    /// The authorities that the system trusts.
+    System,
+    /// Those in this file, PEM.
+    File(PathBuf),
+}
+
+/// `sslnegotiation:` of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum SslNegotiation {
+    /// Asks the server by PostgreSQL's protocol whether it has TLS.
+    Postgres,
+    /// Begins with TLS at once: PostgreSQL 17 and newer.
+    Direct,
+}
+
+/// `channel_binding:` of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ChannelBinding {
+    /// Never.
+    Disable,
+    /// Where the server has it.
+    Prefer,
+    /// Always: a server that authenticates in another way is refused.
     Require,
 }
 
@@ -272,13 +348,19 @@ pub enum Split {
     Off,
 }
 
-/// `pool`
+/// `pool`, and `users[].pool` over it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolSettings {
     /// `mode`
     pub mode: PoolMode,
     /// `size`: server connections per database, user and node.
     pub size: u32,
+    /// `min`: so many of them are kept open.
+    pub min: u32,
+    /// `reserve`: so many beyond `size`, when clients wait for long.
+    pub reserve: u32,
+    /// `reserve_after`: how long that is.
+    pub reserve_after: Duration,
     /// `wait_timeout`
     pub wait_timeout: Duration,
     /// `lifetime`
@@ -303,10 +385,12 @@ pub enum PoolMode {
 pub struct User {
     /// The name that clients log in with, and that metako logs in to the servers with.
     pub name: String,
-    /// Password in clear.
+    /// Password in clear, or as PostgreSQL keeps it: `SCRAM-SHA-256$...` or `md5...`.
     pub password: Secret,
-    /// Databases that it may use; empty: any.
+    /// Databases that it may use, where `*` stands for any text; empty: any.
     pub databases: Vec<String>,
+    /// How its server connections are pooled.
+    pub pool: PoolSettings,
     /// What it may do in the console.
     pub admin: AdminAccess,
 }
@@ -324,16 +408,27 @@ pub enum AdminAccess {
     Full,
 }
 
+/// `auth`
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Auth {
+    /// `hba_file`; `None` is scram-sha-256 for all.
+    pub hba_file: Option<PathBuf>,
+    /// `query`: finds the secrets of users that are not in the configuration.
+    pub query: Option<String>,
+}
+
 /// `security`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Security {
     /// TLS is offered to clients, with these files.
     pub tls: Option<TlsFiles>,
+    /// Authorities that sign the certificates of clients, PEM.
+    pub client_ca: Option<PathBuf>,
     /// Clients without TLS are refused.
     pub require_tls: bool,
 }
 
-/// Files of the TLS server side.
+/// A certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain, PEM.

@@ -2,13 +2,20 @@
 //!
 //! The pool knows connections by number; whoever drives it owns the sockets. Connections that began with other start-up
 //! parameters are not interchangeable: a [`Variant`] tells them apart, and all variants share the one size limit. Idle
-//! connections are reused last in, first out, so that the surplus grows old and is closed; clients are served first in,
-//! first out.
+//! connections are reused last in, first out, so that the surplus grows old and is closed; clients of one variant are
+//! served first in, first out, and those of other variants overtake each of them a few times at most.
+
+mod pace;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use self::pace::Pace;
 use crate::{Epoch, Tick};
+
+/// How often a client that waits is overtaken by clients whose variant fits what came back. Each time saves closing a good
+/// connection and opening another.
+const OVERTAKEN_MAX: u8 = 3;
 
 /// Which start-up parameters a connection began with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,11 +34,17 @@ pub struct WaiterId(pub u64);
 pub struct PoolLimits {
     /// Connections, whatever their state.
     pub size: u32,
+    /// So many of them are kept open.
+    pub min: u32,
+    /// So many more than `size` there may be while a client has waited for `reserve_after`.
+    pub reserve: u32,
+    /// How long that is.
+    pub reserve_after: Duration,
     /// Clients that wait.
     pub waiters: usize,
-    /// How old an idle connection may become.
+    /// How old an idle connection may become; each is given up to a tenth less, so that not all end at once.
     pub lifetime: Duration,
-    /// How long a connection may be idle.
+    /// How long a connection beyond `min` may be idle.
     pub idle_timeout: Duration,
 }
 
@@ -40,7 +53,7 @@ pub struct PoolLimits {
 pub enum Checkout {
     /// This idle connection. If it turns out to be dead, [`Pool::lost`] and ask again.
     Reuse(ServerId),
-    /// Leave to open a connection under this number: answered by [`Pool::opened`] or [`Pool::lost`].
+    /// Leave to open a connection under this number: answered by [`Pool::opened`], [`Pool::failed`] or [`Pool::lost`].
     Open {
         /// The number.
         server: ServerId,
@@ -76,6 +89,20 @@ struct Member {
     variant: Variant,
     epoch: Epoch,
     opened: Tick,
+    /// It is not open yet.
+    opening: bool,
+    /// By how many thousandths its life is shorter than the limit.
+    shortened: u32,
+}
+
+impl Member {
+    fn opening(now: Tick, variant: Variant, epoch: Epoch) -> Self {
+        Self { variant, epoch, opened: now, opening: true, shortened: 0 }
+    }
+
+    fn is_old(&self, now: Tick, limits: &PoolLimits) -> bool {
+        now.since(self.opened) >= limits.lifetime * (1000 - self.shortened) / 1000
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +115,9 @@ struct Idle {
 struct Waiter {
     id: WaiterId,
     variant: Variant,
+    since: Tick,
     deadline: Tick,
+    overtaken: u8,
 }
 
 /// The state of a pool.
@@ -98,6 +127,7 @@ pub struct Pool {
     members: BTreeMap<ServerId, Member>,
     idle: Vec<Idle>,
     waiters: VecDeque<Waiter>,
+    pace: Pace,
     /// Connections of an epoch before this are closed when they come back.
     floor: Epoch,
     last_number: u64,
@@ -111,6 +141,7 @@ impl Pool {
             members: BTreeMap::new(),
             idle: Vec::new(),
             waiters: VecDeque::new(),
+            pace: Pace::default(),
             floor: Epoch(0),
             last_number: 0,
         }
@@ -129,6 +160,11 @@ impl Pool {
     /// Whether it has no connection and nobody waits.
     pub fn is_empty(&self) -> bool {
         self.members.is_empty() && self.waiters.is_empty()
+    }
+
+    /// Whether no connection of it is open.
+    pub fn is_without_connections(&self) -> bool {
+        self.members.values().all(|member| member.opening)
     }
 
     /// Connections that are idle.
@@ -155,7 +191,7 @@ impl Pool {
             return Checkout::Full;
         }
         let id = WaiterId(self.number());
-        self.waiters.push_back(Waiter { id, variant, deadline: now + patience });
+        self.waiters.push_back(Waiter { id, variant, since: now, deadline: now + patience, overtaken: 0 });
         Checkout::Wait(id)
     }
 
@@ -174,6 +210,9 @@ impl Pool {
 
     /// A place for a new connection, if there is one or an idle connection can make one.
     fn room(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> Option<(ServerId, Option<ServerId>)> {
+        if !self.may_open(now) {
+            return None;
+        }
         let mut close = None;
         if self.members.len() >= self.limits.size as usize {
             if self.idle.is_empty() || self.members.len() > self.limits.size as usize {
@@ -184,8 +223,24 @@ impl Pool {
             close = Some(oldest);
         }
         let server = ServerId(self.number());
-        self.members.insert(server, Member { variant, epoch, opened: now });
+        self.members.insert(server, Member::opening(now, variant, epoch));
         Some((server, close))
+    }
+
+    /// Whether the pace allows one more connection to be opened now.
+    fn may_open(&self, now: Tick) -> bool {
+        self.pace.allows(now, self.members.values().filter(|member| member.opening).count())
+    }
+
+    /// How many connections there may be now: more than the size while the first in line has waited for long.
+    fn allowed(&self, now: Tick) -> usize {
+        let size = self.limits.size as usize;
+        match self.waiters.front() {
+            Some(first) if now.since(first.since) >= self.limits.reserve_after => {
+                size + self.limits.reserve as usize
+            }
+            _ => size,
+        }
     }
 
     fn number(&mut self) -> u64 {
@@ -193,11 +248,39 @@ impl Pool {
         self.last_number
     }
 
-    /// A connection is open now, and in use by the client that opened it.
-    pub fn opened(&mut self, now: Tick, server: ServerId) {
+    /// A connection is open now, and in use by whoever opened it. `random` says how much earlier than others it ends. The
+    /// server lets metako in: somebody who waits may open another one.
+    pub fn opened(&mut self, now: Tick, server: ServerId, random: u64) -> Option<Grant> {
         if let Some(member) = self.members.get_mut(&server) {
-            member.opened = now;
+            *member = Member { opened: now, opening: false, shortened: (random % 101) as u32, ..*member };
         }
+        self.pace.succeeded();
+        self.grant(now)
+    }
+
+    /// A connection could not be opened, for a reason that holds for others of any variant as well. For a while, which
+    /// grows with each failure and is spread by `random`, no other one is opened, and then one alone until it succeeds.
+    pub fn failed(&mut self, now: Tick, server: ServerId, random: u64) {
+        self.members.remove(&server);
+        self.pace.failed(now, random);
+    }
+
+    /// Until when no connection is opened after a failure; `None` if that time is over.
+    pub fn pauses_until(&self, now: Tick) -> Option<Tick> {
+        self.pace.pauses_until(now)
+    }
+
+    /// Leave to open a connection that nobody waits for, so that there are as many as `min` says. One at a time. Answered as
+    /// that of [`Checkout::Open`]; then it is given back.
+    pub fn ahead(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> Option<ServerId> {
+        let wanted = self.limits.min.min(self.limits.size) as usize;
+        let under_way = self.members.values().any(|member| member.opening);
+        if under_way || !self.waiters.is_empty() || self.members.len() >= wanted || !self.may_open(now) {
+            return None;
+        }
+        let server = ServerId(self.number());
+        self.members.insert(server, Member::opening(now, variant, epoch));
+        Some(server)
     }
 
     /// A connection comes back. `reusable` says whether it is in a state that the next client may find it in.
@@ -207,12 +290,12 @@ impl Pool {
         };
         let fresh = reusable
             && member.epoch >= self.floor
-            && now.since(member.opened) < self.limits.lifetime
-            && self.members.len() <= self.limits.size as usize;
+            && !member.is_old(now, &self.limits)
+            && self.members.len() <= self.allowed(now);
         if !fresh {
             return Checkin { close: true, grant: self.lost(now, server) };
         }
-        match self.waiters.pop_front() {
+        match self.next_for(member.variant, now) {
             None => {
                 self.idle.push(Idle { server, since: now });
                 Checkin { close: false, grant: None }
@@ -228,18 +311,42 @@ impl Pool {
         }
     }
 
+    /// Who gets a connection of that variant: the first in line, or the first whom it fits as it is, as long as the first
+    /// in line has not been overtaken too often. `None` if nobody can have it now.
+    fn next_for(&mut self, variant: Variant, now: Tick) -> Option<Waiter> {
+        let first = self.waiters.front()?;
+        let patient = first.overtaken < OVERTAKEN_MAX || !self.may_open(now);
+        if first.variant == variant || !patient {
+            return self.waiters.pop_front();
+        }
+        match self.waiters.iter().position(|waiter| waiter.variant == variant) {
+            Some(at) => {
+                for overtaken in self.waiters.iter_mut().take(at) {
+                    overtaken.overtaken = overtaken.overtaken.saturating_add(1);
+                }
+                self.waiters.remove(at)
+            }
+            None if self.may_open(now) => self.waiters.pop_front(),
+            None => None,
+        }
+    }
+
     fn open_for(&mut self, now: Tick, waiter: Waiter) -> Grant {
         let server = ServerId(self.number());
-        let member = Member { variant: waiter.variant, epoch: self.floor, opened: now };
-        self.members.insert(server, member);
+        self.members.insert(server, Member::opening(now, waiter.variant, self.floor));
         Grant::Open(waiter.id, server)
     }
 
-    /// A connection is gone, or could not be opened. Its place goes to a client that waits.
+    /// A connection is gone, or was not opened after all. Its place goes to a client that waits.
     pub fn lost(&mut self, now: Tick, server: ServerId) -> Option<Grant> {
         self.members.remove(&server)?;
         self.idle.retain(|idle| idle.server != server);
-        if self.members.len() >= self.limits.size as usize {
+        self.grant(now)
+    }
+
+    /// Leave for the first in line to open a connection, if there is a place and the pace allows it.
+    fn grant(&mut self, now: Tick) -> Option<Grant> {
+        if self.members.len() >= self.allowed(now) || !self.may_open(now) {
             return None;
         }
         let waiter = self.waiters.pop_front()?;
@@ -260,15 +367,19 @@ impl Pool {
         self.waiters.len() < before
     }
 
-    /// Idle connections that are to be closed now: too old, or idle for too long. They no longer count.
+    /// Idle connections that are to be closed now: too old, or idle for too long and not needed for `min`. They no longer
+    /// count.
     pub fn expire(&mut self, now: Tick) -> Vec<ServerId> {
-        let (members, limits) = (&self.members, self.limits);
-        let expired = |idle: &Idle| {
-            let old =
-                members.get(&idle.server).is_none_or(|member| now.since(member.opened) >= limits.lifetime);
-            old || now.since(idle.since) >= limits.idle_timeout
-        };
-        let gone: Vec<_> = self.idle.iter().filter(|idle| expired(idle)).map(|idle| idle.server).collect();
+        let limits = self.limits;
+        let mut spare = self.members.len().saturating_sub(limits.min as usize);
+        let mut gone = Vec::new();
+        for idle in &self.idle {
+            let old = self.members.get(&idle.server).is_none_or(|member| member.is_old(now, &limits));
+            if old || (spare > 0 && now.since(idle.since) >= limits.idle_timeout) {
+                gone.push(idle.server);
+                spare = spare.saturating_sub(1);
+            }
+        }
         self.drop_idle(&gone);
         gone
     }
@@ -299,16 +410,10 @@ impl Pool {
         self.idle.retain(|idle| !gone.contains(&idle.server));
     }
 
-    /// Clients that can be served because places became free by closing idle connections or by a larger size.
+    /// Clients that can be served because places became free by closing idle connections or by a larger size, because the
+    /// first has waited so long that the reserve is for it, or because a pause after a failure is over.
     pub fn serve_waiters(&mut self, now: Tick) -> Vec<Grant> {
-        let mut grants = Vec::new();
-        while self.members.len() < self.limits.size as usize
-            && let Some(waiter) = self.waiters.pop_front()
-        {
-            let grant = self.open_for(now, waiter);
-            grants.push(grant);
-        }
-        grants
+        std::iter::from_fn(|| self.grant(now)).collect()
     }
 }
 

@@ -12,6 +12,8 @@ pub const TRANSACTION_RESOLUTION_UNKNOWN: &str = "08007";
 pub const PROTOCOL_VIOLATION: &str = "08P01";
 /// 22021
 pub const CHARACTER_NOT_IN_REPERTOIRE: &str = "22021";
+/// 22023
+pub const INVALID_PARAMETER_VALUE: &str = "22023";
 /// 25006
 pub const READ_ONLY_SQL_TRANSACTION: &str = "25006";
 /// 25P02
@@ -28,6 +30,8 @@ pub const INVALID_CATALOG_NAME: &str = "3D000";
 pub const SERIALIZATION_FAILURE: &str = "40001";
 /// 40003
 pub const STATEMENT_COMPLETION_UNKNOWN: &str = "40003";
+/// 42501
+pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// 42P05
 pub const DUPLICATE_PREPARED_STATEMENT: &str = "42P05";
 /// 53300

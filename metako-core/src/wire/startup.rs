@@ -1,6 +1,6 @@
 //! What a client says before anything else: StartupMessage, SSLRequest, GSSENCRequest, CancelRequest.
 
-/// The longest start-up packet, in bytes (PostgreSQL's own limit).
+/// The longest start-up packet, in bytes behind its length (PostgreSQL's own limit).
 pub const STARTUP_MAX: usize = 10_000;
 
 /// The longest cancel key that protocol 3.2 allows, in bytes.
@@ -9,6 +9,9 @@ const CANCEL_KEY_MAX: usize = 256;
 const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
+
+/// The first byte of a TLS handshake; no start-up packet can begin with it.
+pub const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A packet without a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +56,7 @@ pub enum StartupError {
     #[error("invalid length of startup packet")]
     Length,
     /// The protocol is not version 3.
-    #[error("unsupported frontend protocol {0}.{1}: server supports 3.0 to 3.0")]
+    #[error("unsupported frontend protocol {0}.{1}: server supports 3.0 to 3.2")]
     Version(u16, u16),
     /// Names and values are not well formed.
     #[error("invalid startup packet layout: expected terminator as last byte")]
@@ -64,6 +67,16 @@ pub enum StartupError {
 }
 
 impl StartupError {
+    /// What PostgreSQL says to a second SSLRequest: by then it is a version like any other.
+    pub const SECOND_SSL_REQUEST: Self = Self::Version(1234, 5679);
+    /// What PostgreSQL says to a second GSSENCRequest.
+    pub const SECOND_GSSENC_REQUEST: Self = Self::Version(1234, 5680);
+
+    /// Whether the client is so old that it understands errors only in the format of protocol 2.
+    pub fn is_for_protocol_2(&self) -> bool {
+        matches!(self, Self::Version(major, _) if *major < 3)
+    }
+
     /// The SQLSTATE that PostgreSQL would give.
     pub fn sqlstate(&self) -> &'static str {
         match self {
@@ -78,7 +91,7 @@ impl StartupError {
 pub fn parse(input: &[u8]) -> Result<Option<(Startup, usize)>, StartupError> {
     let Some(length) = input.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_be_bytes(*length) as usize;
-    if !(8..=STARTUP_MAX).contains(&length) {
+    if !(8..=STARTUP_MAX + 4).contains(&length) {
         return Err(StartupError::Length);
     }
     let Some(packet) = input.get(4..length) else { return Ok(None) };
@@ -171,6 +184,11 @@ mod tests {
         assert_eq!(parse(&packet(0x0003_0000, b"user\0\0\0\0")), Err(StartupError::Layout));
         assert_eq!(parse(&packet(0x0002_0000, b"\0")), Err(StartupError::Version(2, 0)));
         assert_eq!(parse(&packet(0x0003_0000, b"user\0\xff\0\0")), Err(StartupError::Encoding));
+        assert!(StartupError::Version(2, 0).is_for_protocol_2());
+        assert!(!StartupError::Version(4, 0).is_for_protocol_2());
+        let longest = packet(0x0003_0000, &[b"user\0u\0", &[b'o'; STARTUP_MAX - 14][..], b"\0\0\0"].concat());
+        assert_eq!(longest.len(), STARTUP_MAX + 4);
+        assert!(matches!(parse(&longest), Ok(Some((Startup::Session(_), _)))));
         assert_eq!(parse(b"\0\0\0\x07xxx"), Err(StartupError::Length));
         assert_eq!(parse(b"\x7f\0\0\0"), Err(StartupError::Length));
         assert_eq!(parse(&packet(CANCEL_REQUEST, b"\0\0\0\x07")), Err(StartupError::Length));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use metako_core::NodeName;
 use metako_core::cluster::ServerLoss;
 use metako_core::plugin::ProbeFailure;
+use metako_core::wire::read;
 
 /// A connection to a server that did not come to be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +36,7 @@ pub enum ConnectErrorKind {
     Closed(String),
     /// The server answered with an error.
     #[error("{0}")]
-    Server(ServerError),
+    Server(Box<ServerError>),
     /// The server asks for what metako cannot or will not give, or could not prove that it knows the password.
     #[error("log-in failed: {0}")]
     Authentication(String),
@@ -47,7 +48,7 @@ pub enum ConnectErrorKind {
     Tls(String),
 }
 
-/// An ErrorResponse.
+/// An ErrorResponse, with all that the server said.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerError {
     /// Severity, in English where the server says it: `FATAL`, `ERROR`, `PANIC`.
@@ -58,6 +59,9 @@ pub struct ServerError {
     pub message: String,
     /// The detail, if there is one.
     pub detail: Option<String>,
+    /// All fields in the server's order, each as its type and its text: what a client gets to which the error is passed
+    /// on. The text is what the server sent, in its encoding. Severity, SQLSTATE, message and detail are here too.
+    pub fields: Vec<(u8, Vec<u8>)>,
 }
 
 impl fmt::Display for ServerError {
@@ -71,6 +75,54 @@ impl fmt::Display for ServerError {
 }
 
 impl ServerError {
+    /// An error of which no more is known than this.
+    pub fn new(severity: &str, sqlstate: &str, message: &str, detail: Option<&str>) -> Self {
+        let known = [(b'S', severity), (b'V', severity), (b'C', sqlstate), (b'M', message)];
+        let detail_field = detail.map(|detail| (b'D', detail));
+        let fields = known.into_iter().chain(detail_field);
+        Self {
+            severity: severity.to_owned(),
+            sqlstate: sqlstate.to_owned(),
+            message: message.to_owned(),
+            detail: detail.map(str::to_owned),
+            fields: fields.map(|(kind, text)| (kind, text.as_bytes().to_vec())).collect(),
+        }
+    }
+
+    /// Reads the body of an ErrorResponse; `None` if it is broken. Where text is wanted, what is not UTF-8 is made so.
+    pub fn parse(body: &[u8]) -> Option<Self> {
+        let mut error = Self::default();
+        let mut localised = String::new();
+        let mut rest = body;
+        loop {
+            let (kind, after) = rest.split_first()?;
+            if *kind == 0 {
+                break;
+            }
+            let (value, after) = read::text(after)?;
+            rest = after;
+            let text = || String::from_utf8_lossy(value).into_owned();
+            match kind {
+                b'S' => localised = text(),
+                b'V' => error.severity = text(),
+                b'C' => error.sqlstate = text(),
+                b'M' => error.message = text(),
+                b'D' => error.detail = Some(text()),
+                _ => {}
+            }
+            error.fields.push((*kind, value.to_vec()));
+        }
+        if error.severity.is_empty() {
+            error.severity = localised;
+        }
+        Some(error)
+    }
+
+    /// Whether it refuses the protocol's version.
+    pub(super) fn is_about_the_protocol(&self) -> bool {
+        matches!(self.sqlstate.as_str(), "0A000" | "08P01")
+    }
+
     /// Of the refusals that share 57P03, whether this one says that the server goes down rather than comes up. Only the
     /// text tells them apart; in a language that is not English they all count as coming up, which is the milder claim.
     fn is_shutting_down(&self) -> bool {
@@ -92,7 +144,16 @@ impl ConnectErrorKind {
 
     /// What an I/O error says when it came from a connection that was established.
     pub(super) fn talking(error: &io::Error) -> Self {
-        Self::Closed(error.to_string())
+        // In TLS 1.3 the server's judgement on a client's certificate comes after the handshake.
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(told) => Self::Tls(told.to_string()),
+            None => Self::Closed(error.to_string()),
+        }
+    }
+
+    /// Whether the server's pg_hba.conf has no place for a connection like this one: it may have one for another.
+    pub fn is_refused_by_rule(&self) -> bool {
+        matches!(self, Self::Server(error) if error.sqlstate == "28000")
     }
 }
 
@@ -168,13 +229,8 @@ mod tests {
     use super::*;
 
     fn server(sqlstate: &str, message: &str) -> ConnectError {
-        let error = ServerError {
-            severity: "FATAL".to_owned(),
-            sqlstate: sqlstate.to_owned(),
-            message: message.to_owned(),
-            detail: None,
-        };
-        ConnectError { node: "pg-1".into(), kind: ConnectErrorKind::Server(error) }
+        let error = ServerError::new("FATAL", sqlstate, message, None);
+        ConnectError { node: "pg-1".into(), kind: ConnectErrorKind::Server(Box::new(error)) }
     }
 
     #[test]
@@ -224,6 +280,24 @@ mod tests {
         assert_eq!(io(io::ErrorKind::ConnectionRefused).server_loss(), Some(ServerLoss::Refused));
         assert_eq!(io(io::ErrorKind::NetworkUnreachable).server_loss(), Some(ServerLoss::TimedOut));
         assert_eq!(io(io::ErrorKind::ConnectionReset).server_loss(), Some(ServerLoss::Broken));
+    }
+
+    #[test]
+    fn every_field_is_kept_as_the_server_sent_it() {
+        let body = b"SFEHLER\0VERROR\0C42501\0Mm\xfcde\0Ddetail\0Hhint\0Fauth.c\0L42\0Rroutine\0x\0\0";
+        let error = ServerError::parse(body).unwrap();
+        assert_eq!((error.severity.as_str(), error.sqlstate.as_str()), ("ERROR", "42501"));
+        assert_eq!((error.message.as_str(), error.detail.as_deref()), ("m\u{fffd}de", Some("detail")));
+        let again = error.fields.iter().flat_map(|(kind, text)| [&[*kind], &text[..], b"\0"].concat());
+        assert_eq!(again.chain([0]).collect::<Vec<_>>(), body);
+        let old = ServerError::parse(b"SFATAL\0C28P01\0Mno\0\0").unwrap();
+        assert_eq!(
+            old,
+            ServerError { fields: old.fields.clone(), ..ServerError::new("FATAL", "28P01", "no", None) }
+        );
+        for broken in [&b""[..], b"S", b"SFATAL", b"SFATAL\0", b"SFATAL\0C"] {
+            assert_eq!(ServerError::parse(broken), None, "{broken:?}");
+        }
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Reads a server's messages one by one, each checked and bounded before anything looks into it.
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use metako_core::wire::{Direction, header};
-use postgres_protocol::message::backend::Message;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::error::ConnectErrorKind;
@@ -12,6 +11,12 @@ const MESSAGE_MAX: u32 = 64 * 1024;
 /// The most bytes taken before `ReadyForQuery`: notices and parameters of a log-in together.
 const LOGIN_MAX: usize = 1024 * 1024;
 const READ: usize = 4096;
+
+/// A message: its type and its body.
+pub(super) struct Message {
+    pub(super) tag: u8,
+    pub(super) body: BytesMut,
+}
 
 /// A reader of messages that takes at most [`LOGIN_MAX`] bytes in all.
 pub(super) struct Frames<'a, S> {
@@ -42,14 +47,12 @@ impl<'a, S: AsyncRead + Unpin> Frames<'a, S> {
             let header = header(&self.buffer, self.direction, MESSAGE_MAX)
                 .map_err(|error| ConnectErrorKind::Protocol(error.to_string()))?;
             if let Some(header) = header.filter(|header| self.buffer.len() >= header.frame()) {
-                let mut frame = self.buffer.split_to(header.frame());
-                let message = Message::parse(&mut frame)
-                    .map_err(|error| ConnectErrorKind::Protocol(error.to_string()))?
-                    .ok_or_else(|| ConnectErrorKind::Protocol("a message ends early".to_owned()))?;
-                if matches!(message, Message::ReadyForQuery(_)) {
+                let mut body = self.buffer.split_to(header.frame());
+                body.advance(header.frame() - header.length as usize);
+                if header.tag == b'Z' {
                     self.direction = Direction::Server;
                 }
-                return Ok(message);
+                return Ok(Message { tag: header.tag, body });
             }
             if self.taken >= LOGIN_MAX {
                 let problem = format!("more than {LOGIN_MAX} bytes and no end of the log-in");

@@ -5,32 +5,46 @@
 //! and drops the future, which closes the connection.
 
 mod authenticate;
+mod end_point;
 mod error;
 mod frames;
 mod open;
+mod scram;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 
-use bytes::BytesMut;
 use metako_core::NodeName;
-use metako_core::config::{Node, SslMode};
-use postgres_protocol::message::backend::Message;
-use postgres_protocol::message::frontend;
+use metako_core::config::Node;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+pub use end_point::tls_server_end_point;
 pub use error::{ConnectError, ConnectErrorKind, ServerError};
-pub use open::open;
+pub use open::{end_point_of, open};
+pub use tls::{ServerTls, ServerTlsTable, Way};
 
-use self::authenticate::{authenticate, server_error};
+use self::authenticate::{Circumstances, authenticate, parameter, server_error};
 use self::frames::Frames;
+use self::scram::NONCE_LEN;
 use crate::credential::ServerCredential;
 use crate::env::Env;
 pub use crate::stream::MaybeTls;
+
+/// The protocol that servers are asked for: 3.2, with keys for cancels of up to 256 bytes. Servers before PostgreSQL 18
+/// answer with 3.0, without a further round trip.
+const VERSION: u32 = 3 << 16 | 2;
+/// What is asked for where that is refused.
+const OLD_VERSION: u32 = 3 << 16;
+/// How long keys for cancels are, in bytes.
+const KEY_LENGTHS: RangeInclusive<usize> = 4..=256;
+/// The code of a CancelRequest.
+const CANCEL_REQUEST: [u8; 4] = [4, 210, 22, 46];
 
 /// Whom to log in to, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +56,7 @@ pub struct Target {
     /// Port.
     pub port: u16,
     /// TLS towards it.
-    pub sslmode: SslMode,
+    pub tls: ServerTls,
     /// The user.
     pub user: String,
     /// What proves that, if the server asks.
@@ -55,12 +69,12 @@ pub struct Target {
 
 impl Target {
     /// A node with the user and database that the configuration gives for it, and no parameters.
-    pub fn of_node(node: &Node) -> Self {
+    pub fn of_node(node: &Node, tls: ServerTls) -> Self {
         Self {
             node: node.name.clone(),
             host: node.host.clone(),
             port: node.port,
-            sslmode: node.sslmode,
+            tls,
             user: node.username.clone(),
             credential: ServerCredential::Password(node.password.clone()),
             database: node.database.clone(),
@@ -81,7 +95,7 @@ pub struct Backend<S> {
     pub parameters: Vec<(String, String)>,
     /// The server process, for cancels. Zero if the server named none.
     pub process_id: i32,
-    /// Its secret, for cancels: four bytes in protocol 3.0. Empty if the server named none.
+    /// Its secret, for cancels: four bytes in protocol 3.0, up to 256 in 3.2. Empty if the server named none.
     pub secret_key: Vec<u8>,
 }
 
@@ -93,10 +107,11 @@ impl<S> fmt::Debug for Backend<S> {
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Connects to a server, in TLS where that is wanted, and logs in with protocol 3.0.
+/// Connects to a server, in TLS where that is wanted, and logs in with protocol 3.2, or what the server speaks of it.
 ///
-/// Answers trust, clear-text and md5 passwords and SCRAM-SHA-256, whichever the server asks for. With SCRAM the server has
-/// to prove that it knows the password as well. Computing SCRAM's salted password takes the thread for milliseconds.
+/// Answers trust, clear-text and md5 passwords, SCRAM-SHA-256 and SCRAM-SHA-256-PLUS, whichever the server asks for and the
+/// credential is good for. With SCRAM the server has to prove that it knows the password as well. Computing SCRAM's keys
+/// of a password for the first time takes the thread for milliseconds.
 ///
 /// Has no time-out of its own. Cancelling closes the connection; nothing else is left behind.
 pub fn connect<'a, E: Env>(
@@ -104,56 +119,124 @@ pub fn connect<'a, E: Env>(
     target: &'a Target,
 ) -> BoxFuture<'a, Result<Backend<MaybeTls<E::Stream>>, ConnectError>> {
     Box::pin(async move {
-        let login = async {
-            let stream = open::open_kind(env, &target.host, target.port, target.sslmode).await?;
-            log_in(stream, target).await
-        };
-        login.await.map_err(|kind| target.error(kind))
+        let ways = target.tls.ways();
+        let mut refused = None;
+        for way in ways {
+            match connect_by(env, target, *way).await {
+                Ok(backend) => return Ok(backend),
+                Err(Failure { kind, encrypted }) => {
+                    let by_rule = kind.is_refused_by_rule();
+                    refused = Some(kind);
+                    // The server had no TLS to begin with: there is no other way.
+                    if !by_rule || (*way == Way::Tls && !encrypted) {
+                        break;
+                    }
+                }
+            }
+        }
+        let kind =
+            refused.unwrap_or_else(|| ConnectErrorKind::Unreachable("there is no way to it".to_owned()));
+        Err(target.error(kind))
     })
+}
+
+/// An attempt that failed.
+struct Failure {
+    kind: ConnectErrorKind,
+    encrypted: bool,
+}
+
+async fn connect_by<E: Env>(
+    env: &E,
+    target: &Target,
+    way: Way,
+) -> Result<Backend<MaybeTls<E::Stream>>, Failure> {
+    let mut version = VERSION;
+    loop {
+        let stream = open::open_kind(env, &target.host, target.port, &target.tls, way)
+            .await
+            .map_err(|kind| Failure { kind, encrypted: false })?;
+        let encrypted = stream.is_tls();
+        let mut random = [0; NONCE_LEN];
+        env.entropy(&mut random);
+        let end_point = end_point_of(&stream);
+        let circumstances = Circumstances { random, tls: encrypted, end_point };
+        match log_in(stream, target, version, &circumstances).await {
+            Ok(backend) => return Ok(backend),
+            // What is no PostgreSQL, or a very old one, may not know how to ask for less.
+            Err(ConnectErrorKind::Server(error)) if version == VERSION && error.is_about_the_protocol() => {
+                version = OLD_VERSION;
+            }
+            Err(kind) => return Err(Failure { kind, encrypted }),
+        }
+    }
+}
+
+fn startup_packet(target: &Target, version: u32) -> Result<Vec<u8>, ConnectErrorKind> {
+    let fixed = [("user", target.user.as_str()), ("database", target.database.as_str())];
+    let further = target.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let mut packet = vec![0; 4];
+    packet.extend_from_slice(&version.to_be_bytes());
+    for text in fixed.into_iter().chain(further).flat_map(|(name, value)| [name, value]) {
+        // The only thing that can be wrong with them: a fault of configuration, found before sending.
+        if text.contains('\0') {
+            let problem = "user, database or a parameter holds a zero byte";
+            return Err(ConnectErrorKind::Authentication(problem.to_owned()));
+        }
+        packet.extend_from_slice(text.as_bytes());
+        packet.push(0);
+    }
+    packet.push(0);
+    let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
+    packet[..4].copy_from_slice(&length.to_be_bytes());
+    Ok(packet)
 }
 
 async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     target: &Target,
+    version: u32,
+    circumstances: &Circumstances,
 ) -> Result<Backend<S>, ConnectErrorKind> {
-    let fixed = [("user", target.user.as_str()), ("database", target.database.as_str())];
-    let further = target.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let mut packet = BytesMut::new();
-    // The only thing that can be wrong with the values is a NUL byte: a fault of configuration, found before sending.
-    frontend::startup_message(fixed.into_iter().chain(further), &mut packet).map_err(|error| {
-        ConnectErrorKind::Authentication(format!("user, database or parameters: {error}"))
-    })?;
-    send(&mut stream, &packet).await?;
+    send(&mut stream, &startup_packet(target, version)?).await?;
     let mut frames = Frames::new(&mut stream);
-    authenticate(&mut frames, target).await?;
+    authenticate(&mut frames, target, circumstances).await?;
 
     let mut parameters = Vec::new();
     let mut key = None;
     let mut ready = false;
     // What the server sent after ReadyForQuery in the same packet is read as well: notices, parameters, or the end.
     while !ready || !frames.is_empty() {
-        match frames.next().await? {
-            Message::ParameterStatus(status) => {
-                let text = |value: io::Result<&str>| {
-                    value
-                        .map(str::to_owned)
-                        .map_err(|error| ConnectErrorKind::Protocol(format!("ParameterStatus: {error}")))
-                };
-                remember(&mut parameters, text(status.name())?, text(status.value())?);
+        let message = frames.next().await?;
+        match message.tag {
+            b'S' => {
+                let (name, value) = parameter(&message.body)?;
+                remember(&mut parameters, name, value);
             }
-            Message::BackendKeyData(data) if !ready => key = Some((data.process_id(), data.secret_key())),
-            Message::NoticeResponse(_) | Message::NotificationResponse(_) => {}
-            Message::ErrorResponse(body) => return Err(ConnectErrorKind::Server(server_error(&body)?)),
-            Message::ReadyForQuery(body) if !ready && body.status() == b'I' => ready = true,
+            b'K' if !ready => key = Some(cancel_key(&message.body)?),
+            b'N' | b'A' => {}
+            b'E' => return Err(server_error(&message.body)),
+            b'Z' if !ready && message.body.as_ref() == b"I" => ready = true,
             _ => {
                 let problem = "a message that has no place between log-in and the first query";
                 return Err(ConnectErrorKind::Protocol(problem.to_owned()));
             }
         }
     }
-    let (process_id, secret_key) =
-        key.map_or((0, Vec::new()), |(process_id, secret)| (process_id, secret.to_be_bytes().to_vec()));
+    let (process_id, secret_key) = key.unwrap_or_default();
     Ok(Backend { stream, parameters, process_id, secret_key })
+}
+
+/// Reads a BackendKeyData.
+fn cancel_key(body: &[u8]) -> Result<(i32, Vec<u8>), ConnectErrorKind> {
+    match body.split_first_chunk() {
+        Some((process_id, key)) if KEY_LENGTHS.contains(&key.len()) => {
+            Ok((i32::from_be_bytes(*process_id), key.to_vec()))
+        }
+        _ => {
+            Err(ConnectErrorKind::Protocol(format!("a cancel key of {} bytes", body.len().saturating_sub(4))))
+        }
+    }
 }
 
 fn remember(parameters: &mut Vec<(String, String)>, name: String, value: String) {
@@ -179,17 +262,25 @@ async fn send<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> Result<(),
 ///
 /// # Errors
 ///
-/// `InvalidInput` if the key is not one of protocol 3.0; else whatever connecting, TLS and sending ran into.
+/// `InvalidInput` if the key is none; else whatever connecting, TLS and sending ran into.
 pub async fn cancel<E: Env>(env: &E, target: &Target, process_id: i32, secret_key: &[u8]) -> io::Result<()> {
-    let Ok(secret) = <[u8; 4]>::try_from(secret_key) else {
-        let problem = format!("{}: a cancel key of {} bytes, expected 4", target.node, secret_key.len());
+    if !KEY_LENGTHS.contains(&secret_key.len()) {
+        let problem = format!(
+            "{}: a cancel key of {} bytes, expected {} to {}",
+            target.node,
+            secret_key.len(),
+            KEY_LENGTHS.start(),
+            KEY_LENGTHS.end()
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-    };
-    let mut stream = open::open_kind(env, &target.host, target.port, target.sslmode)
+    }
+    let way = target.tls.first_way();
+    let mut stream = open::open_kind(env, &target.host, target.port, &target.tls, way)
         .await
         .map_err(|kind| target.error(kind).into_io())?;
-    let mut request = BytesMut::new();
-    frontend::cancel_request(process_id, i32::from_be_bytes(secret), &mut request);
+    let length = u32::try_from(12 + secret_key.len()).unwrap_or(u32::MAX);
+    let request =
+        [&length.to_be_bytes(), &CANCEL_REQUEST, &process_id.to_be_bytes()[..], secret_key].concat();
     stream.write_all(&request).await?;
     stream.flush().await?;
     // The server answers nothing, it closes. A reset and the missing farewell of TLS are its ways of closing too.

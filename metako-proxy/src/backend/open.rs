@@ -1,28 +1,27 @@
 //! From a name to a stream: TCP, and TLS where it is wanted.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use bytes::BytesMut;
 use metako_core::config::SslMode;
-use postgres_protocol::message::frontend;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use super::end_point::tls_server_end_point;
 use super::error::{ConnectError, ConnectErrorKind};
+use super::tls::{ALPN, ServerTls, Way};
 use crate::env::Env;
 use crate::stream::MaybeTls;
 
-/// Connects to a server and agrees with it on TLS; does not log in. For drivers that log in by themselves, such as
-/// tokio-postgres' `connect_raw`.
+/// Length and code of the packet that asks for TLS.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+/// Connects to a server by one of the ways that [`ServerTls::ways`] gives and agrees with it on TLS; does not log in. For
+/// drivers that log in by themselves, such as tokio-postgres' `connect_raw`; the caller tries the next way when
+/// pg_hba.conf refuses this one.
 ///
-/// `disable` never asks for TLS; `prefer` takes what the server offers; `require` refuses a server without TLS. As with
-/// libpq, neither of them checks who the server is: any certificate is accepted. Unlike libpq, `prefer` does not try
-/// again in clear when a handshake breaks.
+/// Unlike libpq, `prefer` does not try again in clear when a handshake breaks.
 ///
 /// Has no time-out of its own. Cancelling closes the connection.
 ///
@@ -33,9 +32,10 @@ pub async fn open<E: Env>(
     env: &E,
     host: &str,
     port: u16,
-    sslmode: SslMode,
+    tls: &ServerTls,
+    way: Way,
 ) -> Result<MaybeTls<E::Stream>, ConnectError> {
-    open_kind(env, host, port, sslmode)
+    open_kind(env, host, port, tls, way)
         .await
         .map_err(|kind| ConnectError { node: format!("{host}:{port}").into(), kind })
 }
@@ -44,101 +44,75 @@ pub(super) async fn open_kind<E: Env>(
     env: &E,
     host: &str,
     port: u16,
-    sslmode: SslMode,
+    tls: &ServerTls,
+    way: Way,
 ) -> Result<MaybeTls<E::Stream>, ConnectErrorKind> {
     let mut stream = env.connect(host, port).await.map_err(|error| ConnectErrorKind::connecting(&error))?;
-    if sslmode == SslMode::Disable {
+    if way == Way::Plain {
         return Ok(MaybeTls::Plain(stream));
     }
-    let mut request = BytesMut::new();
-    frontend::ssl_request(&mut request);
-    stream.write_all(&request).await.map_err(|error| ConnectErrorKind::talking(&error))?;
+    if tls.is_direct() {
+        return shake_hands(stream, host, tls).await;
+    }
+    stream.write_all(&SSL_REQUEST).await.map_err(|error| ConnectErrorKind::talking(&error))?;
+    stream.flush().await.map_err(|error| ConnectErrorKind::talking(&error))?;
     // One byte and no more: whatever follows it in clear must reach the TLS handshake, where it is an error, and never
     // be taken for something that was said inside TLS.
     let mut answer = [0];
     stream.read_exact(&mut answer).await.map_err(|error| ConnectErrorKind::talking(&error))?;
-    match (answer[0], sslmode) {
-        (b'S', _) => {}
-        (b'N', SslMode::Require) => {
-            let problem = "the server offers none, but sslmode is `require`: set ssl = on there, or sslmode to `prefer`";
-            return Err(ConnectErrorKind::Tls(problem.to_owned()));
+    match (answer[0], tls.sslmode()) {
+        (b'S', _) => shake_hands(stream, host, tls).await,
+        // With `allow` it has refused metako without TLS before, and will say so again.
+        (b'N', SslMode::Prefer | SslMode::Allow) => Ok(MaybeTls::Plain(stream)),
+        (b'N', _) => {
+            let problem =
+                "the server offers none, and sslmode demands it: set ssl = on there, or sslmode to `prefer`";
+            Err(ConnectErrorKind::Tls(problem.to_owned()))
         }
-        (b'N', _) => return Ok(MaybeTls::Plain(stream)),
         // A server that is out of resources answers with an ErrorResponse. It is not shown: anybody between here and
         // there could have written it.
         (b'E', _) => {
-            return Err(ConnectErrorKind::Closed("it answered the request for TLS with an error".to_owned()));
+            Err(ConnectErrorKind::Closed("it answered the request for TLS with an error".to_owned()))
         }
         (byte, _) => {
             let problem = format!("expected S or N to the request for TLS, got byte 0x{byte:02x}");
-            return Err(ConnectErrorKind::Protocol(problem));
+            Err(ConnectErrorKind::Protocol(problem))
         }
     }
-    let connector = TlsConnector::from(Arc::clone(&CLIENT_CONFIG));
-    // What is no DNS name goes without server name indication, as an address does.
-    let name = ServerName::try_from(host.to_owned())
-        .unwrap_or(ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into()));
-    let tls = connector
-        .connect(name, stream)
-        .await
-        .map_err(|error| ConnectErrorKind::Tls(format!("handshake failed: {error}")))?;
-    Ok(MaybeTls::Tls(Box::new(TlsStream::Client(tls))))
 }
 
-static CLIENT_CONFIG: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier =
-        Arc::new(AnyServer { schemes: provider.signature_verification_algorithms.supported_schemes() });
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    // PostgreSQL resumes no sessions.
-    config.resumption = rustls::client::Resumption::disabled();
-    Arc::new(config)
-});
-
-/// Accepts every server, as libpq does for `sslmode=prefer` and `require`: TLS without a known certificate keeps
-/// listeners out, not impostors. The handshake's signature proves nothing either then, and checking it would shut out
-/// the X.509 version 1 certificates that older instructions produce, so it is not checked.
-#[derive(Debug)]
-struct AnyServer {
-    schemes: Vec<SignatureScheme>,
+async fn shake_hands<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    stream: S,
+    host: &str,
+    tls: &ServerTls,
+) -> Result<MaybeTls<S>, ConnectErrorKind> {
+    let name = match ServerName::try_from(host.to_owned()) {
+        Ok(name) => name,
+        Err(_) if tls.sslmode() == SslMode::VerifyFull => {
+            let problem =
+                format!("`{host}` is no name that a certificate could be for, and sslmode is `verify-full`");
+            return Err(ConnectErrorKind::Tls(problem));
+        }
+        // What is no DNS name goes without server name indication, as an address does.
+        Err(_) => ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into()),
+    };
+    let connector = TlsConnector::from(Arc::clone(tls.config()));
+    let stream = connector.connect(name, stream).await.map_err(|error| {
+        let hint =
+            if tls.is_direct() { " (sslnegotiation `direct` needs PostgreSQL 17 or newer)" } else { "" };
+        ConnectErrorKind::Tls(format!("handshake failed: {error}{hint}"))
+    })?;
+    if tls.is_direct() && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+        let problem = "whoever answers there speaks TLS but did not agree on ALPN `postgresql`: no PostgreSQL server, or \
+                       something before it; set sslnegotiation to `postgres`";
+        return Err(ConnectErrorKind::Tls(problem.to_owned()));
+    }
+    Ok(MaybeTls::Tls(Box::new(TlsStream::Client(stream))))
 }
 
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes.clone()
-    }
+/// What SCRAM can be bound to: `None` in clear, and where the server's certificate has no such thing.
+pub fn end_point_of<S>(stream: &MaybeTls<S>) -> Option<Vec<u8>> {
+    let MaybeTls::Tls(tls) = stream else { return None };
+    let (_, connection) = tls.get_ref();
+    tls_server_end_point(connection.peer_certificates()?.first()?)
 }

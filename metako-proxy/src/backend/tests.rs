@@ -1,7 +1,7 @@
 //! Servers that misbehave, played by the test; real ones are in `tests/backend.rs`.
 
 use metako_core::cluster::ServerLoss;
-use metako_core::config::Secret;
+use metako_core::config::{ChannelBinding, NodeTls, Secret, SslMode};
 use metako_core::plugin::ProbeFailure;
 use proptest::prelude::*;
 use tokio::io::duplex;
@@ -15,7 +15,7 @@ fn target(port: u16, sslmode: SslMode) -> Target {
         node: "pg-1".into(),
         host: "127.0.0.1".to_owned(),
         port,
-        sslmode,
+        tls: ServerTls::without_files(sslmode),
         user: "app".to_owned(),
         credential: ServerCredential::Password(Secret::new("secret")),
         database: "shop".to_owned(),
@@ -25,22 +25,39 @@ fn target(port: u16, sslmode: SslMode) -> Target {
 
 /// Logs in to a server that says these things, each after one message of metako's, and then closes.
 async fn log_in_to(answers: &[&[u8]]) -> Result<Backend<tokio::io::DuplexStream>, ConnectErrorKind> {
+    log_in_as(&target(5432, SslMode::Disable), &clear_text(), answers).await.0
+}
+
+fn clear_text() -> Circumstances {
+    Circumstances { random: [7; NONCE_LEN], tls: false, end_point: None }
+}
+
+/// As [`log_in_to`], with what metako said.
+async fn log_in_as(
+    target: &Target,
+    circumstances: &Circumstances,
+    answers: &[&[u8]],
+) -> (Result<Backend<tokio::io::DuplexStream>, ConnectErrorKind>, Vec<u8>) {
     let (client, mut server) = duplex(1024 * 1024);
     let script = async move {
-        let mut input = [0; 1024];
+        // With room for a whole message: each is taken at once.
+        let mut said = Vec::with_capacity(4096);
         for answer in answers {
-            if server.read(&mut input).await.unwrap() == 0 {
-                return;
+            if server.read_buf(&mut said).await.unwrap() == 0 {
+                return said;
             }
             server.write_all(answer).await.unwrap();
         }
         server.shutdown().await.unwrap();
+        said
     };
-    let target = target(5432, SslMode::Disable);
-    let ((), result) = tokio::join!(script, log_in(client, &target));
-    result
+    let (said, result) = tokio::join!(script, log_in(client, target, VERSION, circumstances));
+    (result, said)
 }
 
+/// The answers to the salt `salt`, of the password `secret` and of a hash, by another implementation of MD5.
+const PASSWORD_BY_MD5: &str = "md57f097e06031b34893c20e25a0e68242c";
+const HASH_BY_MD5: &str = "md589a7d675611dc52a6673559723567114";
 const OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
 const KEY: &[u8] = b"K\0\0\0\x0c\0\0\0\x07\x01\x02\x03\x04";
 const READY: &[u8] = b"Z\0\0\0\x05I";
@@ -130,6 +147,13 @@ async fn a_server_that_closes_is_told_from_one_that_speaks_otherwise() {
         &[&[OK, b"Z\0\0\0\x05T"].concat()],
         &[&[OK, b"S\0\0\0\x06a\0"].concat()],
         &[&[OK, READY, b"C\0\0\0\x05\0"].concat()],
+        &[&[OK, b"K\0\0\0\x0b\0\0\0\x07\x01\x02\x03"].concat()],
+        &[&[OK, &frame(b'K', &[0; 4 + 257])].concat()],
+        &[b"R\0\0\0\x06\0\0"],
+        &[b"R\0\0\0\x0a\0\0\0\x05ab"],
+        &[&negotiation(0x0003_0003)],
+        &[&negotiation(0x0004_0000)],
+        &[&authentication(11, b"r=x")],
     ] {
         let result = log_in_to(answers).await;
         assert!(matches!(result, Err(ConnectErrorKind::Protocol(_))), "{result:?}");
@@ -156,7 +180,7 @@ async fn answer_tls_request(
     let env = TokioEnv::new();
     let client = async {
         // The stream is dropped with the error, which ends the script.
-        open(&env, "127.0.0.1", port, sslmode).await
+        open(&env, "127.0.0.1", port, &ServerTls::without_files(sslmode), Way::Tls).await
     };
     tokio::select! {
         result = client => result,
@@ -181,6 +205,162 @@ async fn tls_comes_about_or_not_by_sslmode() {
     assert!(matches!(garbage.kind, ConnectErrorKind::Protocol(_)), "{garbage}");
     let closed = answer_tls_request(b"", SslMode::Prefer).await.unwrap_err();
     assert!(matches!(closed.kind, ConnectErrorKind::Closed(_)), "{closed}");
+}
+
+fn negotiation(version: u32) -> Vec<u8> {
+    frame(b'v', &[&version.to_be_bytes()[..], &[0; 4]].concat())
+}
+
+#[tokio::test]
+async fn servers_that_speak_an_older_protocol_say_so_and_others_give_longer_keys() {
+    for version in [0x0003_0000, 0, 0x0003_0002] {
+        let answer = [&negotiation(version), OK, KEY, READY].concat();
+        assert_eq!(log_in_to(&[&answer]).await.unwrap().secret_key, [1, 2, 3, 4]);
+    }
+    let key: Vec<u8> = (0..=255).collect();
+    let answer = [OK, &frame(b'K', &[&7u32.to_be_bytes()[..], &key].concat()), READY].concat();
+    let (backend, said) = log_in_as(&target(1, SslMode::Disable), &clear_text(), &[&answer]).await;
+    assert_eq!(backend.unwrap().secret_key, key);
+    let expected = b"\0\x03\0\x02user\0app\0database\0shop\0application_name\0test\0\0";
+    assert_eq!(said, [&[0, 0, 0, 4 + u8::try_from(expected.len()).unwrap()], &expected[..]].concat());
+}
+
+/// A TCP server that plays connections one by one: reads a packet with its length in front, answers it, and closes.
+async fn play(answers: &[&[u8]]) -> (u16, impl Future<Output = Vec<Vec<u8>>> + use<>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answers: Vec<Vec<u8>> = answers.iter().map(|answer| answer.to_vec()).collect();
+    let script = async move {
+        let mut packets = Vec::new();
+        for answer in answers {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let length = stream.read_u32().await.unwrap();
+            let mut packet = vec![0; length as usize - 4];
+            stream.read_exact(&mut packet).await.unwrap();
+            packets.push(packet);
+            stream.write_all(&answer).await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
+        packets
+    };
+    (port, script)
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_the_protocol_is_asked_for_the_old_one() {
+    for code in ["0A000", "08P01"] {
+        let refusal = frame(b'E', format!("SFATAL\0VFATAL\0C{code}\0Munsupported\0\0").as_bytes());
+        let (port, script) = play(&[&refusal, &[OK, KEY, READY].concat()]).await;
+        let (env, target) = (TokioEnv::new(), target(port, SslMode::Disable));
+        let (packets, backend) = tokio::join!(script, connect(&env, &target));
+        assert_eq!(backend.unwrap().process_id, 7);
+        assert_eq!((&packets[0][..4], &packets[1][..4]), (&[0, 3, 0, 2][..], &[0, 3, 0, 0][..]));
+        // Once is enough.
+        let (port, script) = play(&[&refusal, &refusal]).await;
+        let target = Target {
+            tls: ServerTls::without_files(SslMode::Disable),
+            ..self::target(port, SslMode::Disable)
+        };
+        let (_, refused) = tokio::join!(script, connect(&env, &target));
+        assert!(matches!(refused.unwrap_err().kind, ConnectErrorKind::Server(_)));
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_carries_the_whole_key() {
+    let key: Vec<u8> = (0..32).collect();
+    let (port, script) = play(&[b""]).await;
+    let (env, target) = (TokioEnv::new(), target(port, SslMode::Disable));
+    let (packets, sent) = tokio::join!(script, cancel(&env, &target, 7, &key));
+    sent.unwrap();
+    assert_eq!(packets, [[&[4, 210, 22, 46, 0, 0, 0, 7], &key[..]].concat()]);
+}
+
+#[tokio::test]
+async fn the_credential_that_there_is_answers_what_it_can_answer() {
+    let ask_md5 = authentication(5, b"salt");
+    let ask_clear = authentication(3, b"");
+    let welcome = [OK, KEY, READY].concat();
+    let md5 = "f5a78bde8fb31ae1bb9a3b0a39b6a0f2";
+    let keys = ServerCredential::ScramKeys { client_key: [1; 32], server_key: [2; 32] };
+    for (credential, question, said) in [
+        (ServerCredential::Password(Secret::new("secret")), &ask_clear, Some("secret")),
+        (ServerCredential::Password(Secret::new("secret")), &ask_md5, Some(PASSWORD_BY_MD5)),
+        (ServerCredential::Md5(Secret::new(md5)), &ask_md5, Some(HASH_BY_MD5)),
+        (ServerCredential::Md5(Secret::new(md5)), &ask_clear, None),
+        (keys.clone(), &ask_clear, None),
+        (keys, &ask_md5, None),
+        (ServerCredential::None, &ask_clear, None),
+        (ServerCredential::None, &ask_md5, None),
+    ] {
+        let target = Target { credential: credential.clone(), ..target(1, SslMode::Disable) };
+        let (result, all) = log_in_as(&target, &clear_text(), &[question, &welcome]).await;
+        if let Some(said) = said {
+            result.unwrap();
+            let answer = frame(b'p', &[said.as_bytes(), b"\0"].concat());
+            assert!(all.ends_with(&answer), "{credential:?} answered {:?}", all.escape_ascii().to_string());
+        } else {
+            let Err(ConnectErrorKind::Authentication(why)) = result else { panic!("{result:?}") };
+            assert!(why.contains("user `app`"), "{why}");
+        }
+    }
+    let md5 = Target { credential: ServerCredential::Md5(Secret::new(md5)), ..target(1, SslMode::Disable) };
+    let (refused, _) = log_in_as(&md5, &clear_text(), &[ASK_SCRAM]).await;
+    assert!(
+        matches!(&refused, Err(ConnectErrorKind::Authentication(why)) if why.contains("md5")),
+        "{refused:?}"
+    );
+}
+
+fn bound(channel_binding: ChannelBinding) -> Target {
+    let tls = NodeTls { channel_binding, ..NodeTls::new(SslMode::Require) };
+    Target { tls: ServerTls::load(&tls).unwrap(), ..target(1, SslMode::Require) }
+}
+
+#[tokio::test]
+async fn channel_binding_is_chosen_by_what_is_offered_and_wanted() {
+    let both = authentication(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+    let encrypted = |end_point: Option<&[u8]>| Circumstances {
+        random: [7; NONCE_LEN],
+        tls: true,
+        end_point: end_point.map(<[u8]>::to_vec),
+    };
+    let hash = Some(&b"hash"[..]);
+    for (wanted, end_point, offered, first) in [
+        (
+            ChannelBinding::Prefer,
+            hash,
+            &both[..],
+            "SCRAM-SHA-256-PLUS\0\0\0\x35p=tls-server-end-point,,n=,r=",
+        ),
+        (ChannelBinding::Require, hash, &both, "SCRAM-SHA-256-PLUS\0\0\0\x35p=tls-server-end-point,,n=,r="),
+        (ChannelBinding::Prefer, hash, ASK_SCRAM, "SCRAM-SHA-256\0\0\0\0 y,,n=,r="),
+        (ChannelBinding::Disable, hash, &both, "SCRAM-SHA-256\0\0\0\0 n,,n=,r="),
+        (ChannelBinding::Prefer, None, &both, "SCRAM-SHA-256\0\0\0\0 n,,n=,r="),
+    ] {
+        let (_, said) = log_in_as(&bound(wanted), &encrypted(end_point), &[offered, b""]).await;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(said.contains(first), "{wanted:?} {said:?}");
+    }
+    let welcome = [OK, KEY, READY].concat();
+    let (ask_md5, ask_clear) = (authentication(5, b"salt"), authentication(3, b""));
+    for (end_point, offered) in
+        [(hash, ASK_SCRAM), (None, &both[..]), (hash, &welcome), (hash, &ask_md5), (hash, &ask_clear)]
+    {
+        let (refused, said) =
+            log_in_as(&bound(ChannelBinding::Require), &encrypted(end_point), &[offered, &welcome]).await;
+        assert!(
+            matches!(&refused, Err(ConnectErrorKind::Authentication(why)) if why.contains("channel_binding is `require`")),
+            "{refused:?}"
+        );
+        // Nothing was said after the start-up packet.
+        assert!(said.ends_with(b"test\0\0"), "{}", said.escape_ascii());
+    }
+    let (impostor, _) = log_in_as(&target(1, SslMode::Disable), &clear_text(), &[&both]).await;
+    assert!(
+        matches!(&impostor, Err(ConnectErrorKind::Authentication(why)) if why.contains("outside TLS")),
+        "{impostor:?}"
+    );
 }
 
 #[tokio::test]
@@ -212,7 +392,7 @@ async fn a_key_that_is_none_cancels_nothing() {
 async fn a_name_with_a_zero_byte_is_not_sent() {
     let target = Target { user: "a\0b".to_owned(), ..target(1, SslMode::Disable) };
     let (client, _server) = duplex(64);
-    let result = log_in(client, &target).await;
+    let result = log_in(client, &target, VERSION, &clear_text()).await;
     assert!(matches!(result, Err(ConnectErrorKind::Authentication(_))), "{result:?}");
 }
 

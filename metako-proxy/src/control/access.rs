@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::connection::{Connection, Row};
 use super::node_report;
 use super::session::{Kind, Session};
+use crate::backend::ServerTlsTable;
 use crate::env::Env;
 use crate::shared::EvidenceSender;
 
@@ -34,6 +35,7 @@ const COMMIT_GIVEN_UP: Duration = Duration::from_secs(10);
 pub struct PgNode<E: Env> {
     env: E,
     node: Arc<Node>,
+    tls: ServerTlsTable,
     sql: Session<E>,
     /// For a standby without a receiver, whose timeline only a replication command tells. Kept ready while it has one: when
     /// the primary dies, all standbys are asked at once, and none should have to wait for a log-in then.
@@ -52,22 +54,23 @@ struct CommitAttempt {
 
 impl<E: Env> PgNode<E> {
     /// Access to `node`; nothing is opened yet. `evidence` is told when the standing connection breaks between probes.
-    pub fn new(env: E, node: Arc<Node>, evidence: Option<EvidenceSender>) -> Self {
-        let session = |kind| Session::new(env.clone(), Arc::clone(&node), kind);
+    pub fn new(env: E, node: Arc<Node>, tls: ServerTlsTable, evidence: Option<EvidenceSender>) -> Self {
+        let session = |kind| Session::new(env.clone(), Arc::clone(&node), tls.clone(), kind);
         let (sql, replication, custom) = (session(Kind::Sql), session(Kind::Replication), session(Kind::Sql));
         let sql = sql.telling(evidence);
-        Self { env, node, sql, replication, custom, committing: None, commit: None }
+        Self { env, node, tls, sql, replication, custom, committing: None, commit: None }
     }
 
     fn begin_commit(&mut self) -> CommitAttempt {
         let (sender, answer) = oneshot::channel();
         let (env, node, standing) = (self.env.clone(), Arc::clone(&self.node), self.committing.take());
+        let tls = self.tls.clone();
         self.env.spawn(async move {
             let mut standing = standing;
             let attempt = async {
                 let connection = match standing.take() {
                     Some(connection) => connection,
-                    None => Connection::open(&env, &node).await?,
+                    None => Connection::open(&env, &node, &tls).await?,
                 };
                 let sent = env.now();
                 let rows = connection.rows(COMMIT_PROBE).await?;

@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use super::access::PgNode;
 use super::connection::{Connection, Row};
 use super::sql::{self, PromotionAnswer};
+use crate::backend::ServerTlsTable;
 use crate::env::Env;
 use crate::shared::EvidenceSender;
 
@@ -79,6 +80,7 @@ pub trait Servers: Send + Sync {
 /// Real servers, over connections of its own, so that a hanging probe never stands in their way.
 pub struct PgServers<E: Env> {
     env: E,
+    tls: ServerTlsTable,
     evidence: Option<EvidenceSender>,
     idle: Mutex<BTreeMap<NodeName, Vec<Idle>>>,
 }
@@ -92,7 +94,13 @@ struct Idle {
 impl<E: Env> PgServers<E> {
     /// Without a connection yet.
     pub fn new(env: E) -> Self {
-        Self { env, evidence: None, idle: Mutex::default() }
+        Self { env, tls: ServerTlsTable::default(), evidence: None, idle: Mutex::default() }
+    }
+
+    /// Takes TLS towards the nodes from `tls`: without that, nodes whose section names files cannot be reached.
+    #[must_use]
+    pub fn with_tls(self, tls: ServerTlsTable) -> Self {
+        Self { tls, ..self }
     }
 
     /// Has `evidence` told when the standing connection of a node's probes breaks: the death of an idle cluster's primary
@@ -109,7 +117,7 @@ impl<E: Env> PgServers<E> {
                 return Ok(connection);
             }
         }
-        Connection::open(&self.env, node).await
+        Connection::open(&self.env, node, &self.tls).await
     }
 
     /// A commit whose acknowledgement means that the synchronous policy held, and holds for those that follow.
@@ -154,7 +162,7 @@ impl<E: Env> PgServers<E> {
 #[async_trait]
 impl<E: Env> Servers for PgServers<E> {
     fn access(&self, node: &Arc<Node>) -> Box<dyn NodeAccess> {
-        Box::new(PgNode::new(self.env.clone(), Arc::clone(node), self.evidence.clone()))
+        Box::new(PgNode::new(self.env.clone(), Arc::clone(node), self.tls.clone(), self.evidence.clone()))
     }
 
     async fn carry_out(&self, node: &Arc<Node>, order: Order) -> Result<ActionOutcome, ActionFailure> {

@@ -13,12 +13,14 @@ use metako_core::plugin::ProbeFailure;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres::error::{DbError, SqlState};
-use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage};
+use tokio_postgres::types::Type;
+use tokio_postgres::{AsyncMessage, SimpleQueryMessage};
 
+use super::established::Established;
 use super::replication::ReplicationStream;
-use crate::backend::{self, ConnectError, ConnectErrorKind, MaybeTls, ServerError};
+use crate::backend::{self, ConnectError, ConnectErrorKind, MaybeTls, ServerError, ServerTlsTable, Way};
 use crate::env::Env;
 use crate::shared::EvidenceSender;
 
@@ -52,35 +54,79 @@ impl Connection {
     /// Connects and logs in for SQL.
     ///
     /// Cancellation closes the attempt.
-    pub(super) async fn open<E: Env>(env: &E, node: &Node) -> Result<Self, ProbeFailure> {
-        let stream = transport(env, node).await?;
+    pub(super) async fn open<E: Env>(
+        env: &E,
+        node: &Node,
+        tls: &ServerTlsTable,
+    ) -> Result<Self, ProbeFailure> {
         let mut config = log_in(node);
         config.options(SESSION_OPTIONS);
-        Self::start(env, node, stream, &config).await
+        Self::try_ways(env, node, tls, &config, |stream| stream).await
     }
 
     /// Connects and logs in for replication commands. The session is tied to the node's database, so that the rules of
     /// pg_hba.conf for that database apply to it and not those for `replication`.
     ///
     /// Cancellation closes the attempt.
-    pub(super) async fn open_replication<E: Env>(env: &E, node: &Node) -> Result<Self, ProbeFailure> {
-        let stream = ReplicationStream::new(transport(env, node).await?);
-        Self::start(env, node, stream, &log_in(node)).await
-    }
-
-    async fn start<E, S>(
+    pub(super) async fn open_replication<E: Env>(
         env: &E,
         node: &Node,
-        stream: S,
+        tls: &ServerTlsTable,
+    ) -> Result<Self, ProbeFailure> {
+        Self::try_ways(env, node, tls, &log_in(node), ReplicationStream::new).await
+    }
+
+    /// Tries the ways that the node's `sslmode` leaves, each after pg_hba.conf has refused the one before.
+    async fn try_ways<E, S>(
+        env: &E,
+        node: &Node,
+        tls: &ServerTlsTable,
         config: &tokio_postgres::Config,
+        wrap: impl Fn(MaybeTls<E::Stream>) -> S,
     ) -> Result<Self, ProbeFailure>
     where
         E: Env,
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let node = node.name.clone();
-        let (client, mut connection) =
-            config.connect_raw(stream, NoTls).await.map_err(|error| log_in_failure(&node, &error))?;
+        let tls = tls
+            .of(&node.tls)
+            .map_err(|kind| ConnectError { node: node.name.clone(), kind }.probe_failure())?;
+        let mut refused = None;
+        for way in tls.ways() {
+            let stream = match backend::open(env, &node.host, node.port, &tls, *way).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    refused = Some(not_opened(&error));
+                    break;
+                }
+            };
+            let encrypted = stream.is_tls();
+            let established = Established::new(&stream);
+            let error = match config.connect_raw(wrap(stream), established).await {
+                Ok((client, connection)) => return Ok(Self::start(env, &node.name, client, connection)),
+                Err(error) => error,
+            };
+            refused = Some(log_in_failure(&node.name, &error));
+            let by_rule = error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+            if !by_rule || (*way == Way::Tls && !encrypted) {
+                break;
+            }
+        }
+        Err(refused.unwrap_or_else(|| ProbeFailure::Unreachable("there is no way to it".to_owned())))
+    }
+
+    fn start<E, S, T>(
+        env: &E,
+        node: &NodeName,
+        client: tokio_postgres::Client,
+        connection: tokio_postgres::Connection<S, T>,
+    ) -> Self
+    where
+        E: Env,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (node, mut connection) = (node.clone(), connection);
         let fate = Arc::new(Fate::default());
         let (open, mut dropped) = oneshot::channel::<()>();
         let (seen, whose) = (Arc::clone(&fate), node.clone());
@@ -108,7 +154,7 @@ impl Connection {
                 evidence.report(&whose, ServerLoss::Broken);
             }
         });
-        Ok(Self { node, client, fate, _open: open })
+        Self { node, client, fate, _open: open }
     }
 
     /// Runs a string of statements by the simple protocol and gives the rows of all of them.
@@ -123,6 +169,17 @@ impl Connection {
             _ => None,
         });
         Ok(rows.collect())
+    }
+
+    /// Runs one statement with the parameter `$1`, whose type the server infers, and gives its rows. All columns have to
+    /// be text.
+    ///
+    /// After an error, or when the future was dropped, the connection is not to be used again.
+    pub(super) async fn rows_for(&self, sql: &str, parameter: &str) -> Result<Vec<Row>, ProbeFailure> {
+        let rows = self.client.query_typed(sql, &[(&parameter, Type::UNKNOWN)]).await;
+        let rows = rows.map_err(|error| self.failure(&error))?;
+        let texts = rows.iter().map(|row| (0..row.len()).map(|column| row.try_get(column)).collect());
+        texts.collect::<Result<_, _>>().map_err(|error| self.failure(&error))
     }
 
     /// Has `evidence` told when the server ends the connection, which is not waited for by anybody.
@@ -156,11 +213,11 @@ impl Connection {
     }
 }
 
-async fn transport<E: Env>(env: &E, node: &Node) -> Result<MaybeTls<E::Stream>, ProbeFailure> {
-    backend::open(env, &node.host, node.port, node.sslmode).await.map_err(|error| match &error.kind {
+fn not_opened(error: &ConnectError) -> ProbeFailure {
+    match &error.kind {
         ConnectErrorKind::Closed(_) => ProbeFailure::Refused(error.to_string()),
         _ => error.probe_failure(),
-    })
+    }
 }
 
 fn log_in(node: &Node) -> tokio_postgres::Config {
@@ -170,7 +227,14 @@ fn log_in(node: &Node) -> tokio_postgres::Config {
         .password(node.password.reveal())
         .dbname(&node.database)
         .application_name("metako")
-        .ssl_mode(SslMode::Disable);
+        // The driver gets a connection on which TLS is agreed on; this way it asks for no more, and asks what is there.
+        .ssl_mode(SslMode::Require)
+        .ssl_negotiation(SslNegotiation::Direct)
+        .channel_binding(match node.tls.channel_binding {
+            metako_core::config::ChannelBinding::Disable => ChannelBinding::Disable,
+            metako_core::config::ChannelBinding::Prefer => ChannelBinding::Prefer,
+            metako_core::config::ChannelBinding::Require => ChannelBinding::Require,
+        });
     config
 }
 
@@ -211,13 +275,8 @@ fn server_failure(node: &NodeName, told: &DbError) -> ProbeFailure {
     if orphaned {
         return ProbeFailure::Lost(told.message().to_owned());
     }
-    let error = ServerError {
-        severity: told.severity().to_owned(),
-        sqlstate: told.code().code().to_owned(),
-        message: told.message().to_owned(),
-        detail: told.detail().map(str::to_owned),
-    };
-    ConnectError { node: node.clone(), kind: ConnectErrorKind::Server(error) }.probe_failure()
+    let error = ServerError::new(told.severity(), told.code().code(), told.message(), told.detail());
+    ConnectError { node: node.clone(), kind: ConnectErrorKind::Server(Box::new(error)) }.probe_failure()
 }
 
 fn io_source(error: &tokio_postgres::Error) -> Option<&io::Error> {

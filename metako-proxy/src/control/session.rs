@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::connection::Connection;
+use crate::backend::ServerTlsTable;
 use crate::env::Env;
 use crate::shared::EvidenceSender;
 
@@ -31,6 +32,7 @@ pub(super) enum Kind {
 pub(super) struct Session<E: Env> {
     env: E,
     node: Arc<Node>,
+    tls: ServerTlsTable,
     kind: Kind,
     standing: Option<Connection>,
     earlier: Option<LogIn>,
@@ -42,16 +44,21 @@ struct LogIn {
     answer: oneshot::Receiver<Result<Connection, ProbeFailure>>,
 }
 
-async fn log_in<E: Env>(env: &E, node: &Node, kind: Kind) -> Result<Connection, ProbeFailure> {
+async fn log_in<E: Env>(
+    env: &E,
+    node: &Node,
+    tls: &ServerTlsTable,
+    kind: Kind,
+) -> Result<Connection, ProbeFailure> {
     match kind {
-        Kind::Sql => Connection::open(env, node).await,
-        Kind::Replication => Connection::open_replication(env, node).await,
+        Kind::Sql => Connection::open(env, node, tls).await,
+        Kind::Replication => Connection::open_replication(env, node, tls).await,
     }
 }
 
 impl<E: Env> Session<E> {
-    pub(super) fn new(env: E, node: Arc<Node>, kind: Kind) -> Self {
-        Self { env, node, kind, standing: None, earlier: None, evidence: None }
+    pub(super) fn new(env: E, node: Arc<Node>, tls: ServerTlsTable, kind: Kind) -> Self {
+        Self { env, node, tls, kind, standing: None, earlier: None, evidence: None }
     }
 
     /// Has `evidence` told when the standing connection breaks, so that nobody has to ask first.
@@ -73,8 +80,9 @@ impl<E: Env> Session<E> {
             self.earlier = Some(self.begin());
             return self.await_earlier().await;
         }
-        let (env, node, kind) = (self.env.clone(), Arc::clone(&self.node), self.kind);
-        let anew = log_in(&env, &node, kind);
+        let (env, node, tls) = (self.env.clone(), Arc::clone(&self.node), self.tls.clone());
+        let kind = self.kind;
+        let anew = log_in(&env, &node, &tls, kind);
         tokio::pin!(anew);
         tokio::select! {
             biased;
@@ -127,9 +135,10 @@ impl<E: Env> Session<E> {
 
     fn begin(&self) -> LogIn {
         let (mut sender, answer) = oneshot::channel();
-        let (env, node, kind) = (self.env.clone(), Arc::clone(&self.node), self.kind);
+        let (env, node, tls) = (self.env.clone(), Arc::clone(&self.node), self.tls.clone());
+        let kind = self.kind;
         self.env.spawn(async move {
-            let attempt = timeout(LOG_IN_GIVEN_UP, log_in(&env, &node, kind));
+            let attempt = timeout(LOG_IN_GIVEN_UP, log_in(&env, &node, &tls, kind));
             let answer = tokio::select! {
                 () = sender.closed() => return,
                 answer = attempt => answer.unwrap_or(Err(ProbeFailure::TimedOut(LOG_IN_GIVEN_UP))),
@@ -154,7 +163,7 @@ impl<E: Env> Session<E> {
 
 #[cfg(test)]
 mod tests {
-    use metako_core::config::{Priority, ReplicationAddress, Secret, SslMode};
+    use metako_core::config::{NodeTls, Priority, ReplicationAddress, Secret, SslMode};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::Notify;
@@ -174,7 +183,7 @@ mod tests {
             weight: 1,
             zone: None,
             priority: Priority::Rank(1),
-            sslmode: SslMode::Disable,
+            tls: NodeTls::new(SslMode::Disable),
             application_name: "a".to_owned(),
             replication: ReplicationAddress {
                 host: "127.0.0.1".to_owned(),
@@ -214,7 +223,7 @@ mod tests {
                 farewell
             })
         };
-        let mut session = Session::new(TokioEnv::new(), node(port), Kind::Sql);
+        let mut session = Session::new(TokioEnv::new(), node(port), ServerTlsTable::default(), Kind::Sql);
         tokio::select! {
             _ = session.take() => panic!("nobody answered"),
             () = arrived.notified() => {}

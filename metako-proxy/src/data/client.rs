@@ -50,7 +50,7 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
         Err(report) => return greeting::say_last(&mut client.stream, &report).await,
     };
     let mut session = Session::new(&who.application_name, core.settings.load().config.limits.message_size);
-    if core.settings.load().config.pool.mode == PoolMode::Session {
+    if core.settings.load().config.pool_of(&who.user).mode == PoolMode::Session {
         session.pin("pool.mode is session");
     }
     let side = ClientSide {

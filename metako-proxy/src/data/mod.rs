@@ -37,6 +37,8 @@ use self::conn::Register;
 use self::hold::HoldLine;
 use self::pools::Pools;
 use self::settings::Settings;
+use crate::backend::ServerTlsTable;
+use crate::control::NodeSecrets;
 use crate::env::{Env, Listener};
 use crate::login::{self, Accepted};
 use crate::shared::{EvidenceSender, Fence, Traffic, ViewCell};
@@ -86,6 +88,7 @@ impl<E: Env> Core<E> {
 /// The data plane of one proxy.
 pub struct DataPlane<E: Env> {
     core: Arc<Core<E>>,
+    server_tls: ServerTlsTable,
     salt_secret: [u8; 32],
 }
 
@@ -107,8 +110,10 @@ impl<E: Env> DataPlane<E> {
     ) -> Result<Arc<Self>, DataError> {
         let mut salt_secret = [0; 32];
         env.entropy(&mut salt_secret);
+        let server_tls = ServerTlsTable::default();
+        let lookup = NodeSecrets::of_config(&env, &view, &server_tls, &config);
         let core = Arc::new(Core {
-            settings: ArcSwap::from_pointee(Settings::new(config, &salt_secret, &traffic)?),
+            settings: ArcSwap::from_pointee(Settings::new(config, &salt_secret, &traffic, lookup)?),
             view,
             evidence,
             traffic,
@@ -122,7 +127,8 @@ impl<E: Env> DataPlane<E> {
             env,
         });
         core.env.spawn(keep_house(Arc::downgrade(&core)));
-        Ok(Arc::new(Self { core, salt_secret }))
+        server_tls.replace(core.settings.load().server_tls.clone(), &[]);
+        Ok(Arc::new(Self { core, server_tls, salt_secret }))
     }
 
     /// Accepts clients for as long as it is polled. Dropping it ends no client.
@@ -159,10 +165,18 @@ impl<E: Env> DataPlane<E> {
     /// that are gone are closed as they become free. On an error nothing has changed. Blocks on the file system where
     /// TLS is on.
     pub fn reconfigure(&self, config: Arc<Config>) -> Result<(), DataError> {
-        let settings = Settings::new(config, &self.salt_secret, &self.core.traffic)?;
+        let lookup = NodeSecrets::of_config(&self.core.env, &self.core.view, &self.server_tls, &config);
+        let settings = Settings::new(config, &self.salt_secret, &self.core.traffic, lookup)?;
+        let before = Arc::clone(&self.core.settings.load().config);
+        self.server_tls.replace(settings.server_tls.clone(), &before.cluster.nodes);
         self.core.settings.store(Arc::new(settings));
         self.core.pools.reconfigure(&self.core);
         Ok(())
+    }
+
+    /// TLS towards the nodes, for the control plane: always that of the last configuration.
+    pub fn server_tls(&self) -> ServerTlsTable {
+        self.server_tls.clone()
     }
 
     /// The fence, for the control plane.
@@ -225,7 +239,7 @@ async fn connection<E: Env>(core: Arc<Core<E>>, stream: E::Stream, peer: SocketA
     let context = core.settings.load().login.clone();
     let env = core.env.clone();
     let entropy = move |bytes: &mut [u8]| env.entropy(bytes);
-    let accepted = login::accept(stream, &context, &entropy).await;
+    let accepted = login::accept(stream, peer, &context, &entropy).await;
     drop(context);
     match accepted {
         Err(error) => tracing::debug!(%peer, %error, "a connection did not become a session"),
@@ -238,6 +252,12 @@ async fn connection<E: Env>(core: Arc<Core<E>>, stream: E::Stream, peer: SocketA
         Ok(Accepted::Session(mut session)) if crowded => {
             let report = Report::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
                 .with_detail("limits.clients is reached.");
+            client::greeting::say_last(&mut session.stream, &report).await;
+        }
+        Ok(Accepted::Session(mut session)) if session.replication.is_some() => {
+            let report =
+                Report::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "replication is not served through metako")
+                    .with_hint("Connect to the server itself.");
             client::greeting::say_last(&mut session.stream, &report).await;
         }
         Ok(Accepted::Session(session)) => {

@@ -1,7 +1,9 @@
 //! The pools: sockets for the state machines of [`metako_core::pool`].
 
+mod ahead;
 mod checkout;
 mod lease;
+mod trouble;
 mod variants;
 
 use std::collections::BTreeMap;
@@ -9,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use metako_core::cluster::ServerLoss;
+use metako_core::config::{Node, NodeTls};
 use metako_core::pool::{Checkin, Grant, Pool, ServerId, Variant, WaiterId};
 use metako_core::{Epoch, NodeName};
 use parking_lot::Mutex;
@@ -16,10 +19,11 @@ use tokio::sync::oneshot;
 
 pub(super) use self::checkout::{Attempt, CheckoutError};
 pub(super) use self::lease::Lease;
+use self::trouble::Trouble;
 use self::variants::{Parameters, VARIANTS_MAX, Variants};
 use super::Core;
 use super::conn::{Conn, Reported};
-use crate::backend::MaybeTls;
+use crate::backend::{ConnectError, MaybeTls};
 use crate::credential::ServerCredential;
 use crate::env::Env;
 use crate::shared::NodeTraffic;
@@ -44,20 +48,47 @@ pub(super) struct Who {
 enum Granted<E: Env> {
     Conn(Box<ServerConn<E>>),
     Open(ServerId),
+    /// What another one who wanted the same was told: it goes for this one too.
+    Refused(ConnectError),
+}
+
+/// A client that waits.
+struct InLine<E: Env> {
+    sender: oneshot::Sender<Granted<E>>,
+    variant: Variant,
+    credential: ServerCredential,
 }
 
 struct State<E: Env> {
     pool: Pool,
     idle: BTreeMap<ServerId, Box<ServerConn<E>>>,
-    waiting: BTreeMap<WaiterId, oneshot::Sender<Granted<E>>>,
+    waiting: BTreeMap<WaiterId, InLine<E>>,
+    /// Why a connection could not be opened just now.
+    trouble: Option<Trouble>,
+    /// For whom connections are opened ahead: whoever opened the last one.
+    warm: Option<Who>,
     /// The node is gone from the configuration: nothing is kept.
     retired: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Address {
+    host: String,
+    port: u16,
+    tls: NodeTls,
+}
+
+impl Address {
+    fn of(node: &Node) -> Self {
+        Self { host: node.host.clone(), port: node.port, tls: node.tls.clone() }
+    }
 }
 
 /// The pool of one database, user and node.
 pub(super) struct Cell<E: Env> {
     node: NodeName,
-    address: (String, u16),
+    /// How the node is reached. Where that changes, the connections are others.
+    address: Address,
     state: Mutex<State<E>>,
     pub(super) traffic: Arc<NodeTraffic>,
 }
@@ -81,11 +112,11 @@ impl<E: Env> Cell<E> {
                 Grant::Open(waiter, server) => (waiter, Granted::Open(server)),
             };
             let refused = match state.waiting.remove(&waiter) {
-                Some(sender) => sender.send(granted).err(),
+                Some(line) => line.sender.send(granted).err(),
                 None => Some(granted),
             };
             next = match refused {
-                None => None,
+                None | Some(Granted::Refused(_)) => None,
                 Some(Granted::Open(server)) => state.pool.lost(now, server),
                 Some(Granted::Conn(back)) => {
                     let checkin = state.pool.checkin(now, back.id, true);
@@ -189,15 +220,17 @@ impl<E: Env> Pools<E> {
         }
         let settings = core.settings.load();
         let configured = settings.node(node.as_str())?;
-        let mut pool = Pool::new(settings.pool_limits());
+        let mut pool = Pool::new(settings.pool_limits(&who.user));
         pool.raise_floor(core.view.load().epoch);
         let cell = Arc::new(Cell {
             node: node.clone(),
-            address: (configured.host.clone(), configured.port),
+            address: Address::of(configured),
             state: Mutex::new(State {
                 pool,
                 idle: BTreeMap::new(),
                 waiting: BTreeMap::new(),
+                trouble: None,
+                warm: None,
                 retired: false,
             }),
             traffic: core.traffic.node(node),
@@ -218,11 +251,10 @@ impl<E: Env> Pools<E> {
         let mut closed = Vec::new();
         self.cells.lock().retain(|(key, cell)| {
             let mut state = cell.state.lock();
-            let stays = settings
-                .node(key.node.as_str())
-                .is_some_and(|node| (node.host.as_str(), node.port) == (&*cell.address.0, cell.address.1));
+            let stays =
+                settings.node(key.node.as_str()).is_some_and(|node| Address::of(node) == cell.address);
             if stays {
-                state.pool.set_limits(settings.pool_limits());
+                state.pool.set_limits(settings.pool_limits(&key.user));
                 let grants = state.pool.serve_waiters(core.env.now());
                 for grant in grants {
                     Cell::deliver(core, &mut state, None, Some(grant));
@@ -256,8 +288,8 @@ impl<E: Env> Pools<E> {
     }
 
     /// Closes what is too old or was idle for too long, notices idle connections that died, ends waits whose patience
-    /// is over, and brings the counters up to date.
-    pub(super) fn keep_house(&self, core: &Core<E>) {
+    /// is over, has connections opened ahead, and brings the counters up to date.
+    pub(super) fn keep_house(&self, core: &Arc<Core<E>>) {
         let mut idle_by_node: BTreeMap<NodeName, u64> = BTreeMap::new();
         for cell in self.all() {
             let now = core.env.now();
@@ -280,6 +312,7 @@ impl<E: Env> Pools<E> {
             for grant in state.pool.serve_waiters(now) {
                 Cell::deliver(core, &mut state, None, Some(grant));
             }
+            ahead::begin(core, &cell, &mut state);
             *idle_by_node.entry(cell.node.clone()).or_default() += state.idle.len() as u64;
             drop(state);
             drop(closed);

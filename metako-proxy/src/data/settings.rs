@@ -11,7 +11,8 @@ use metako_core::plugin::{
 };
 use metako_core::pool::PoolLimits;
 
-use crate::login::LoginContext;
+use crate::backend::{ServerTls, ServerTlsTable};
+use crate::login::{LoginContext, LoginFilesError, SecretLookup};
 use crate::shared::{NodeTraffic, Traffic};
 use crate::tls_files::TlsFileError;
 
@@ -21,9 +22,12 @@ pub enum DataError {
     /// A strategy's options do not go together.
     #[error("a strategy cannot be built: {0}")]
     Strategy(#[from] BuildError),
-    /// A certificate or key cannot be used.
-    #[error("TLS for clients: {}", texts(.0))]
-    Tls(Vec<TlsFileError>),
+    /// A file that log-in needs cannot be used.
+    #[error(transparent)]
+    LoginFiles(#[from] LoginFilesError),
+    /// A certificate or key that a node's section names cannot be used.
+    #[error("TLS towards nodes: {}", texts(.0))]
+    ServerTls(Vec<TlsFileError>),
 }
 
 fn texts(errors: &[TlsFileError]) -> String {
@@ -36,20 +40,26 @@ pub(super) struct Settings {
     pub(super) login: LoginContext,
     pub(super) balancer: ContainedBalancer,
     pub(super) classifier: ContainedClassifier,
+    /// TLS towards each node, in the configuration's order.
+    pub(super) server_tls: Vec<ServerTls>,
     /// The counters of each node, so that a pick locks nothing.
     traffic: Vec<(NodeName, Arc<NodeTraffic>)>,
 }
 
 impl Settings {
-    /// Blocks on the file system where TLS is on.
+    /// Blocks on the file system where log-in or TLS towards nodes needs files.
     pub(super) fn new(
         config: Arc<Config>,
         salt_secret: &[u8; 32],
         traffic: &Traffic,
+        lookup: Option<Arc<dyn SecretLookup>>,
     ) -> Result<Self, DataError> {
         let nodes = config.cluster.nodes.iter().map(|node| &node.name);
         Ok(Self {
-            login: LoginContext::new(&config, salt_secret).map_err(DataError::Tls)?,
+            server_tls: ServerTlsTable::load(&config.cluster.nodes).map_err(|errors| {
+                DataError::ServerTls(errors.into_iter().map(|(_, error)| error).collect())
+            })?,
+            login: LoginContext::new(&config, salt_secret, lookup)?,
             balancer: ContainedBalancer {
                 inner: config.strategies.balancer.build()?,
                 panics: AtomicU64::new(0),
@@ -67,6 +77,11 @@ impl Settings {
         self.config.cluster.node(name)
     }
 
+    /// A node with TLS towards it.
+    pub(super) fn node_with_tls(&self, name: &str) -> Option<(&Node, &ServerTls)> {
+        self.config.cluster.nodes.iter().zip(&self.server_tls).find(|(node, _)| node.name.as_str() == name)
+    }
+
     /// How many server connections to a node are in use.
     pub(super) fn in_flight(&self, node: &NodeName) -> u32 {
         let known = self.traffic.iter().find(|(name, _)| name == node);
@@ -74,10 +89,13 @@ impl Settings {
         u32::try_from(in_use).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn pool_limits(&self) -> PoolLimits {
-        let pool = &self.config.pool;
+    pub(super) fn pool_limits(&self, user: &str) -> PoolLimits {
+        let pool = self.config.pool_of(user);
         PoolLimits {
             size: pool.size,
+            min: pool.min,
+            reserve: pool.reserve,
+            reserve_after: pool.reserve_after,
             waiters: self.config.limits.clients,
             lifetime: pool.lifetime,
             idle_timeout: pool.idle_timeout,

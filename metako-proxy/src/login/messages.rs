@@ -1,32 +1,27 @@
-//! What metako says to clients before and around the relay, made with pgwire's message types.
+//! What metako says to clients before the relay begins.
 
-use bytes::BytesMut;
-use pgwire::messages::Message;
-use pgwire::messages::response::{ErrorResponse, ReadyForQuery, TransactionStatus};
-use pgwire::messages::startup::{
-    Authentication, BackendKeyData, NegotiateProtocolVersion, ParameterStatus, SecretKey,
-};
+use metako_core::wire::write::{self, Report};
 
-use super::scram;
+use super::Protocol;
+use super::scram::Mechanism;
 
-/// The newest version that metako speaks to clients.
-const PROTOCOL_3_0: i32 = 3 << 16;
+const AUTHENTICATION_OK: u32 = 0;
+const CLEARTEXT_PASSWORD: u32 = 3;
+const MD5_PASSWORD: u32 = 5;
+const SASL: u32 = 10;
+const SASL_CONTINUE: u32 = 11;
+const SASL_FINAL: u32 = 12;
 
-/// Encodes a message. pgwire checks nothing but the length of cancel keys, which is fixed here by type.
-fn encode(message: &impl Message, bytes: &mut BytesMut) {
-    message.encode(bytes).expect("none of the messages made here can be refused");
+/// An ErrorResponse in the format of protocol 3.
+pub(super) fn error(report: &Report) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write::error_response(&mut bytes, report);
+    bytes
 }
 
-fn encoded(message: &impl Message) -> Vec<u8> {
-    let mut bytes = BytesMut::new();
-    encode(message, &mut bytes);
-    bytes.into()
-}
-
-/// An ErrorResponse of severity FATAL, after which the connection has to be closed.
-pub(super) fn fatal(sqlstate: &str, message: &str) -> Vec<u8> {
-    let fields = [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', sqlstate), (b'M', message)];
-    encoded(&ErrorResponse::new(fields.map(|(code, text)| (code, text.to_owned())).to_vec()))
+/// An ErrorResponse in the format of protocol 2, which has no length.
+pub(super) fn error_of_protocol_2(report: &Report) -> Vec<u8> {
+    format!("EFATAL:  {}\n\0", report.message).into_bytes()
 }
 
 /// The end of a log-in: the parameters that the client is told, its cancel key and ReadyForQuery, idle.
@@ -34,37 +29,86 @@ pub(super) fn fatal(sqlstate: &str, message: &str) -> Vec<u8> {
 /// To be sent once, after [`accept`](super::accept) and before anything else. Names and values must hold no NUL character.
 /// The key has 4 to 256 bytes, and 4 in protocol 3.0.
 pub fn welcome(parameters: &[(String, String)], process_id: i32, secret_key: &[u8]) -> Vec<u8> {
-    let mut bytes = BytesMut::new();
+    let mut bytes = Vec::new();
     for (name, value) in parameters {
-        encode(&ParameterStatus::new(name.clone(), value.clone()), &mut bytes);
+        write::frame(&mut bytes, b'S', |body| {
+            for text in [name, value] {
+                body.extend_from_slice(text.as_bytes());
+                body.push(0);
+            }
+        });
     }
-    let secret = SecretKey::Bytes(secret_key.to_vec().into());
-    encode(&BackendKeyData::new(process_id, secret), &mut bytes);
-    encode(&ReadyForQuery::new(TransactionStatus::Idle), &mut bytes);
-    bytes.into()
+    write::frame(&mut bytes, b'K', |body| {
+        body.extend_from_slice(&process_id.to_be_bytes());
+        body.extend_from_slice(secret_key);
+    });
+    write::frame(&mut bytes, b'Z', |body| body.push(b'I'));
+    bytes
 }
 
-/// Tells a client that it gets protocol 3.0 and none of these options.
+/// Tells a client that it gets this minor version of protocol 3 and none of these options.
 ///
 /// The field is called the newest *minor* version; PostgreSQL puts the whole version there, and libpq expects that.
-pub(super) fn negotiate(unsupported_options: Vec<String>) -> Vec<u8> {
-    encoded(&NegotiateProtocolVersion::new(PROTOCOL_3_0, unsupported_options))
+pub(super) fn negotiate(minor: u16, unsupported_options: &[String]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write::frame(&mut bytes, b'v', |body| {
+        body.extend_from_slice(&Protocol::MAJOR.to_be_bytes());
+        body.extend_from_slice(&minor.to_be_bytes());
+        // A start-up packet has no room for more.
+        let count = u32::try_from(unsupported_options.len()).unwrap_or(u32::MAX);
+        body.extend_from_slice(&count.to_be_bytes());
+        for option in unsupported_options {
+            body.extend_from_slice(option.as_bytes());
+            body.push(0);
+        }
+    });
+    bytes
 }
 
-pub(super) fn sasl() -> Vec<u8> {
-    encoded(&Authentication::SASL(vec![scram::MECHANISM.to_owned()]))
+fn authentication(bytes: &mut Vec<u8>, kind: u32, data: &[u8]) {
+    write::frame(bytes, b'R', |body| {
+        body.extend_from_slice(&kind.to_be_bytes());
+        body.extend_from_slice(data);
+    });
+}
+
+fn one(kind: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    authentication(&mut bytes, kind, data);
+    bytes
+}
+
+pub(super) fn cleartext_password() -> Vec<u8> {
+    one(CLEARTEXT_PASSWORD, b"")
+}
+
+pub(super) fn md5_password(salt: [u8; 4]) -> Vec<u8> {
+    one(MD5_PASSWORD, &salt)
+}
+
+/// Offers mechanisms, the best one first.
+pub(super) fn sasl(mechanisms: &[Mechanism]) -> Vec<u8> {
+    let mut names = Vec::new();
+    for mechanism in mechanisms {
+        names.extend_from_slice(mechanism.name().as_bytes());
+        names.push(0);
+    }
+    names.push(0);
+    one(SASL, &names)
 }
 
 pub(super) fn sasl_continue(data: &str) -> Vec<u8> {
-    encoded(&Authentication::SASLContinue(data.to_owned().into()))
+    one(SASL_CONTINUE, data.as_bytes())
 }
 
-/// The end of SASL together with AuthenticationOk.
 pub(super) fn sasl_final(data: &str) -> Vec<u8> {
-    let mut bytes = BytesMut::new();
-    encode(&Authentication::SASLFinal(data.to_owned().into()), &mut bytes);
-    encode(&Authentication::Ok, &mut bytes);
-    bytes.into()
+    one(SASL_FINAL, data.as_bytes())
+}
+
+/// AuthenticationOk, after what is to be said before it.
+pub(super) fn authentication_ok(mut before: Vec<u8>) -> Vec<u8> {
+    authentication(&mut before, AUTHENTICATION_OK, b"");
+    before
 }
 
 #[cfg(test)]
@@ -73,7 +117,9 @@ mod tests {
 
     #[test]
     fn a_fatal_error_is_framed_as_postgresql_frames_it() {
-        assert_eq!(fatal("28000", "no"), b"E\0\0\0\x1eSFATAL\0VFATAL\0C28000\0Mno\0\0");
+        let report = Report::fatal("28000", "no");
+        assert_eq!(error(&report), b"E\0\0\0\x1eSFATAL\0VFATAL\0C28000\0Mno\0\0");
+        assert_eq!(error_of_protocol_2(&report), b"EFATAL:  no\n\0");
     }
 
     #[test]
@@ -85,6 +131,14 @@ mod tests {
 
     #[test]
     fn the_negotiated_version_is_whole() {
-        assert_eq!(negotiate(vec!["_pq_.x".to_owned()]), b"v\0\0\0\x13\0\x03\0\0\0\0\0\x01_pq_.x\0");
+        assert_eq!(negotiate(2, &["_pq_.x".to_owned()]), b"v\0\0\0\x13\0\x03\0\x02\0\0\0\x01_pq_.x\0");
+    }
+
+    #[test]
+    fn authentication_asks_as_postgresql_asks() {
+        assert_eq!(cleartext_password(), b"R\0\0\0\x08\0\0\0\x03");
+        assert_eq!(md5_password([1, 2, 3, 4]), b"R\0\0\0\x0c\0\0\0\x05\x01\x02\x03\x04");
+        assert_eq!(sasl(&[Mechanism::Plain]), b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0");
+        assert_eq!(authentication_ok(sasl_final("v=")), b"R\0\0\0\x0a\0\0\0\x0cv=R\0\0\0\x08\0\0\0\0");
     }
 }

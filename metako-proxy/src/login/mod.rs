@@ -1,80 +1,116 @@
-//! Clients log in to metako: first packet, TLS, start-up message, SCRAM-SHA-256.
+//! Clients log in to metako: first packet, TLS, start-up message, rules, and the proof of who they are.
 //!
 //! [`accept`] takes a connection from its first byte to AuthenticationOk. Nothing that a stranger sends is looked at before
 //! its length is checked, nothing of it is kept beyond fixed bounds, and the whole takes at most
 //! [`LoginContext::login_timeout`].
 
+mod account;
+mod encryption;
 mod incoming;
+mod lookup;
 mod messages;
+mod prove;
+mod refusals;
 mod request;
+pub(crate) mod rules;
 mod scram;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod users;
 
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metako_core::config::{Config, TlsFiles};
-use rustls::ServerConfig;
-use rustls::sign::SingleCertAndKey;
+use metako_core::config::Config;
+use metako_core::hba::{Hba, HbaProblem};
+use metako_core::wire::write::Report;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use lookup::CachedLookup;
+pub use lookup::{LookupError, SecretLookup};
 pub use messages::welcome;
+use refusals::Refusals;
+pub use tls::ServerTls;
 pub use users::Users;
 
 use crate::credential::ServerCredential;
 pub use crate::stream::MaybeTls;
-use crate::tls_files::{TlsFileError, load_tls};
+use crate::tls_files::TlsFileError;
 
 /// What a log-in depends on. Cheap to clone; a reload makes a new one.
 #[derive(Debug, Clone)]
 pub struct LoginContext {
-    /// Who may log in.
+    /// The users of the configuration.
     pub users: Arc<Users>,
+    /// Who may connect from where, and how; `None` is SCRAM-SHA-256 for all.
+    pub rules: Option<Arc<Hba>>,
     /// TLS, if it is offered.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<ServerTls>,
     /// Whether clients without TLS are refused.
     pub require_tls: bool,
     /// How long a log-in may take, from the first byte to AuthenticationOk.
     pub login_timeout: Duration,
+    lookup: Option<Arc<CachedLookup>>,
+    refusals: Arc<Refusals>,
 }
 
 impl LoginContext {
-    /// Reads certificate and key, and the users; see [`Users::new`] for `salt_secret`. Blocks on the file system.
+    /// Reads the users, the rules, certificates and keys; see [`Users::new`] for `salt_secret`. `lookup` is asked for
+    /// users that the configuration does not name. Blocks on the file system.
     ///
     /// # Errors
     ///
-    /// All that is wrong with the TLS files.
-    pub fn new(config: &Config, salt_secret: &[u8; 32]) -> Result<Self, Vec<TlsFileError>> {
+    /// All that is wrong with the files.
+    pub fn new(
+        config: &Config,
+        salt_secret: &[u8; 32],
+        lookup: Option<Arc<dyn SecretLookup>>,
+    ) -> Result<Self, LoginFilesError> {
+        let security = &config.security;
+        let tls = security.tls.as_ref().map(|files| ServerTls::load(files, security.client_ca.as_deref()));
         Ok(Self {
-            users: Arc::new(Users::new(config, salt_secret)),
-            tls: config.security.tls.as_ref().map(tls_server_config).transpose()?,
-            require_tls: config.security.require_tls,
+            rules: rules::load(config).map_err(LoginFilesError::Rules)?.map(Arc::new),
+            tls: tls.transpose().map_err(LoginFilesError::Tls)?,
+            require_tls: security.require_tls,
             login_timeout: config.limits.login_timeout,
+            ..Self::of_users(Users::new(config, salt_secret), lookup)
         })
+    }
+
+    /// These users and nothing else.
+    fn of_users(users: Users, lookup: Option<Arc<dyn SecretLookup>>) -> Self {
+        Self {
+            users: Arc::new(users),
+            rules: None,
+            tls: None,
+            require_tls: false,
+            login_timeout: Duration::from_secs(10),
+            lookup: lookup.map(|lookup| Arc::new(CachedLookup::new(lookup))),
+            refusals: Arc::default(),
+        }
     }
 }
 
-/// TLS 1.2 and 1.3 for clients, with this certificate and key; clients show none. Blocks on the file system.
-///
-/// # Errors
-///
-/// All that is wrong with the two files.
-pub fn tls_server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, Vec<TlsFileError>> {
-    let certified = Arc::unwrap_or_clone(load_tls(files)?);
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("aws-lc-rs has the cipher suites of TLS 1.2 and 1.3")
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
-    Ok(Arc::new(config))
+/// What is wrong with the files that log-in needs.
+#[derive(Debug, thiserror::Error)]
+pub enum LoginFilesError {
+    /// Certificates or keys.
+    #[error("TLS for clients: {}", joined(.0))]
+    Tls(Vec<TlsFileError>),
+    /// The rules.
+    #[error("auth.hba_file: {}", joined(.0))]
+    Rules(Vec<HbaProblem>),
+}
+
+fn joined(problems: &[impl fmt::Display]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Fills a slice with randomness fit for secrets, as [`Env::entropy`](crate::env::Env::entropy) does.
@@ -120,7 +156,7 @@ pub struct Client<S> {
     pub stream: S,
     /// The user that it proved to be.
     pub user: String,
-    /// The database, which the user may use.
+    /// The database, which the user may use as far as metako knows; empty for physical replication.
     pub database: String,
     /// The other parameters of its start-up message as they came, names in any case and possibly twice.
     pub parameters: Vec<(String, String)>,
@@ -156,12 +192,14 @@ pub enum Replication {
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
     /// It was sent away with a FATAL error.
-    #[error("log-in refused: {message} (SQLSTATE {sqlstate})")]
+    #[error("log-in refused: {} (SQLSTATE {})", .report.message, .report.code)]
     Refused {
-        /// The SQLSTATE that it was told.
-        sqlstate: &'static str,
-        /// The message that it was told.
-        message: String,
+        /// What it was told.
+        report: Box<Report>,
+        /// The user that it claimed to be, if it came so far.
+        user: Option<String>,
+        /// Why in truth, where the client was told less.
+        reason: Option<String>,
     },
     /// It did not finish in time.
     #[error("log-in not finished within {}ms (limits.login_timeout)", .0.as_millis())]
@@ -180,15 +218,37 @@ pub enum LoginError {
     Io(#[from] io::Error),
 }
 
+impl LoginError {
+    fn refused(report: Report) -> Self {
+        Self::Refused { report: Box::new(report), user: None, reason: None }
+    }
+
+    /// The same with a reason for the operator. It holds no secret.
+    fn because(self, why: &str) -> Self {
+        match self {
+            Self::Refused { report, user, .. } => {
+                Self::Refused { report, user, reason: Some(why.to_owned()) }
+            }
+            other => other,
+        }
+    }
+}
+
+impl Protocol {
+    const MAJOR: u16 = 3;
+    const NEWEST_MINOR: u16 = 2;
+}
+
 /// Takes a connection from its first byte until the client is logged in: AuthenticationOk was sent, nothing after it.
 ///
-/// Encryption is agreed on, protocol 3.0 is negotiated, the user proves the password by SCRAM-SHA-256 and is checked
-/// against the database. `entropy` gives the nonce. Ends within [`LoginContext::login_timeout`], refusals included.
-/// Cancelling, like every error, closes the connection.
+/// Encryption and protocol are agreed on, the rules say how the user has to prove who it is, and the user is checked
+/// against the database. `entropy` gives nonces and salts. Ends within [`LoginContext::login_timeout`], refusals
+/// included. Cancelling, like every error, closes the connection. Refusals are logged, in bounds.
 ///
 /// The future is boxed, so that a task that goes on to relay does not keep room for it.
 pub fn accept<'a, S>(
     stream: S,
+    peer: SocketAddr,
     cx: &'a LoginContext,
     entropy: Entropy<'a>,
 ) -> Pin<Box<dyn Future<Output = Result<Accepted<S>, LoginError>> + Send + 'a>>
@@ -196,8 +256,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static,
 {
     Box::pin(async move {
-        tokio::time::timeout(cx.login_timeout, steps::run(stream, cx, entropy))
+        let outcome = tokio::time::timeout(cx.login_timeout, steps::run(stream, peer, cx, entropy))
             .await
-            .unwrap_or(Err(LoginError::TimedOut(cx.login_timeout)))
+            .unwrap_or(Err(LoginError::TimedOut(cx.login_timeout)));
+        if let Err(LoginError::Refused { report, user, reason }) = &outcome {
+            cx.refusals.log(peer, user.as_deref(), report, reason.as_deref());
+        }
+        outcome
     })
 }

@@ -1,55 +1,99 @@
 //! What a start-up message asks for.
 
+use metako_core::wire::sqlstate;
 use metako_core::wire::startup::StartupMessage;
+use metako_core::wire::write::Report;
+
+use super::{Protocol, Replication};
+
+/// PostgreSQL cuts names to so many bytes.
+const NAME_MAX: usize = 63;
 
 /// A start-up message, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SessionRequest {
     /// `user`, empty if the client gave none.
     pub(super) user: String,
-    /// `database`, else the user.
+    /// `database`, else the user; empty for physical replication, which is of no database.
     pub(super) database: String,
     /// Protocol options (`_pq_.`), by name; metako knows none.
     pub(super) protocol_options: Vec<String>,
     /// All other parameters, as they came.
     pub(super) parameters: Vec<(String, String)>,
+    /// The replication that it asks for.
+    pub(super) replication: Option<Replication>,
     minor: u16,
-    replication: Option<String>,
 }
 
-impl From<StartupMessage> for SessionRequest {
-    fn from(message: StartupMessage) -> Self {
-        let value = |name| message.parameter(name).unwrap_or_default().to_owned();
+impl SessionRequest {
+    /// Takes a message apart.
+    ///
+    /// # Errors
+    /// What PostgreSQL says to a value of `replication` that it does not know.
+    pub(super) fn read(message: StartupMessage) -> Result<Self, Report> {
+        let value = |name| truncated(message.parameter(name).unwrap_or_default()).to_owned();
         let (user, database) = (value("user"), value("database"));
-        let replication = message.parameter("replication").map(str::to_owned);
-        let database = if database.is_empty() { user.clone() } else { database };
+        let replication = replication(message.parameter("replication"))?;
+        let database = match replication {
+            Some(Replication::Physical) => String::new(),
+            _ if database.is_empty() => user.clone(),
+            _ => database,
+        };
         let mut parameters = message.parameters;
         parameters.retain(|(name, _)| !matches!(name.as_str(), "user" | "database" | "replication"));
-        Self {
+        Ok(Self {
             user,
             database,
             protocol_options: message.options,
             parameters,
-            minor: message.version.1,
             replication,
-        }
+            minor: message.version.1,
+        })
+    }
+
+    /// The protocol to be spoken. There was never a 3.1: PostgreSQL takes it and speaks 3.0.
+    pub(super) fn protocol(&self) -> Protocol {
+        if self.minor < Protocol::NEWEST_MINOR { Protocol::V3_0 } else { Protocol::V3_2 }
+    }
+
+    /// The minor version that the client has to be told because it gets less than it asked for.
+    pub(super) fn negotiated_minor(&self) -> Option<u16> {
+        let less = self.minor > Protocol::NEWEST_MINOR || !self.protocol_options.is_empty();
+        less.then(|| self.minor.min(Protocol::NEWEST_MINOR))
     }
 }
 
-impl SessionRequest {
-    /// Whether the client has to be told that it gets less than it asked for.
-    pub(super) fn wants_more(&self) -> bool {
-        self.minor > 0 || !self.protocol_options.is_empty()
-    }
+/// What PostgreSQL keeps of a name: at most 63 bytes, and no half character.
+fn truncated(name: &str) -> &str {
+    &name[..name.floor_char_boundary(NAME_MAX)]
+}
 
-    /// Whether it asks for a replication connection; `Err` with the value if that is no boolean and not `database`.
-    pub(super) fn wants_replication(&self) -> Result<bool, &str> {
-        let Some(value) = self.replication.as_deref() else { return Ok(false) };
-        match value.to_ascii_lowercase().as_str() {
-            "database" | "true" | "on" | "yes" | "1" => Ok(true),
-            "false" | "off" | "no" | "0" => Ok(false),
-            _ => Err(value),
-        }
+fn replication(value: Option<&str>) -> Result<Option<Replication>, Report> {
+    match value {
+        None => Ok(None),
+        Some("database") => Ok(Some(Replication::Logical)),
+        Some(value) => match boolean(value) {
+            Some(true) => Ok(Some(Replication::Physical)),
+            Some(false) => Ok(None),
+            None => {
+                let message = format!("invalid value for parameter \"replication\": \"{value}\"");
+                let report = Report::fatal(sqlstate::INVALID_PARAMETER_VALUE, message);
+                Err(report.with_hint("Valid values are: \"false\", 0, \"true\", 1, \"database\"."))
+            }
+        },
+    }
+}
+
+/// A boolean as PostgreSQL reads it: any beginning of a word that leaves no doubt, in any case.
+fn boolean(value: &str) -> Option<bool> {
+    let value = value.to_ascii_lowercase();
+    let begins = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
+    if begins("true", 1) || begins("yes", 1) || value == "on" || value == "1" {
+        Some(true)
+    } else if begins("false", 1) || begins("no", 1) || begins("off", 2) || value == "0" {
+        Some(false)
+    } else {
+        None
     }
 }
 
@@ -57,9 +101,13 @@ impl SessionRequest {
 mod tests {
     use super::*;
 
-    fn request(parameters: &[(&str, &str)]) -> SessionRequest {
+    fn message(version: (u16, u16), parameters: &[(&str, &str)]) -> StartupMessage {
         let parameters = parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        StartupMessage { version: (3, 0), parameters: parameters.collect(), options: Vec::new() }.into()
+        StartupMessage { version, parameters: parameters.collect(), options: Vec::new() }
+    }
+
+    fn request(parameters: &[(&str, &str)]) -> SessionRequest {
+        SessionRequest::read(message((3, 0), parameters)).unwrap()
     }
 
     #[test]
@@ -67,16 +115,55 @@ mod tests {
         let request = request(&[("user", "a"), ("options", "-c a=b"), ("user", "b"), ("database", "")]);
         assert_eq!((request.user.as_str(), request.database.as_str()), ("b", "b"));
         assert_eq!(request.parameters, [("options".to_owned(), "-c a=b".to_owned())]);
-        assert!(!request.wants_more());
+        assert_eq!(request.replication, None);
     }
 
     #[test]
-    fn replication_is_told_from_its_negation() {
-        let wants = |value| request(&[("replication", value)]).wants_replication().map_err(str::to_owned);
-        assert_eq!(wants("database"), Ok(true));
-        assert_eq!(wants("ON"), Ok(true));
-        assert_eq!(wants("false"), Ok(false));
-        assert_eq!(wants("perhaps"), Err("perhaps".to_owned()));
-        assert_eq!(request(&[]).wants_replication(), Ok(false));
+    fn names_are_cut_as_postgresql_cuts_them() {
+        let long = format!("{}é", "u".repeat(62));
+        assert_eq!(request(&[("user", &long)]).user, "u".repeat(62));
+        let fits = "u".repeat(63);
+        assert_eq!(request(&[("user", &fits), ("database", &fits)]).database, fits);
+        assert_eq!(request(&[("user", &format!("{fits}x"))]).database, fits);
+    }
+
+    #[test]
+    fn versions_are_agreed_on_as_postgresql_18_does() {
+        let agreed = |minor, options: &[&str]| {
+            let mut message = message((3, minor), &[("user", "a")]);
+            message.options = options.iter().map(|option| (*option).to_owned()).collect();
+            let request = SessionRequest::read(message).unwrap();
+            (request.protocol(), request.negotiated_minor())
+        };
+        assert_eq!(agreed(0, &[]), (Protocol::V3_0, None));
+        assert_eq!(agreed(1, &[]), (Protocol::V3_0, None));
+        assert_eq!(agreed(2, &[]), (Protocol::V3_2, None));
+        assert_eq!(agreed(3, &[]), (Protocol::V3_2, Some(2)));
+        assert_eq!(agreed(9999, &["_pq_.x"]), (Protocol::V3_2, Some(2)));
+        assert_eq!(agreed(0, &["_pq_.x"]), (Protocol::V3_0, Some(0)));
+    }
+
+    #[test]
+    fn replication_is_physical_logical_or_none() {
+        for (value, expected) in [
+            ("database", Some(Replication::Logical)),
+            ("true", Some(Replication::Physical)),
+            ("T", Some(Replication::Physical)),
+            ("ON", Some(Replication::Physical)),
+            ("1", Some(Replication::Physical)),
+            ("false", None),
+            ("of", None),
+            ("n", None),
+            ("0", None),
+        ] {
+            let request = request(&[("user", "a"), ("database", "d"), ("replication", value)]);
+            assert_eq!(request.replication, expected, "{value}");
+            let database = if expected == Some(Replication::Physical) { "" } else { "d" };
+            assert_eq!(request.database, database, "{value}");
+        }
+        for value in ["", "o", "Database", "2", "truee"] {
+            let refused = SessionRequest::read(message((3, 0), &[("user", "a"), ("replication", value)]));
+            assert_eq!(refused.unwrap_err().code, "22023", "{value}");
+        }
     }
 }

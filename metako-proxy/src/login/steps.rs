@@ -1,218 +1,229 @@
 //! The steps of a log-in, each a function of its own.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 
+use metako_core::hba::{ClientCertificate, Connection, Method};
 use metako_core::wire::sqlstate;
-use metako_core::wire::startup::{Startup, StartupMessage};
+use metako_core::wire::write::Report;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsStream};
 
+use super::account::{Account, Stored};
+use super::encryption::{Request, first_request};
 use super::incoming::Incoming;
+use super::prove::{Means, Proof, prove, wrong_password};
 use super::request::SessionRequest;
-use super::scram::{Exchange, InitialResponse, MECHANISM, NONCE_LEN, ScramError};
 use super::users::Access;
-use super::{Accepted, Client, Entropy, LoginContext, LoginError, Protocol, messages};
+use super::{Accepted, Client, Entropy, LoginContext, LoginError, Replication, messages};
+use crate::certificate;
 use crate::stream::MaybeTls;
-
-/// What a connection is for.
-pub(super) enum Request {
-    Cancel { process_id: i32, secret_key: Vec<u8> },
-    Session(StartupMessage),
-}
 
 pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
+    peer: SocketAddr,
     cx: &LoginContext,
     entropy: Entropy<'_>,
 ) -> Result<Accepted<S>, LoginError> {
-    let (mut incoming, request) = first_request(Incoming::new(MaybeTls::Plain(stream)), cx).await?;
-    let request = match request {
+    let (mut incoming, request) = first_request(stream, cx).await?;
+    let message = match request {
         Request::Cancel { process_id, secret_key } => {
             return Ok(Accepted::Cancel { stream: incoming.stream, process_id, secret_key });
         }
-        Request::Session(message) => SessionRequest::from(message),
+        Request::Session(message) => message,
     };
-    check(&mut incoming, cx, &request).await?;
-    if request.wants_more() {
-        incoming.send(&messages::negotiate(request.protocol_options)).await?;
-    }
-    authenticate(&mut incoming, cx, &request.user, entropy).await?;
-    authorize(&mut incoming, cx, &request.user, &request.database).await?;
+    // Whom a refusal is about.
+    let claimed = message.parameter("user").map(str::to_owned);
+    let admitted = async {
+        let request = SessionRequest::read(message).map_err(LoginError::refused)?;
+        let proof = log_in(&mut incoming, peer, cx, &request, entropy).await?;
+        Ok((request, proof))
+    };
+    let (request, proof) = match admitted.await {
+        Ok(admitted) => admitted,
+        Err(LoginError::Refused { report, reason, .. }) => {
+            incoming.say_no(&report).await;
+            return Err(LoginError::Refused { report, user: claimed, reason });
+        }
+        Err(error) => return Err(error),
+    };
     Ok(Accepted::Session(Client {
+        protocol: request.protocol(),
         stream: incoming.stream,
-        user: request.user.clone(),
+        user: request.user,
         database: request.database,
         parameters: request.parameters,
-        protocol: Protocol::V3_0,
-        replication: None,
-        credential: cx.users.credential(&request.user),
+        replication: request.replication,
+        credential: proof.credential,
         leftover: incoming.buffer.into(),
     }))
 }
 
-/// Goes through requests for encryption until the client says what it wants.
-async fn first_request<S: AsyncRead + AsyncWrite + Unpin>(
-    mut incoming: Incoming<MaybeTls<S>>,
-    cx: &LoginContext,
-) -> Result<(Incoming<MaybeTls<S>>, Request), LoginError> {
-    let (mut tls_asked, mut gss_asked) = (false, false);
-    loop {
-        match incoming.packet().await? {
-            Startup::Ssl if !tls_asked => {
-                tls_asked = true;
-                nothing_buffered(&mut incoming).await?;
-                incoming = answer_ssl_request(incoming, cx).await?;
-            }
-            Startup::GssEncryption if !gss_asked => {
-                gss_asked = true;
-                nothing_buffered(&mut incoming).await?;
-                incoming.send(b"N").await?;
-            }
-            Startup::Ssl | Startup::GssEncryption => {
-                return Err(incoming
-                    .refuse(sqlstate::FEATURE_NOT_SUPPORTED, "encryption was asked for a second time")
-                    .await);
-            }
-            Startup::Cancel { process_id, secret_key } => {
-                return Ok((incoming, Request::Cancel { process_id, secret_key }));
-            }
-            Startup::Session(message) => return Ok((incoming, Request::Session(message))),
-        }
-    }
-}
-
-/// Refuses a client that sent more than its request for encryption: somebody in between may have added it in clear, to
-/// be taken for the client's own words inside TLS (CVE-2021-23214).
-async fn nothing_buffered<S: AsyncRead + AsyncWrite + Unpin>(
-    incoming: &mut Incoming<S>,
-) -> Result<(), LoginError> {
-    if incoming.buffer.is_empty() {
-        return Ok(());
-    }
-    Err(incoming
-        .refuse(sqlstate::PROTOCOL_VIOLATION, "received unencrypted data after the request for encryption")
-        .await)
-}
-
-async fn answer_ssl_request<S: AsyncRead + AsyncWrite + Unpin>(
-    mut incoming: Incoming<MaybeTls<S>>,
-    cx: &LoginContext,
-) -> Result<Incoming<MaybeTls<S>>, LoginError> {
-    let Some(config) = &cx.tls else {
-        incoming.send(b"N").await?;
-        return Ok(incoming);
-    };
-    incoming.send(b"S").await?;
-    let MaybeTls::Plain(stream) = incoming.stream else {
-        return Err(LoginError::Protocol("TLS inside TLS".to_owned()));
-    };
-    let acceptor = TlsAcceptor::from(Arc::clone(config));
-    let tls = acceptor.accept(stream).await.map_err(LoginError::Tls)?;
-    Ok(Incoming::new(MaybeTls::Tls(Box::new(TlsStream::Server(tls)))))
-}
-
-/// What can be refused before anybody is asked for a password.
-async fn check<S: AsyncRead + AsyncWrite + Unpin>(
+/// All that comes after the start-up message, to AuthenticationOk. A refusal is still to be told.
+async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
     incoming: &mut Incoming<MaybeTls<S>>,
+    peer: SocketAddr,
     cx: &LoginContext,
     request: &SessionRequest,
-) -> Result<(), LoginError> {
-    let (code, message) = if request.user.is_empty() {
-        (sqlstate::INVALID_AUTHORIZATION, "no user name specified in the start-up packet".to_owned())
-    } else if cx.require_tls && !incoming.stream.is_tls() {
-        let (user, database) = (&request.user, &request.database);
-        let message = format!(
-            "no encryption: user \"{user}\" may connect to database \"{database}\" with TLS only; \
-             set sslmode=require in the client"
-        );
-        (sqlstate::INVALID_AUTHORIZATION, message)
-    } else {
-        match request.wants_replication() {
-            Ok(false) => return Ok(()),
-            Ok(true) => {
-                let message =
-                    "replication connections are not supported through metako; connect to the server itself";
-                (sqlstate::FEATURE_NOT_SUPPORTED, message.to_owned())
-            }
-            Err(value) => ("22023", format!("invalid value for parameter \"replication\": \"{value}\"")),
-        }
-    };
-    Err(incoming.refuse(code, &message).await)
-}
-
-/// SCRAM-SHA-256. A user who does not exist is led through it like any other, to the same end as a wrong password.
-async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
-    incoming: &mut Incoming<S>,
-    cx: &LoginContext,
-    user: &str,
     entropy: Entropy<'_>,
-) -> Result<(), LoginError> {
-    let verifier = cx.users.verifier(user);
-    incoming.send(&messages::sasl()).await?;
-    let initial = incoming.sasl_message().await?;
-    let client_first = match InitialResponse::parse(&initial) {
-        Ok(response) if response.mechanism != MECHANISM.as_bytes() => {
-            let message = "client selected an invalid SASL authentication mechanism";
-            return Err(incoming.refuse(sqlstate::PROTOCOL_VIOLATION, message).await);
+) -> Result<Proof, LoginError> {
+    if let Some(minor) = request.negotiated_minor() {
+        incoming.send(&messages::negotiate(minor, &request.protocol_options)).await?;
+    }
+    if request.user.is_empty() {
+        let message = "no PostgreSQL user name specified in startup packet";
+        return Err(LoginError::refused(Report::fatal(sqlstate::INVALID_AUTHORIZATION, message)));
+    }
+    let encrypted = incoming.stream.is_tls();
+    let rule = admit(peer, cx, request, encrypted)?;
+    let shown = shown_certificate(&incoming.stream);
+    if rule.certificate != ClientCertificate::NotAsked && shown.is_none() {
+        let message = "connection requires a valid client certificate";
+        return Err(LoginError::refused(Report::fatal(sqlstate::INVALID_AUTHORIZATION, message)));
+    }
+    let named = shown.as_deref().and_then(certificate::common_name);
+    let account = account(cx, &request.user, rule.method).await?;
+    let end_point = cx.tls.as_ref().filter(|_| encrypted).and_then(|tls| tls.end_point.as_deref());
+    let means = Means { end_point, looks_up: cx.lookup.is_some(), entropy };
+    let proof = match prove(incoming, rule.method, &account, &means).await {
+        Ok(proof) => proof,
+        Err(error) => {
+            if let (LoginError::Refused { .. }, Some(lookup)) = (&error, &cx.lookup) {
+                lookup.doubt(&request.user);
+            }
+            return Err(error);
         }
-        Ok(InitialResponse { data: Some(data), .. }) => initial.slice_ref(data),
-        Ok(_) => {
-            incoming.send(&messages::sasl_continue("")).await?;
-            incoming.sasl_message().await?
-        }
-        Err(error) => return Err(refuse_scram(incoming, user, error).await),
     };
+    if rule.certificate == ClientCertificate::Name && named.as_deref() != Some(request.user.as_str()) {
+        return Err(other_name(&request.user, named.as_deref(), rule.method));
+    }
+    incoming.send(&messages::authentication_ok(proof.last.clone())).await?;
+    authorize(cx, request)?;
+    Ok(proof)
+}
 
-    let mut random = [0; NONCE_LEN];
-    entropy(&mut random);
-    let exchange = match Exchange::begin(&verifier, &client_first, random) {
-        Ok(exchange) => exchange,
-        Err(error) => return Err(refuse_scram(incoming, user, error).await),
+/// What the rules demand of a client.
+struct Admission {
+    method: Method,
+    certificate: ClientCertificate,
+}
+
+/// Finds the rule for a client, before anybody is asked for a password.
+fn admit(
+    peer: SocketAddr,
+    cx: &LoginContext,
+    request: &SessionRequest,
+    encrypted: bool,
+) -> Result<Admission, LoginError> {
+    let SessionRequest { user, database, .. } = request;
+    if cx.require_tls && !encrypted {
+        let report = not_let_in("no pg_hba.conf entry for", peer, request, encrypted)
+            .with_hint("Set sslmode=require in the client.");
+        return Err(LoginError::refused(report).because("security.require_tls is on"));
+    }
+    let Some(rules) = &cx.rules else {
+        return Ok(Admission { method: Method::ScramSha256, certificate: ClientCertificate::NotAsked });
     };
-    incoming.send(&messages::sasl_continue(exchange.server_first())).await?;
-    let client_final = incoming.sasl_message().await?;
-    match exchange.finish(&client_final) {
-        Ok(server_final) => incoming.send(&messages::sasl_final(&server_final)).await,
-        Err(error) => Err(refuse_scram(incoming, user, error).await),
+    let connection = Connection {
+        address: peer.ip(),
+        tls: encrypted,
+        user,
+        database,
+        physical_replication: request.replication == Some(Replication::Physical),
+    };
+    match rules.rule(&connection) {
+        Some(rule) if rule.method == Method::Reject => {
+            let report = not_let_in("pg_hba.conf rejects", peer, request, encrypted);
+            Err(LoginError::refused(report).because(&format!("the rule in {}", rule.place())))
+        }
+        Some(rule) => Ok(Admission { method: rule.method, certificate: rule.certificate }),
+        None => Err(LoginError::refused(not_let_in("no pg_hba.conf entry for", peer, request, encrypted))),
     }
 }
 
-async fn refuse_scram<S: AsyncRead + AsyncWrite + Unpin>(
-    incoming: &mut Incoming<S>,
-    user: &str,
-    error: ScramError,
-) -> LoginError {
-    match error {
-        ScramError::WrongPassword => {
-            incoming
-                .refuse(
-                    sqlstate::INVALID_PASSWORD,
-                    &format!("password authentication failed for user \"{user}\""),
-                )
-                .await
-        }
-        ScramError::Malformed(problem) => {
-            incoming
-                .refuse(sqlstate::PROTOCOL_VIOLATION, &format!("malformed SCRAM message: {problem}"))
-                .await
-        }
+/// PostgreSQL's words for a client that no rule lets in.
+fn not_let_in(verb: &str, peer: SocketAddr, request: &SessionRequest, encrypted: bool) -> Report {
+    let SessionRequest { user, database, .. } = request;
+    let host = peer.ip().to_canonical();
+    let encryption = if encrypted { "SSL encryption" } else { "no encryption" };
+    let rejects = verb.ends_with("rejects");
+    let message = if request.replication == Some(Replication::Physical) {
+        let from = if rejects { "for" } else { "from" };
+        format!("{verb} replication connection {from} host \"{host}\", user \"{user}\", {encryption}")
+    } else {
+        let what = if rejects { " connection for" } else { "" };
+        format!("{verb}{what} host \"{host}\", user \"{user}\", database \"{database}\", {encryption}")
+    };
+    Report::fatal(sqlstate::INVALID_AUTHORIZATION, message)
+}
+
+/// The client's own certificate. What an authority did not sign has not come through the handshake.
+fn shown_certificate<S>(stream: &MaybeTls<S>) -> Option<Vec<u8>> {
+    match stream {
+        MaybeTls::Plain(_) => None,
+        MaybeTls::Tls(tls) => Some(tls.get_ref().1.peer_certificates()?.first()?.to_vec()),
     }
+}
+
+/// PostgreSQL's words for a certificate of another name.
+fn other_name(user: &str, named: Option<&str>, method: Method) -> LoginError {
+    let report = match method {
+        Method::Cert => Report::fatal(
+            sqlstate::INVALID_AUTHORIZATION,
+            format!("certificate authentication failed for user \"{user}\""),
+        ),
+        Method::Trust => Report::fatal(
+            sqlstate::INVALID_AUTHORIZATION,
+            format!("\"trust\" authentication failed for user \"{user}\""),
+        ),
+        _ => wrong_password(user),
+    };
+    let named = named.map_or("no common name".to_owned(), |name| format!("the common name {name:?}"));
+    LoginError::refused(report).because(&format!("the client's certificate has {named}"))
+}
+
+/// What is known of the user: by the configuration, else by the server.
+async fn account<'a>(cx: &LoginContext, user: &'a str, method: Method) -> Result<Account<'a>, LoginError> {
+    let by_password = !matches!(method, Method::Trust | Method::Cert);
+    let stored = match (cx.users.stored(user), &cx.lookup) {
+        (None, Some(lookup)) if by_password => {
+            let found = lookup.stored(user, cx.users.salt(user)).await;
+            Some(found.map_err(|error| not_known(&error.to_string()))?)
+        }
+        (stored, _) => stored,
+    };
+    Ok(cx.users.account(user, stored.or(Some(Stored::Nothing))))
+}
+
+/// Nobody can be told from a stranger while no server answers. The same for both.
+fn not_known(error: &str) -> LoginError {
+    let report =
+        Report::fatal(sqlstate::CANNOT_CONNECT_NOW, "the database system is not yet accepting connections")
+            .with_detail("metako cannot ask a server for passwords (auth.query) now.");
+    LoginError::refused(report).because(&format!("auth.query: {error}"))
 }
 
 /// Whether the user, who is known by now, may use the database.
-async fn authorize<S: AsyncRead + AsyncWrite + Unpin>(
-    incoming: &mut Incoming<S>,
-    cx: &LoginContext,
-    user: &str,
-    database: &str,
-) -> Result<(), LoginError> {
+fn authorize(cx: &LoginContext, request: &SessionRequest) -> Result<(), LoginError> {
+    let SessionRequest { user, database, .. } = request;
+    if request.replication == Some(Replication::Physical) {
+        if cx.users.may_replicate(user) {
+            return Ok(());
+        }
+        let report = Report::fatal(sqlstate::INSUFFICIENT_PRIVILEGE, "permission denied to start WAL sender");
+        let reason = "users[].databases of the user lacks the word `replication`";
+        return Err(LoginError::refused(report).because(reason));
+    }
     match cx.users.access(user, database) {
         Access::Granted => Ok(()),
         Access::Denied => {
-            Err(incoming.refuse("42501", &format!("permission denied for database \"{database}\"")).await)
+            let message = format!("permission denied for database \"{database}\"");
+            let report = Report::fatal(sqlstate::INSUFFICIENT_PRIVILEGE, message);
+            Err(LoginError::refused(report).because("users[].databases of the user lacks it"))
         }
-        Access::NoSuchDatabase => Err(incoming
-            .refuse(sqlstate::INVALID_CATALOG_NAME, &format!("database \"{database}\" does not exist"))
-            .await),
+        Access::NoSuchDatabase => {
+            let message = format!("database \"{database}\" does not exist");
+            let report = Report::fatal(sqlstate::INVALID_CATALOG_NAME, message);
+            Err(LoginError::refused(report)
+                .because("no user of the configuration has it among its databases"))
+        }
     }
 }

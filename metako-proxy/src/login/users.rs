@@ -1,28 +1,26 @@
-//! Who may log in to metako, and to which databases.
+//! The users that the configuration names, and the databases that they may use.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use metako_core::config::{Config, Secret};
 
-use super::scram::{Verifier, salt_of};
-use crate::credential::ServerCredential;
+use super::account::{Account, Stored};
+use super::scram::{SALT_LEN, salt_of};
 
-/// The users that clients may log in as: each distinct user of a node, for that node's database only, and those of
-/// `users:` for theirs. Passwords are kept as SCRAM verifiers.
+/// The users that the configuration names: each distinct user of a node, for that node's database only, and those of
+/// `users:` for theirs.
 #[derive(Clone)]
 pub struct Users {
     by_name: BTreeMap<String, User>,
-    databases: BTreeSet<String>,
     salt_secret: Vec<u8>,
 }
 
 #[derive(Clone)]
 struct User {
-    verifier: Verifier,
-    credential: ServerCredential,
-    /// `None`: any.
-    databases: Option<BTreeSet<String>>,
+    stored: Stored,
+    /// Names, in which `*` stands for any text; `None`: any.
+    databases: Option<Vec<String>>,
 }
 
 /// Whether a user who has proved to be one may use a database.
@@ -31,13 +29,13 @@ pub(super) enum Access {
     Granted,
     /// The database is there, but not for this user.
     Denied,
-    /// metako serves no such database.
+    /// The configuration knows of no such database.
     NoSuchDatabase,
 }
 
 impl fmt::Debug for Users {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Users").field("databases", &self.databases).finish_non_exhaustive()
+        f.debug_struct("Users").field("names", &self.by_name.keys()).finish_non_exhaustive()
     }
 }
 
@@ -51,28 +49,25 @@ impl Users {
     pub fn new(config: &Config, salt_secret: &[u8; 32]) -> Self {
         let mut all = Self::empty(salt_secret);
         for node in &config.cluster.nodes {
-            let only = Some(std::slice::from_ref(&node.database));
-            all.add(&node.username, node.password.reveal(), only);
+            all.add(&node.username, &node.password, Some(std::slice::from_ref(&node.database)));
         }
         for user in &config.users {
             let only = Some(user.databases.as_slice()).filter(|databases| !databases.is_empty());
-            all.add(&user.name, user.password.reveal(), only);
+            all.add(&user.name, &user.password, only);
         }
         all
     }
 
     pub(super) fn empty(salt_secret: &[u8; 32]) -> Self {
-        Self { by_name: BTreeMap::new(), databases: BTreeSet::new(), salt_secret: salt_secret.to_vec() }
+        Self { by_name: BTreeMap::new(), salt_secret: salt_secret.to_vec() }
     }
 
-    pub(super) fn add(&mut self, name: &str, password: &str, only: Option<&[String]>) {
-        self.databases.extend(only.unwrap_or_default().iter().cloned());
-        let salt_secret = &self.salt_secret;
-        let user = self.by_name.entry(name.to_owned()).or_insert_with(|| User {
-            verifier: Verifier::new(password, salt_of(salt_secret, name)),
-            credential: ServerCredential::Password(Secret::new(password)),
-            databases: Some(BTreeSet::new()),
-        });
+    pub(super) fn add(&mut self, name: &str, password: &Secret, only: Option<&[String]>) {
+        let salt = self.salt(name);
+        let user = self
+            .by_name
+            .entry(name.to_owned())
+            .or_insert_with(|| User { stored: Stored::read(password, salt), databases: Some(Vec::new()) });
         match only {
             Some(only) => {
                 if let Some(databases) = &mut user.databases {
@@ -83,44 +78,76 @@ impl Users {
         }
     }
 
-    /// What to check a log-in against; for a name that is not there, what nobody passes.
-    pub(super) fn verifier(&self, name: &str) -> Verifier {
-        // Computed in both cases, so that both take the same time.
-        let mock = Verifier::mock(salt_of(&self.salt_secret, name));
-        self.by_name.get(name).map_or(mock, |user| user.verifier.clone())
+    /// The salt that belongs to a name.
+    pub(super) fn salt(&self, name: &str) -> [u8; SALT_LEN] {
+        salt_of(&self.salt_secret, name)
     }
 
-    /// What metako logs in to servers with for a user who has proved to be one.
-    pub(super) fn credential(&self, name: &str) -> ServerCredential {
-        self.by_name.get(name).map_or(ServerCredential::None, |user| user.credential.clone())
+    /// What is kept of a user's password; `None` if the configuration does not name it.
+    pub(super) fn stored(&self, name: &str) -> Option<Stored> {
+        self.by_name.get(name).map(|user| user.stored.clone())
     }
 
-    /// Whether a user may use a database. To be asked only after the user is known to be who it says.
+    /// A user by what is known of it, or one whom nobody passes as.
+    pub(super) fn account<'a>(&self, name: &'a str, stored: Option<Stored>) -> Account<'a> {
+        Account::new(name, stored.unwrap_or(Stored::Nothing), self.salt(name))
+    }
+
+    /// Whether a user may use a database. To be asked only after the user is known to be who it says. A user whom the
+    /// configuration does not name may use what the server lets it.
     pub(super) fn access(&self, name: &str, database: &str) -> Access {
-        let granted = self
-            .by_name
-            .get(name)
-            .is_some_and(|user| user.databases.as_ref().is_none_or(|databases| databases.contains(database)));
-        if granted {
-            Access::Granted
-        } else if self.databases.contains(database) {
+        let Some(User { databases: Some(databases), .. }) = self.by_name.get(name) else {
+            return Access::Granted;
+        };
+        if fits_one(databases, database) {
+            return Access::Granted;
+        }
+        let of_others = self.by_name.values().filter_map(|user| user.databases.as_ref());
+        if of_others.flatten().any(|known| known == database) {
             Access::Denied
         } else {
             Access::NoSuchDatabase
         }
     }
+
+    /// Whether a user may have physical replication, which shows all databases: one that is bound to databases needs the
+    /// word `replication` among them, as in pg_hba.conf.
+    pub(super) fn may_replicate(&self, name: &str) -> bool {
+        let databases = self.by_name.get(name).and_then(|user| user.databases.as_ref());
+        databases.is_none_or(|databases| databases.iter().any(|database| database == "replication"))
+    }
+}
+
+fn fits_one(patterns: &[String], database: &str) -> bool {
+    patterns.iter().any(|pattern| fits(pattern, database))
+}
+
+/// Whether a name is that of a pattern in which `*` stands for any text.
+fn fits(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        // The earliest place leaves the most for the parts that follow.
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn users() -> Users {
         let mut users = Users::empty(&[1; 32]);
-        users.add("app", "secret", Some(&["shop".to_owned()]));
-        users.add("app", "secret", Some(&["stock".to_owned()]));
-        users.add("report", "secret", Some(&["stock".to_owned()]));
-        users.add("admin", "secret", None);
+        let secret = Secret::new("secret");
+        users.add("app", &secret, Some(&["shop".to_owned()]));
+        users.add("app", &secret, Some(&["stock".to_owned()]));
+        users.add("report", &secret, Some(&["stock".to_owned(), "app_*".to_owned()]));
+        users.add("copy", &secret, Some(&["replication".to_owned()]));
+        users.add("admin", &secret, None);
         users
     }
 
@@ -153,14 +180,17 @@ mod tests {
         assert_eq!(users.access("report", "other"), Access::NoSuchDatabase);
         assert_eq!(users.access("dba", "other"), Access::Granted);
         // The salt is the same in the next life of the table, as a reload makes it, and another for another secret.
-        assert_eq!(users.verifier("app"), Users::new(&config, &[1; 32]).verifier("app"));
-        assert_ne!(users.verifier("app"), Users::new(&config, &[2; 32]).verifier("app"));
+        assert_eq!(users.stored("app"), Users::new(&config, &[1; 32]).stored("app"));
+        assert_ne!(users.stored("app"), Users::new(&config, &[2; 32]).stored("app"));
+        assert_eq!(users.stored("nobody"), None);
     }
 
     #[test]
-    fn the_salt_secret_is_not_shown() {
-        let shown = format!("{:?}", Users::empty(&[213; 32]));
-        assert!(!shown.contains("213"), "{shown}");
+    fn no_secret_is_shown() {
+        let mut users = Users::empty(&[213; 32]);
+        users.add("app", &Secret::new("tiger"), None);
+        let shown = format!("{users:?}");
+        assert!(!shown.contains("213") && !shown.contains("tiger"), "{shown}");
     }
 
     #[test]
@@ -169,16 +199,59 @@ mod tests {
         assert_eq!(users.access("app", "shop"), Access::Granted);
         assert_eq!(users.access("app", "stock"), Access::Granted);
         assert_eq!(users.access("report", "shop"), Access::Denied);
+        assert_eq!(users.access("report", "app_seven"), Access::Granted);
+        assert_eq!(users.access("report", "my_app_seven"), Access::NoSuchDatabase);
         assert_eq!(users.access("report", "nowhere"), Access::NoSuchDatabase);
         assert_eq!(users.access("admin", "nowhere"), Access::Granted);
-        assert_eq!(users.access("nobody", "shop"), Access::Denied);
+        assert_eq!(users.access("not of this file", "nowhere"), Access::Granted);
+    }
+
+    #[test]
+    fn replication_of_everything_needs_a_word_of_its_own() {
+        let users = users();
+        let may: Vec<bool> =
+            ["app", "copy", "admin", "not of this file"].map(|name| users.may_replicate(name)).into();
+        assert_eq!(may, [false, true, true, true]);
     }
 
     #[test]
     fn a_stranger_is_shown_the_same_salt_each_time() {
         let users = users();
-        assert_eq!(users.verifier("nobody"), users.verifier("nobody"));
-        assert_ne!(users.verifier("nobody"), users.verifier("somebody"));
-        assert_ne!(users.verifier("app"), users.verifier("report"));
+        let shown = |name| users.account(name, users.stored(name)).verifier().clone();
+        assert_eq!(shown("nobody"), shown("nobody"));
+        assert_ne!(shown("nobody"), shown("somebody"));
+        assert_ne!(shown("app"), shown("report"));
+    }
+
+    #[test]
+    fn a_star_stands_for_any_text() {
+        for (pattern, yes, no) in [
+            ("app", "app", "apps"),
+            ("app_*", "app_", "app"),
+            ("*_app", "my_app", "app"),
+            ("a*b*c", "a-b-b-c", "acb"),
+            ("a*a", "aa", "a"),
+            ("*", "", "\u{0}never"),
+        ] {
+            assert!(fits(pattern, yes), "{pattern} {yes}");
+            assert!(pattern == "*" || !fits(pattern, no), "{pattern} {no}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn stars_agree_with_trying_every_length(pattern in "[ab*]{0,6}", name in "[ab]{0,8}") {
+            // The slow and sure way: each star takes each length.
+            fn slow(pattern: &str, name: &str) -> bool {
+                match pattern.strip_prefix('*') {
+                    Some(rest) => (0..=name.len()).any(|taken| slow(rest, &name[taken..])),
+                    None => match pattern.chars().next() {
+                        None => name.is_empty(),
+                        Some(first) => name.starts_with(first) && slow(&pattern[1..], &name[1..]),
+                    },
+                }
+            }
+            prop_assert_eq!(fits(&pattern, &name), slow(&pattern, &name));
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::{
-    Acks, ClusterSettings, FailoverMode, FailoverSettings, NoVoter, Node, Priority, ReplicationAddress,
-    Secret, SslMode, Synchronous, UnknownOutcome,
+    Acks, ClusterSettings, FailoverMode, FailoverSettings, NoVoter, Node, NodeTls, Priority,
+    ReplicationAddress, Secret, SslMode, Synchronous, UnknownOutcome,
 };
 use crate::plugin::{Assessment, Electable, Evidence, FailoverPolicy, PrimaryEvidence};
 use crate::{Lsn, SystemId, TimelineId};
@@ -23,7 +23,7 @@ pub(in crate::cluster) fn node(name: &str, port: u16) -> Node {
         weight: 1,
         zone: None,
         priority: Priority::Rank(100),
-        sslmode: SslMode::Prefer,
+        tls: NodeTls::new(SslMode::Prefer),
         application_name: name.to_owned(),
         replication: ReplicationAddress {
             host: "localhost".to_owned(),

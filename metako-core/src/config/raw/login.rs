@@ -3,9 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Reserved;
-use crate::config::types::{AdminAccess, Priority, SslMode};
-use crate::config::units::PriorityText;
+use crate::config::types::{AdminAccess, ChannelBinding, PoolMode, Priority, SslMode, SslNegotiation};
+use crate::config::units::{HumanDuration, PriorityText};
 
 /// A secret, in one of three ways.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -74,8 +73,17 @@ pub(in crate::config) struct Node {
     /// Rank among equals in an election, smaller first; `never` is not promoted.
     pub(in crate::config) priority: PriorityText,
     /// TLS towards it, as libpq has it.
-    #[schemars(extend("x-planned" = ["allow", "verify-ca", "verify-full"]))]
     pub(in crate::config) sslmode: SslMode,
+    /// Authorities that sign its certificate: a PEM file, or `system` for those that the system trusts.
+    pub(in crate::config) sslrootcert: Option<String>,
+    /// metako's own certificate towards it, PEM.
+    pub(in crate::config) sslcert: Option<String>,
+    /// The key of that certificate, PEM.
+    pub(in crate::config) sslkey: Option<String>,
+    /// How TLS begins.
+    pub(in crate::config) sslnegotiation: SslNegotiation,
+    /// Whether SCRAM is bound to the TLS connection.
+    pub(in crate::config) channel_binding: ChannelBinding,
     /// Its `application_name` among standbys; its name if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(min = 1))]
@@ -100,6 +108,11 @@ impl Default for Node {
             zone: None,
             priority: PriorityText(Priority::Rank(100)),
             sslmode: SslMode::Prefer,
+            sslrootcert: None,
+            sslcert: None,
+            sslkey: None,
+            sslnegotiation: SslNegotiation::Postgres,
+            channel_binding: ChannelBinding::Prefer,
             application_name: None,
             replication: None,
         }
@@ -141,14 +154,12 @@ pub(in crate::config) struct User {
     pub(in crate::config) name: Option<String>,
     #[serde(flatten)]
     pub(in crate::config) secret: SecretText,
-    /// Databases that it may use; all of them if left out.
+    /// Databases that it may use, where `*` stands for any text; all of them if left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1))]
     pub(in crate::config) databases: Vec<String>,
-    /// Pool settings of its own.
-    #[serde(skip_serializing)]
-    #[schemars(extend("x-reserved" = "none"))]
-    pub(in crate::config) pool: Reserved,
+    /// Pool settings of its own; what is left out is taken from `pool`.
+    pub(in crate::config) pool: Option<UserPool>,
     /// What it may do in the console.
     pub(in crate::config) admin: AdminAccess,
 }
@@ -159,8 +170,46 @@ impl Default for User {
             name: None,
             secret: SecretText::default(),
             databases: Vec::new(),
-            pool: Reserved,
+            pool: None,
             admin: AdminAccess::None,
         }
     }
+}
+
+/// What differs from `pool` for one user.
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(in crate::config) struct UserPool {
+    /// For how long a client keeps a server connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "PoolMode", extend("x-planned" = ["statement"]))]
+    pub(in crate::config) mode: Option<PoolMode>,
+    /// Server connections per database and node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32", range(min = 1, max = 100_000))]
+    pub(in crate::config) size: Option<u32>,
+    /// Server connections that are kept open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32", range(max = 100_000))]
+    pub(in crate::config) min: Option<u32>,
+    /// Server connections beyond `size` for clients that waited for `reserve_after`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32", range(max = 100_000))]
+    pub(in crate::config) reserve: Option<u32>,
+    /// How long a client waits until the reserve is opened for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "HumanDuration")]
+    pub(in crate::config) reserve_after: Option<HumanDuration>,
+    /// How long a client waits for a server connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "HumanDuration", extend("x-min" = "1ms"))]
+    pub(in crate::config) wait_timeout: Option<HumanDuration>,
+    /// A server connection that is older is closed when it is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "HumanDuration", extend("x-min" = "1s"))]
+    pub(in crate::config) lifetime: Option<HumanDuration>,
+    /// A server connection that was idle for longer is closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "HumanDuration", extend("x-min" = "1s"))]
+    pub(in crate::config) idle_timeout: Option<HumanDuration>,
 }

@@ -5,7 +5,7 @@
 
 mod login;
 
-pub(super) use login::{Node, Role, SecretText, User};
+pub(super) use login::{Node, Role, SecretText, User, UserPool};
 
 use std::borrow::Cow;
 
@@ -104,7 +104,7 @@ pub(super) struct File {
     /// Who may log in besides the users of the nodes.
     #[serde(skip_serializing)]
     pub(super) users: Vec<User>,
-    /// Other sources of users.
+    /// How clients prove who they are.
     pub(super) auth: Auth,
     /// When and how a replica is promoted.
     pub(super) failover: Failover,
@@ -225,14 +225,14 @@ pub(super) struct Pool {
     /// Server connections per database, user and node.
     #[schemars(range(min = 1, max = 100_000))]
     pub(super) size: u32,
-    /// Server connections that are kept open.
-    #[serde(skip_serializing)]
-    #[schemars(extend("x-reserved" = "0"))]
-    pub(super) min: Reserved,
-    /// Server connections beyond `size` for clients that waited long.
-    #[serde(skip_serializing)]
-    #[schemars(extend("x-reserved" = "0"))]
-    pub(super) reserve: Reserved,
+    /// Server connections that are kept open in each pool that is in use.
+    #[schemars(range(max = 100_000))]
+    pub(super) min: u32,
+    /// Server connections beyond `size` for clients that waited for `reserve_after`.
+    #[schemars(range(max = 100_000))]
+    pub(super) reserve: u32,
+    /// How long a client waits until the reserve is opened for it.
+    pub(super) reserve_after: HumanDuration,
     /// How long a client waits for a server connection.
     #[schemars(extend("x-min" = "1ms"))]
     pub(super) wait_timeout: HumanDuration,
@@ -249,8 +249,9 @@ impl Default for Pool {
         Self {
             mode: PoolMode::Transaction,
             size: 20,
-            min: Reserved,
-            reserve: Reserved,
+            min: 0,
+            reserve: 0,
+            reserve_after: HumanDuration::from_secs(5),
             wait_timeout: HumanDuration::from_secs(30),
             lifetime: HumanDuration::from_secs(3600),
             idle_timeout: HumanDuration::from_secs(600),
@@ -262,12 +263,10 @@ impl Default for Pool {
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct Auth {
-    /// A file like pg_hba.conf.
-    #[serde(skip_serializing)]
-    pub(super) hba_file: Reserved,
-    /// A query that finds the secrets of users.
-    #[serde(skip_serializing)]
-    pub(super) query: Reserved,
+    /// Who may connect from where and how, in the format of pg_hba.conf; `none` is scram-sha-256 for all.
+    pub(super) hba_file: Option<String>,
+    /// A query that finds name and secret of the user `$1` in the server, for users that are not in this file.
+    pub(super) query: Option<String>,
 }
 
 /// `failover`
@@ -377,9 +376,8 @@ pub(super) struct Security {
     pub(super) cert_file: Option<String>,
     /// Private key, PEM.
     pub(super) key_file: Option<String>,
-    /// Authorities that sign the certificates of clients.
-    #[serde(skip_serializing)]
-    pub(super) client_ca_file: Reserved,
+    /// Authorities that sign the certificates of clients, PEM.
+    pub(super) client_ca_file: Option<String>,
 }
 
 /// `admin`

@@ -8,7 +8,7 @@ use metako_core::cluster::{
     ClusterView, Decision, DecisionKind, Journal, JournalPhase, ProbeId, Promotion, SettingsChange, SyncRule,
 };
 use metako_core::config::{
-    FailoverMode, FailoverSettings, Priority, ReplicationAddress, Secret, SslMode, UnknownOutcome,
+    FailoverMode, FailoverSettings, NodeTls, Priority, ReplicationAddress, Secret, SslMode, UnknownOutcome,
 };
 use metako_core::plugin::{
     Assessment, Electable, Evidence, FailoverPolicy, HealthProbe, NodeAccess, NodeReport, ProbeFailure,
@@ -127,7 +127,7 @@ fn node(name: &str, port: u16) -> Node {
         weight: 1,
         zone: None,
         priority: Priority::Rank(100),
-        sslmode: SslMode::Disable,
+        tls: NodeTls::new(SslMode::Disable),
         application_name: name.to_owned(),
         replication: ReplicationAddress {
             host: "localhost".to_owned(),

@@ -8,8 +8,10 @@ use metako_core::pool::{Checkout, ServerId, WaiterId};
 use metako_core::session::Server;
 use metako_core::{Epoch, NodeName};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use super::{Cell, Core, Granted, Lease, Pools, Who};
+use super::trouble::{Blame, Trouble, blame};
+use super::{Cell, Core, Granted, InLine, Lease, Pools, Who};
 use crate::backend::{self, ConnectError, ConnectErrorKind, Target};
 use crate::data::conn::{CancelTarget, Conn};
 use crate::env::Env;
@@ -58,10 +60,16 @@ enum Step<E: Env> {
 }
 
 /// Leave to open a connection; dropped without success, the place goes to the next in line.
-struct Opening<'a, E: Env> {
+pub(super) struct Opening<'a, E: Env> {
     core: &'a Arc<Core<E>>,
     cell: &'a Arc<Cell<E>>,
     server: Option<ServerId>,
+}
+
+impl<'a, E: Env> Opening<'a, E> {
+    pub(super) fn new(core: &'a Arc<Core<E>>, cell: &'a Arc<Cell<E>>, server: ServerId) -> Self {
+        Self { core, cell, server: Some(server) }
+    }
 }
 
 impl<E: Env> Drop for Opening<'_, E> {
@@ -91,7 +99,7 @@ impl<E: Env> Drop for Waiting<'_, E> {
         match granted {
             Ok(Granted::Conn(conn)) => self.cell.give_back(self.core, conn, true),
             Ok(Granted::Open(server)) => self.cell.lost(self.core, server),
-            Err(_) => {}
+            Ok(Granted::Refused(_)) | Err(_) => {}
         }
     }
 }
@@ -130,8 +138,17 @@ impl<E: Env> Pools<E> {
     ) -> Attempt<E> {
         let Some(cell) = self.cell(core, who, node) else { return Attempt::Failed(CheckoutError::NoNode) };
         loop {
-            let patience = core.settings.load().config.pool.wait_timeout;
+            let patience = core.settings.load().config.pool_of(&who.user).wait_timeout;
             let mut state = cell.state.lock();
+            let now = core.env.now();
+            let trouble = state.trouble.as_ref().filter(|trouble| trouble.concerns(now, who));
+            let refusal = trouble.map(Trouble::error);
+            if let Some(error) = &refusal
+                && trouble.is_some_and(Trouble::is_personal)
+                && state.pool.idle() == 0
+            {
+                return Attempt::Failed(CheckoutError::Open(error.clone()));
+            }
             match state.pool.checkout(core.env.now(), who.variant, epoch, patience) {
                 Checkout::Reuse(server) => {
                     let Some(mut conn) = state.idle.remove(&server) else {
@@ -152,9 +169,14 @@ impl<E: Env> Pools<E> {
                     drop(closed);
                     return Attempt::Later(Later { cell, step: Step::Open(server) });
                 }
+                Checkout::Wait(waiter) if let Some(error) = refusal => {
+                    state.pool.cancel(waiter);
+                    return Attempt::Failed(CheckoutError::Open(error));
+                }
                 Checkout::Wait(waiter) => {
                     let (sender, receiver) = oneshot::channel();
-                    state.waiting.insert(waiter, sender);
+                    let (variant, credential) = (who.variant, who.credential.clone());
+                    state.waiting.insert(waiter, InLine { sender, variant, credential });
                     drop(state);
                     return Attempt::Later(Later { cell, step: Step::Wait(waiter, receiver) });
                 }
@@ -172,26 +194,55 @@ impl<E: Env> Later<E> {
         who: &Who,
         epoch: Epoch,
     ) -> Result<Lease<E>, CheckoutError> {
+        let begun = Instant::now();
+        let patience = core.settings.load().config.pool_of(&who.user).wait_timeout;
+        let mut later = self;
+        loop {
+            let cell = Arc::clone(&later.cell);
+            match later.finish_once(core, who, epoch).await {
+                // The server gives no more than it gave already: one of those comes back.
+                Err(CheckoutError::Open(error)) if blame(&error) == Blame::Full && cell.has_others() => {
+                    if begun.elapsed() >= patience {
+                        return Err(CheckoutError::Open(error));
+                    }
+                    match core.pools.attempt(core, who, &cell.node, epoch) {
+                        Attempt::Leased(lease) => return Ok(lease),
+                        Attempt::Later(next) => later = next,
+                        Attempt::Failed(error) => return Err(error),
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn finish_once(
+        self,
+        core: &Arc<Core<E>>,
+        who: &Who,
+        epoch: Epoch,
+    ) -> Result<Lease<E>, CheckoutError> {
         let Self { cell, step } = self;
         let server = match step {
             Step::Open(server) => server,
             Step::Wait(waiter, receiver) => {
-                let patience = core.settings.load().config.pool.wait_timeout;
+                let patience = core.settings.load().config.pool_of(&who.user).wait_timeout;
                 let mut waiting = Waiting { core, cell: &cell, waiter, receiver };
                 match tokio::time::timeout(patience, &mut waiting.receiver).await {
                     Ok(Ok(Granted::Conn(conn))) => return Ok(Lease::new(core, &cell, conn)),
                     Ok(Ok(Granted::Open(server))) => server,
+                    Ok(Ok(Granted::Refused(error))) => return Err(CheckoutError::Open(error)),
                     Ok(Err(_)) if cell.state.lock().retired => return Err(CheckoutError::NoNode),
                     Ok(Err(_)) | Err(_) => return Err(CheckoutError::Patience(patience)),
                 }
             }
         };
-        let opening = Opening { core, cell: &cell, server: Some(server) };
-        open(opening, who, epoch).await
+        open(Opening::new(core, &cell, server), who, epoch).await
     }
 }
 
-async fn open<E: Env>(
+/// Opens a connection. Cancelling, and a configuration that has no such node any more, give the place to the next in line.
+pub(super) async fn open<E: Env>(
     mut opening: Opening<'_, E>,
     who: &Who,
     epoch: Epoch,
@@ -199,20 +250,29 @@ async fn open<E: Env>(
     let (core, cell) = (opening.core, opening.cell);
     let target = target(core, &cell.node, who).ok_or(CheckoutError::NoNode)?;
     let opened = tokio::time::timeout(OPEN_MAX, backend::connect(&core.env, &target)).await;
-    let backend =
-        opened.unwrap_or_else(|_| Err(ConnectError::timed_out(&cell.node, OPEN_MAX))).map_err(|error| {
+    let opened = opened.unwrap_or_else(|_| Err(ConnectError::timed_out(&cell.node, OPEN_MAX)));
+    let backend = match opened {
+        Ok(backend) => backend,
+        Err(error) => {
             if let Some(loss) = error.server_loss() {
                 core.evidence.report(&cell.node, loss);
             }
-            CheckoutError::Open(error)
-        })?;
+            if let Some(server) = opening.server.take() {
+                cell.open_failed(core, server, who, &error);
+            }
+            return Err(CheckoutError::Open(error));
+        }
+    };
     let reported = Arc::new(backend.parameters);
     core.pools.report(who, &reported);
     let Some(server) = opening.server.take() else { return Err(CheckoutError::NoNode) };
     {
         let mut state = cell.state.lock();
-        state.pool.opened(core.env.now(), server);
         state.pool.set_epoch(server, epoch);
+        state.trouble = None;
+        state.warm = Some(who.clone());
+        let grant = state.pool.opened(core.env.now(), server, core.next_random());
+        Cell::deliver(core, &mut state, None, grant);
     }
     let conn = Conn {
         server: Server::new(&reported, &who.application_name),
@@ -240,7 +300,8 @@ async fn open<E: Env>(
 
 fn target<E: Env>(core: &Core<E>, node: &NodeName, who: &Who) -> Option<Target> {
     let settings = core.settings.load();
-    let mut target = Target::of_node(settings.node(node.as_str())?);
+    let (configured, tls) = settings.node_with_tls(node.as_str())?;
+    let mut target = Target::of_node(configured, tls.clone());
     target.credential.clone_from(&who.credential);
     target.user.clone_from(&who.user);
     target.database.clone_from(&who.database);

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use super::super::clients::Clients;
 use super::super::conn::{CancelTarget, Register};
 use super::*;
-use crate::backend::Target;
+use crate::backend::{ServerTls, Target};
 use crate::credential::ServerCredential;
 use crate::env::TokioEnv;
 
@@ -37,7 +37,7 @@ async fn with_relay(
         node: "n".into(),
         host: String::new(),
         port: 0,
-        sslmode: metako_core::config::SslMode::Disable,
+        tls: ServerTls::without_files(metako_core::config::SslMode::Disable),
         user: String::new(),
         credential: ServerCredential::None,
         database: String::new(),

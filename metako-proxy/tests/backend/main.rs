@@ -2,15 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod tls;
+
 use std::io;
+use std::num::NonZeroU32;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::time::Duration;
 
+use aws_lc_rs::{hmac, pbkdf2};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use metako_core::cluster::ServerLoss;
 use metako_core::config::{Secret, SslMode};
 use metako_core::plugin::ProbeFailure;
 use metako_core::wire::read;
-use metako_proxy::backend::{Backend, ConnectError, ConnectErrorKind, Target, cancel, connect};
+use metako_proxy::backend::{Backend, ConnectError, ConnectErrorKind, ServerTls, Target, cancel, connect};
 use metako_proxy::credential::ServerCredential;
 use metako_proxy::env::TokioEnv;
 use metako_proxy::playground::{Builder, Cluster, Node, StopMode};
@@ -46,12 +52,15 @@ struct Server {
 }
 
 impl Server {
-    async fn start(hba: &str, setting: (&str, &str), files: &[(&str, &str)]) -> Self {
+    async fn start(hba: &str, settings: &[(&str, &str)], files: &[(&str, &str)]) -> Self {
         let cluster = Cluster::start(Builder::new().replicas(0).setting("fsync", "off")).await.unwrap();
         let server = Self { cluster };
         run(&mut log_in(&server.admin()).await.unwrap(), USERS).await;
-        let (name, value) = setting;
-        run(&mut log_in(&server.admin()).await.unwrap(), &format!("ALTER SYSTEM SET {name} = {value}")).await;
+        let mut admin = log_in(&server.admin()).await.unwrap();
+        for (name, value) in settings {
+            run(&mut admin, &format!("ALTER SYSTEM SET {name} = '{value}'")).await;
+        }
+        drop(admin);
         let (node, owner) = (server.node(), std::fs::metadata(server.node().data_dir()).unwrap());
         for (name, text) in [("pg_hba.conf", hba)].iter().chain(files) {
             let path = node.data_dir().join(name);
@@ -65,7 +74,7 @@ impl Server {
     }
 
     async fn simple() -> Self {
-        Self::start(HBA, ("ssl", "off"), &[]).await
+        Self::start(HBA, &[("ssl", "off")], &[]).await
     }
 
     fn node(&self) -> &Node {
@@ -77,7 +86,7 @@ impl Server {
             node: "pg-1".into(),
             host: "127.0.0.1".to_owned(),
             port: self.node().port(),
-            sslmode: SslMode::Prefer,
+            tls: ServerTls::without_files(SslMode::Prefer),
             user: user.to_owned(),
             credential: password
                 .map_or(ServerCredential::None, |password| ServerCredential::Password(Secret::new(password))),
@@ -88,6 +97,12 @@ impl Server {
 
     fn admin(&self) -> Target {
         self.target(Cluster::SUPERUSER, Some(self.cluster.superuser_password()))
+    }
+
+    /// What the server keeps of a user's password.
+    async fn secret_of(&self, user: &str) -> String {
+        let mut admin = log_in(&self.admin()).await.unwrap();
+        value(&mut admin, &format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{user}'")).await
     }
 }
 
@@ -187,6 +202,58 @@ async fn each_method_of_authentication_lets_in_and_refuses() {
     }
 }
 
+/// The keys that a client's SCRAM exchange reveals: `ServerKey` stands in the secret, `ClientKey` comes from the password.
+fn scram_keys(secret: &str, password: &str) -> ServerCredential {
+    let base64 = |text: &str| STANDARD.decode(text).unwrap();
+    let mut parts = secret.split(['$', ':']);
+    assert_eq!(parts.next(), Some("SCRAM-SHA-256"));
+    let iterations: NonZeroU32 = parts.next().unwrap().parse().unwrap();
+    let salt = base64(parts.next().unwrap());
+    let server_key = base64(parts.nth(1).unwrap()).try_into().unwrap();
+    let mut salted = [0; 32];
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, password.as_bytes(), &mut salted);
+    let client_key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &salted), b"Client Key");
+    ServerCredential::ScramKeys { client_key: client_key.as_ref().try_into().unwrap(), server_key }
+}
+
+fn changed(credential: &ServerCredential) -> ServerCredential {
+    match credential {
+        ServerCredential::ScramKeys { client_key, server_key } => {
+            ServerCredential::ScramKeys { client_key: client_key.map(|byte| !byte), server_key: *server_key }
+        }
+        ServerCredential::Md5(hash) => {
+            ServerCredential::Md5(Secret::new(hash.reveal().replace(char::is_numeric, "0")))
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_a_client_proved_lets_metako_in_without_its_password() {
+    let server = Server::simple().await;
+    let keys = scram_keys(&server.secret_of("scram").await, "p\u{e4}ssword");
+    let hash = server.secret_of("md5").await.strip_prefix("md5").unwrap().to_owned();
+    for (user, credential) in [("scram", keys.clone()), ("md5", ServerCredential::Md5(Secret::new(hash)))] {
+        let target = Target { credential: credential.clone(), ..server.target(user, None) };
+        let mut connection = log_in(&target).await.unwrap();
+        assert_eq!(value(&mut connection, "SELECT current_user").await, user);
+        let wrong = refused(&Target { credential: changed(&credential), ..target }).await;
+        assert_eq!(sqlstate(&wrong), "28P01");
+    }
+    // A server whose key is another one has not the secret that it seems to have.
+    let ServerCredential::ScramKeys { client_key, .. } = keys else { panic!() };
+    let other = ServerCredential::ScramKeys { client_key, server_key: [0; 32] };
+    let impostor = refused(&Target { credential: other, ..server.target("scram", None) }).await;
+    assert!(matches!(impostor.kind, ConnectErrorKind::Authentication(_)), "{impostor}");
+    // What is good for one method is not for another, and that is said.
+    let scram_for_md5 = refused(&Target { credential: keys_of([1; 32]), ..server.target("md5", None) }).await;
+    assert!(matches!(scram_for_md5.kind, ConnectErrorKind::Authentication(_)), "{scram_for_md5}");
+}
+
+fn keys_of(key: [u8; 32]) -> ServerCredential {
+    ServerCredential::ScramKeys { client_key: key, server_key: key }
+}
+
 #[tokio::test]
 async fn refusals_are_told_apart() {
     let server = Server::simple().await;
@@ -198,7 +265,8 @@ async fn refusals_are_told_apart() {
     assert_eq!(sqlstate(&no_entry), "28000");
     let full = refused(&server.target("limited", None)).await;
     assert!(matches!(full.probe_failure(), ProbeFailure::TooManyConnections(_)), "{full}");
-    let no_tls = refused(&Target { sslmode: SslMode::Require, ..postgres.clone() }).await;
+    let no_tls =
+        refused(&Target { tls: ServerTls::without_files(SslMode::Require), ..postgres.clone() }).await;
     assert!(matches!(no_tls.kind, ConnectErrorKind::Tls(_)), "{no_tls}");
     let bad_parameter = vec![("no_such_setting".to_owned(), "1".to_owned())];
     assert_eq!(sqlstate(&refused(&Target { parameters: bad_parameter, ..postgres }).await), "42704");
@@ -254,27 +322,4 @@ async fn cancel_sleep(target: &Target) {
 async fn a_sleeping_statement_is_cancelled() {
     let server = Server::simple().await;
     cancel_sleep(&server.admin()).await;
-}
-
-#[tokio::test]
-async fn tls_is_used_by_sslmode() {
-    let made = rcgen::generate_simple_self_signed(vec!["elsewhere.invalid".to_owned()]).unwrap();
-    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-    // `start` asks the server by a connection without TLS whether it is there: that is let in to one database alone.
-    let hba = "hostssl template1 postgres 127.0.0.1/32 scram-sha-256\n\
-               host postgres postgres 127.0.0.1/32 scram-sha-256\n\
-               host all trusted 127.0.0.1/32 trust\n";
-    let server = Server::start(hba, ("ssl", "on"), &[("server.crt", &cert), ("server.key", &key)]).await;
-    let admin = Target { database: "template1".to_owned(), ..server.admin() };
-    for sslmode in [SslMode::Prefer, SslMode::Require] {
-        let mut connection = log_in(&Target { sslmode, ..admin.clone() }).await.unwrap();
-        assert!(connection.stream.is_tls());
-        let ssl = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
-        assert_eq!(value(&mut connection, ssl).await, "t");
-    }
-    let refused = refused(&Target { sslmode: SslMode::Disable, ..admin.clone() }).await;
-    assert_eq!(sqlstate(&refused), "28000");
-    let plain = Target { sslmode: SslMode::Disable, ..server.target("trusted", None) };
-    assert!(!log_in(&plain).await.unwrap().stream.is_tls());
-    cancel_sleep(&Target { sslmode: SslMode::Require, ..admin }).await;
 }

@@ -1,8 +1,13 @@
 //! Log-ins over an in-memory connection: by tokio-postgres, and by clients that misbehave.
 
-use std::sync::Arc;
+mod encrypted;
+mod looked_up;
+mod methods;
+
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use metako_core::config::{Secret, TlsFiles};
 use proptest::prelude::*;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
@@ -18,18 +23,21 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f];
 const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 0xd2, 0x16, 0x30];
 const CANCEL_REQUEST: [u8; 16] = [0, 0, 0, 16, 4, 0xd2, 0x16, 0x2e, 0, 0, 0, 7, 1, 2, 3, 4];
 
+fn peer() -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 7], 4321))
+}
+
 type Outcome = Result<Accepted<DuplexStream>, LoginError>;
 
 fn context() -> LoginContext {
-    let mut users = Users::empty(&[9; 32]);
-    users.add("app", "secret", Some(&["shop".to_owned()]));
-    users.add("report", "word", Some(&["stock".to_owned()]));
-    LoginContext {
-        users: Arc::new(users),
-        tls: None,
-        require_tls: false,
-        login_timeout: Duration::from_secs(10),
-    }
+    // Made once: each password takes a while.
+    static CONTEXT: LazyLock<LoginContext> = LazyLock::new(|| {
+        let mut users = Users::empty(&[9; 32]);
+        users.add("app", &Secret::new("secret"), Some(&["shop".to_owned()]));
+        users.add("report", &Secret::new("word"), Some(&["stock".to_owned()]));
+        LoginContext::of_users(users, None)
+    });
+    CONTEXT.clone()
 }
 
 /// A context that offers TLS with a fresh certificate for `localhost`, and a client's configuration that trusts it.
@@ -47,14 +55,14 @@ fn context_with_tls() -> (LoginContext, TlsConnector) {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let cx = LoginContext { tls: Some(tls_server_config(&files).unwrap()), ..context() };
+    let cx = LoginContext { tls: Some(ServerTls::load(&files, None).unwrap()), ..context() };
     (cx, TlsConnector::from(Arc::new(client)))
 }
 
 /// Accepts one connection in a task of its own.
 fn serve(cx: LoginContext) -> (DuplexStream, JoinHandle<Outcome>) {
     let (client, server) = duplex(16 * 1024);
-    let outcome = tokio::spawn(async move { accept(server, &cx, &|bytes| bytes.fill(7)).await });
+    let outcome = tokio::spawn(async move { accept(server, peer(), &cx, &|bytes| bytes.fill(7)).await });
     (client, outcome)
 }
 
@@ -134,7 +142,11 @@ async fn a_wrong_password_and_a_stranger_cannot_be_told_apart() {
         let (code, message, error) = refusal(context(), user, "wrong", "shop").await;
         assert_eq!(code, "28P01");
         assert_eq!(message, format!("password authentication failed for user \"{user}\""));
-        assert!(matches!(error, LoginError::Refused { sqlstate: "28P01", .. }));
+        let LoginError::Refused { user: claimed, reason: Some(reason), .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(claimed.as_deref(), Some(user));
+        assert!(!reason.contains("wrong") || user == "app", "{reason}");
     }
     // Not even an empty password, nor the database, makes a difference.
     assert_eq!(refusal(context(), "nobody", "", "nowhere").await.0, "28P01");
@@ -187,17 +199,27 @@ async fn where_tls_is_demanded_a_client_without_is_refused() {
     let (cx, _) = context_with_tls();
     let (code, message, _) = refusal(LoginContext { require_tls: true, ..cx }, "app", "secret", "shop").await;
     assert_eq!(code, "28000");
-    assert!(message.starts_with("no encryption: "), "{message}");
+    assert_eq!(
+        message,
+        "no pg_hba.conf entry for host \"192.0.2.7\", user \"app\", database \"shop\", no encryption"
+    );
 }
 
 #[tokio::test]
 async fn bytes_sent_before_the_handshake_are_refused() {
-    let (cx, _) = context_with_tls();
-    let (mut client, outcome) = serve(cx);
-    let injected = [&SSL_REQUEST[..], &startup(0x0003_0000, b"user\0app\0")].concat();
-    client.write_all(&injected).await.unwrap();
-    assert_eq!(fatal_code(&mut client).await, "08P01");
-    assert!(matches!(outcome.await.unwrap(), Err(LoginError::Refused { .. })));
+    let (tls_cx, _) = context_with_tls();
+    for (cx, request, answered) in
+        [(tls_cx, SSL_REQUEST, false), (context(), SSL_REQUEST, true), (context(), GSSENC_REQUEST, true)]
+    {
+        let (mut client, outcome) = serve(cx);
+        let injected = [&request[..], &startup(0x0003_0000, b"user\0app\0")].concat();
+        client.write_all(&injected).await.unwrap();
+        if answered {
+            assert_eq!(client.read_u8().await.unwrap(), b'N');
+        }
+        assert_eq!(fatal_code(&mut client).await, "08P01");
+        assert!(matches!(outcome.await.unwrap(), Err(LoginError::Refused { .. })));
+    }
 }
 
 #[tokio::test]
@@ -217,20 +239,87 @@ async fn encryption_is_asked_for_once() {
 }
 
 #[tokio::test]
-async fn a_newer_protocol_is_negotiated_down_before_authentication() {
+async fn protocols_are_agreed_on_before_authentication() {
+    for (version, told, protocol) in [
+        (0x0003_0000, None, Protocol::V3_0),
+        (0x0003_0001, None, Protocol::V3_0),
+        (0x0003_0002, None, Protocol::V3_2),
+        (0x0003_0003, Some(&b"\0\x03\0\x02\0\0\0\0"[..]), Protocol::V3_2),
+        (0x0003_270f, Some(b"\0\x03\0\x02\0\0\0\0"), Protocol::V3_2),
+    ] {
+        let (mut client, outcome) = serve(context());
+        client.write_all(&startup(version, b"user\0app\0database\0shop\0")).await.unwrap();
+        if let Some(told) = told {
+            assert_eq!(frame(&mut client).await, (b'v', told.to_vec()), "{version:x}");
+        }
+        prove(&mut client, "secret").await;
+        let Accepted::Session(session) = outcome.await.unwrap().unwrap() else { panic!("a cancel") };
+        assert_eq!(session.protocol, protocol, "{version:x}");
+    }
     let (mut client, _outcome) = serve(context());
-    client.write_all(&startup(0x0003_0002, b"user\0app\0_pq_.new\0on\0")).await.unwrap();
-    assert_eq!(frame(&mut client).await, (b'v', b"\0\x03\0\0\0\0\0\x01_pq_.new\0".to_vec()));
+    client.write_all(&startup(0x0003_0000, b"user\0app\0_pq_.new\0on\0_pq_.b\0\0")).await.unwrap();
+    let told = b"\0\x03\0\0\0\0\0\x02_pq_.new\0_pq_.b\0".to_vec();
+    assert_eq!(frame(&mut client).await, (b'v', told));
     assert_eq!(frame(&mut client).await.0, b'R');
+}
+
+/// The client's side of SCRAM without channel binding.
+async fn prove(client: &mut (impl AsyncRead + AsyncWrite + Unpin), password: &str) {
+    use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+    assert_eq!(frame(client).await.1[..4], [0, 0, 0, 10]);
+    let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
+    client.write_all(&sasl_initial(b"SCRAM-SHA-256", Some(scram.message()))).await.unwrap();
+    client.flush().await.unwrap();
+    scram.update(&frame(client).await.1[4..]).unwrap();
+    client.write_all(&sasl(scram.message())).await.unwrap();
+    client.flush().await.unwrap();
+    scram.finish(&frame(client).await.1[4..]).unwrap();
+    assert_eq!(frame(client).await, (b'R', b"\0\0\0\0".to_vec()));
+}
+
+#[tokio::test]
+async fn a_client_of_protocol_2_is_told_in_its_own_format() {
+    let (mut client, outcome) = serve(context());
+    client.write_all(&startup(0x0002_0000, b"user\0app\0")).await.unwrap();
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    let text = b"EFATAL:  unsupported frontend protocol 2.0: server supports 3.0 to 3.2\n\0";
+    assert_eq!(answer, text);
+    assert!(matches!(outcome.await.unwrap(), Err(LoginError::Refused { .. })));
+}
+
+#[tokio::test]
+async fn replication_is_handed_on() {
+    let mut users = Users::empty(&[9; 32]);
+    users.add("copy", &Secret::new("secret"), None);
+    users.add("app", &Secret::new("secret"), Some(&["shop".to_owned()]));
+    let cx = LoginContext::of_users(users, None);
+    for (parameters, replication, database) in [
+        (&b"user\0copy\0replication\0true\0database\0shop\0"[..], Some(Replication::Physical), ""),
+        (b"user\0copy\0replication\0database\0database\0shop\0", Some(Replication::Logical), "shop"),
+        (b"user\0copy\0replication\0database\0", Some(Replication::Logical), "copy"),
+        (b"user\0copy\0replication\0off\0", None, "copy"),
+    ] {
+        let (mut client, outcome) = serve(cx.clone());
+        client.write_all(&startup(0x0003_0000, parameters)).await.unwrap();
+        prove(&mut client, "secret").await;
+        let Accepted::Session(session) = outcome.await.unwrap().unwrap() else { panic!("a cancel") };
+        assert_eq!((session.replication, session.database.as_str()), (replication, database));
+        assert!(session.parameters.is_empty());
+    }
+    // Physical replication shows all databases.
+    let (mut client, _outcome) = serve(cx);
+    client.write_all(&startup(0x0003_0000, b"user\0app\0replication\0true\0")).await.unwrap();
+    prove(&mut client, "secret").await;
+    assert_eq!(fatal_code(&mut client).await, "42501");
 }
 
 #[tokio::test]
 async fn start_ups_that_cannot_be_served_are_refused() {
     for (version, parameters, code) in [
-        (0x0002_0000, &b"user\0app\0"[..], "0A000"),
+        (0x0004_0000, &b"user\0app\0"[..], "0A000"),
         (0x0003_0000, b"", "28000"),
         (0x0003_0000, b"database\0shop\0", "28000"),
-        (0x0003_0000, b"user\0app\0replication\0database\0", "0A000"),
         (0x0003_0000, b"user\0app\0replication\0perhaps\0", "22023"),
         (0x0003_0000, b"user\0app\0database", "08P01"),
     ] {
@@ -334,12 +423,21 @@ async fn broken_sasl_is_refused() {
         sasl_initial(b"SCRAM-SHA-256", Some(b"p=tls-server-end-point,,n=,r=a")),
         sasl_initial(b"SCRAM-SHA-256", Some(b"\xff\xff")),
         b"Q\0\0\0\x05\0".to_vec(),
-        b"p\0\0\0\x03".to_vec(),
-        b"p\x7f\xff\xff\xff".to_vec(),
+        sasl(b"unknown"),
+        sasl_initial(b"unknown", Some(b"n,,n=,r=a")),
     ] {
         let mut client = asked(context()).await;
         client.write_all(&message).await.unwrap();
         assert_eq!(fatal_code(&mut client).await, "08P01", "{message:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_length_that_cannot_be_gets_no_answer() {
+    for message in [&b"p\0\0\0\x03"[..], b"p\x7f\xff\xff\xff", b"p\0\0\x04\x05"] {
+        let mut client = asked(context()).await;
+        client.write_all(message).await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "{message:?}");
     }
 }
 
@@ -397,7 +495,7 @@ async fn a_client_that_does_not_read_its_refusal_is_ended_too() {
     let cx = context();
     client.write_all(&SSL_REQUEST).await.unwrap();
     client.write_all(&GSSENC_REQUEST).await.unwrap();
-    let outcome = accept(server, &cx, &|bytes| bytes.fill(7)).await;
+    let outcome = accept(server, peer(), &cx, &|bytes| bytes.fill(7)).await;
     assert!(matches!(outcome, Err(LoginError::TimedOut(_))), "{outcome:?}");
 }
 
@@ -409,7 +507,7 @@ fn run_bytes(bytes: &[u8]) -> Outcome {
         client.write_all(bytes).await.unwrap();
         client.shutdown().await.unwrap();
         let cx = context();
-        accept(server, &cx, &|bytes| bytes.fill(7)).await
+        accept(server, peer(), &cx, &|bytes| bytes.fill(7)).await
     })
 }
 

@@ -1,0 +1,56 @@
+//! Connections that are opened before somebody waits for them: `pool.min`.
+
+use std::sync::Arc;
+
+use metako_core::NodeName;
+use metako_core::cluster::{ClusterView, ObservedRole, ReadFitness, Writes};
+use metako_core::pool::ServerId;
+
+use super::checkout::{Opening, open};
+use super::{Cell, Core, State, Who};
+use crate::env::Env;
+
+/// Has a connection opened in a task of its own, if there are fewer than `pool.min`; after that the next one.
+pub(super) fn begin<E: Env>(core: &Arc<Core<E>>, cell: &Arc<Cell<E>>, state: &mut State<E>) {
+    let Some((server, who)) = next(core, cell, state) else { return };
+    let (core, cell) = (Arc::clone(core), Arc::clone(cell));
+    let env = core.env.clone();
+    env.spawn(async move {
+        let mut wanted = Some((server, who));
+        while let Some((server, who)) = wanted.take() {
+            let epoch = core.view.load().epoch;
+            let opening = Opening::new(&core, &cell, server);
+            match open(opening, &who, epoch).await {
+                Ok(lease) => lease.give_back(),
+                Err(error) => {
+                    // Nobody waits for it. Whoever comes is told, and the next round of housekeeping tries again.
+                    tracing::debug!(node = %cell.node, ?error, "a connection could not be opened ahead");
+                    return;
+                }
+            }
+            wanted = next(&core, &cell, &mut cell.state.lock());
+        }
+    });
+}
+
+fn next<E: Env>(core: &Core<E>, cell: &Cell<E>, state: &mut State<E>) -> Option<(ServerId, Who)> {
+    let view = core.view.load();
+    if state.retired || !serves(&view, &cell.node) {
+        return None;
+    }
+    let who = state.warm.clone()?;
+    let now = core.env.now();
+    if state.trouble.as_ref().is_some_and(|trouble| trouble.concerns(now, &who)) {
+        return None;
+    }
+    Some((state.pool.ahead(now, who.variant, view.epoch)?, who))
+}
+
+/// Whether clients are sent to a node.
+fn serves(view: &ClusterView, node: &NodeName) -> bool {
+    let writes = matches!(&view.writes, Writes::Open { primary } if primary == node);
+    writes
+        || view
+            .node(node.as_str())
+            .is_some_and(|node| node.role == ObservedRole::Replica && node.reads == ReadFitness::Fit)
+}

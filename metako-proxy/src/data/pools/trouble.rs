@@ -1,0 +1,138 @@
+//! What becomes of others when a connection cannot be opened: a server that refuses is not asked again for each of them.
+
+use std::time::Duration;
+
+use metako_core::Tick;
+use metako_core::pool::{ServerId, Variant};
+
+use super::{Cell, Core, Granted, InLine, State, Who};
+use crate::backend::{ConnectError, ConnectErrorKind};
+use crate::credential::ServerCredential;
+use crate::env::Env;
+
+/// How long a refusal of a user stands before the server is asked again.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
+
+/// A failure that holds for others too, for a while.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    error: ConnectError,
+    until: Tick,
+    /// Those who want the same; `None` is everybody.
+    of: Option<(Variant, ServerCredential)>,
+}
+
+impl Trouble {
+    /// Whether it holds for that client now.
+    pub(super) fn concerns(&self, now: Tick, who: &Who) -> bool {
+        now < self.until
+            && self
+                .of
+                .as_ref()
+                .is_none_or(|(variant, credential)| *variant == who.variant && *credential == who.credential)
+    }
+
+    /// Whether only those are concerned who want the same: others may go on.
+    pub(super) fn is_personal(&self) -> bool {
+        self.of.is_some()
+    }
+
+    pub(super) fn error(&self) -> ConnectError {
+        self.error.clone()
+    }
+}
+
+/// Whose fault a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// The node's: it does not matter who asks.
+    Node,
+    /// That of the user, the database or the start-up parameters: asking again is of no use, but for others.
+    Client,
+    /// The server has no connection left to give.
+    Full,
+}
+
+pub(super) fn blame(error: &ConnectError) -> Blame {
+    match &error.kind {
+        ConnectErrorKind::Server(error) => match error.sqlstate.get(..2) {
+            Some("53") => Blame::Full,
+            Some("08" | "57" | "58" | "XX") => Blame::Node,
+            _ => Blame::Client,
+        },
+        ConnectErrorKind::Authentication(_) => Blame::Client,
+        _ => Blame::Node,
+    }
+}
+
+impl<E: Env> Cell<E> {
+    /// A connection could not be opened. Those who wait for the same are told so at once, as far as it is certain that they
+    /// would fare no better.
+    pub(super) fn open_failed(&self, core: &Core<E>, server: ServerId, who: &Who, error: &ConnectError) {
+        let mut state = self.state.lock();
+        let now = core.env.now();
+        let blame = blame(error);
+        if blame == Blame::Client {
+            let until = now + REFUSED_FOR;
+            let of = Some((who.variant, who.credential.clone()));
+            state.trouble = Some(Trouble { error: error.clone(), until, of });
+            refuse(&mut state, error, |line| {
+                line.variant == who.variant && line.credential == who.credential
+            });
+            let grant = state.pool.lost(now, server);
+            Self::deliver(core, &mut state, None, grant);
+            return;
+        }
+        state.pool.failed(now, server, core.next_random());
+        // Where others have connections, one of them comes back.
+        if blame == Blame::Node || state.pool.is_without_connections() {
+            let until = state.pool.pauses_until(now).unwrap_or(now);
+            state.trouble = Some(Trouble { error: error.clone(), until, of: None });
+            refuse(&mut state, error, |_| true);
+        }
+    }
+
+    /// Whether a client that was not let in can have the connection of another one later.
+    pub(super) fn has_others(&self) -> bool {
+        let state = self.state.lock();
+        !state.retired && !state.pool.is_without_connections()
+    }
+}
+
+fn refuse<E: Env>(state: &mut State<E>, error: &ConnectError, whom: impl Fn(&InLine<E>) -> bool) {
+    let whom: Vec<_> =
+        state.waiting.iter().filter(|(_, line)| whom(line)).map(|(waiter, _)| *waiter).collect();
+    for waiter in whom {
+        // One that does not wait any more has a grant under way.
+        if state.pool.cancel(waiter)
+            && let Some(line) = state.waiting.remove(&waiter)
+        {
+            // It may have given up at this moment.
+            let _ = line.sender.send(Granted::Refused(error.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::ServerError;
+
+    #[test]
+    fn blame_is_put_where_it_belongs() {
+        let of = |kind| blame(&ConnectError { node: "pg-1".into(), kind });
+        let server =
+            |code| of(ConnectErrorKind::Server(Box::new(ServerError::new("FATAL", code, "no", None))));
+        assert_eq!(["28P01", "28000", "3D000", "42704", "22023", ""].map(server), [Blame::Client; 6]);
+        assert_eq!(["57P03", "57P01", "08006", "58000", "XX000"].map(server), [Blame::Node; 5]);
+        assert_eq!(["53300", "53200"].map(server), [Blame::Full; 2]);
+        assert_eq!(of(ConnectErrorKind::Authentication("no".to_owned())), Blame::Client);
+        for kind in [
+            ConnectErrorKind::Refused(String::new()),
+            ConnectErrorKind::TimedOut(Duration::ZERO),
+            ConnectErrorKind::Tls(String::new()),
+        ] {
+            assert_eq!(of(kind), Blame::Node);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What a server keeps of a password for SCRAM-SHA-256.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::num::NonZeroU32;
+
+use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use aws_lc_rs::hmac::{self, HMAC_SHA256};
+use aws_lc_rs::{constant_time, pbkdf2};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+/// Bytes of salt, as PostgreSQL has it.
+pub(in crate::login) const SALT_LEN: usize = 16;
+
+pub(super) const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("4096 is not zero");
+
+/// `ClientKey`, `StoredKey` or `ServerKey`.
+pub(in crate::login) type Key = [u8; SHA256_OUTPUT_LEN];
+
+/// What a server keeps of a password: enough to check it, not enough to log in elsewhere.
+#[derive(Clone, PartialEq, Eq)]
+pub(in crate::login) struct Verifier {
+    pub(super) salt: Vec<u8>,
+    pub(super) iterations: NonZeroU32,
+    pub(super) stored_key: Key,
+    pub(super) server_key: Key,
+    /// No password fits: it stands for a user who does not exist.
+    pub(super) mock: bool,
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(verifier)")
+    }
+}
+
+impl Verifier {
+    /// Of a user who does not exist: nobody can tell it from a real one before the log-in fails.
+    pub(in crate::login) fn mock(salt: [u8; SALT_LEN]) -> Self {
+        Self {
+            salt: salt.to_vec(),
+            iterations: ITERATIONS,
+            stored_key: [0; SHA256_OUTPUT_LEN],
+            server_key: [0; SHA256_OUTPUT_LEN],
+            mock: true,
+        }
+    }
+
+    /// Of a password in clear. Takes a millisecond of computing.
+    pub(in crate::login) fn of_password(password: &str, salt: [u8; SALT_LEN]) -> Self {
+        Self::derive(password, &salt, ITERATIONS)
+    }
+
+    pub(super) fn derive(password: &str, salt: &[u8], iterations: NonZeroU32) -> Self {
+        // A password that SASLprep forbids is taken as it is: clients and PostgreSQL do the same.
+        let prepared = stringprep::saslprep(password).unwrap_or(Cow::Borrowed(password));
+        let mut salted = [0; SHA256_OUTPUT_LEN];
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, salt, prepared.as_bytes(), &mut salted);
+        let client_key = hmac(&salted, b"Client Key");
+        let server_key = hmac(&salted, b"Server Key");
+        Self { salt: salt.to_vec(), iterations, stored_key: hash(&client_key), server_key, mock: false }
+    }
+
+    /// Reads `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`; `None` if the text is not that.
+    pub(in crate::login) fn from_secret(text: &str) -> Option<Self> {
+        let (parameters, keys) = text.strip_prefix("SCRAM-SHA-256$")?.split_once('$')?;
+        let (iterations, salt) = parameters.split_once(':')?;
+        let (stored_key, server_key) = keys.split_once(':')?;
+        let key = |text: &str| Key::try_from(STANDARD.decode(text).ok()?).ok();
+        Some(Self {
+            salt: STANDARD.decode(salt).ok()?,
+            iterations: iterations.parse().ok()?,
+            stored_key: key(stored_key)?,
+            server_key: key(server_key)?,
+            mock: false,
+        })
+    }
+
+    /// Whether this is the password. Takes a millisecond of computing, whatever the answer.
+    pub(in crate::login) fn is_of(&self, password: &str) -> bool {
+        let given = Self::derive(password, &self.salt, self.iterations);
+        let fits = constant_time::verify_slices_are_equal(&given.stored_key, &self.stored_key).is_ok();
+        fits && !self.mock
+    }
+
+    /// The `ClientKey` that a proof shows, if it is the right one. Takes the same time whatever the answer.
+    pub(super) fn client_key(&self, auth_message: &[u8], proof: &Key) -> Option<Key> {
+        let signature = hmac(&self.stored_key, auth_message);
+        let mut client_key = *proof;
+        for (byte, signature) in client_key.iter_mut().zip(signature) {
+            *byte ^= signature;
+        }
+        let fits = constant_time::verify_slices_are_equal(&hash(&client_key), &self.stored_key).is_ok();
+        (fits && !self.mock).then_some(client_key)
+    }
+
+    /// `ServerKey`
+    pub(in crate::login) fn server_key(&self) -> Key {
+        self.server_key
+    }
+}
+
+/// A salt that belongs to a name: the same one each time, for real users and for those who do not exist.
+pub(in crate::login) fn salt_of(secret: &[u8], user: &str) -> [u8; SALT_LEN] {
+    let tag = hmac(secret, user.as_bytes());
+    let mut salt = [0; SALT_LEN];
+    salt.copy_from_slice(&tag[..SALT_LEN]);
+    salt
+}
+
+pub(super) fn hmac(key: &[u8], message: &[u8]) -> Key {
+    let tag = hmac::sign(&hmac::Key::new(HMAC_SHA256, key), message);
+    let mut out = [0; SHA256_OUTPUT_LEN];
+    out.copy_from_slice(tag.as_ref());
+    out
+}
+
+fn hash(message: &[u8]) -> Key {
+    let digest = digest(&SHA256, message);
+    let mut out = [0; SHA256_OUTPUT_LEN];
+    out.copy_from_slice(digest.as_ref());
+    out
+}

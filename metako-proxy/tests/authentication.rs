@@ -1,0 +1,300 @@
+//! Log-in as people meet it: psql and a metako process on a real cluster, by rules, methods, secrets and certificates.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod running;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use metako_proxy::playground::Cluster;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
+use running::{Metako, text};
+
+const QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END \
+                     FROM pg_authid WHERE rolname = $1 AND rolcanlogin";
+
+/// A configuration with these users and these other keys.
+fn configuration(cluster: &Cluster, users: &[String], extra: &str) -> String {
+    let own = running::configuration(cluster, "");
+    let users: Vec<String> = users.iter().map(|user| format!("  - {user}\n")).collect();
+    own.replacen("users:\n", &format!("users:\n{}", users.concat()), 1) + extra
+}
+
+/// psql without its own ideas of who it is.
+fn psql(port: u16, conninfo: &str, password: &str) -> Output {
+    let conninfo = format!("host=127.0.0.1 port={port} connect_timeout=20 {conninfo}");
+    Command::new("psql")
+        .args(["-XAtc", "select current_user, current_database()", &conninfo])
+        .env_remove("PGUSER")
+        .env("PGPASSWORD", password)
+        .env("HOME", "/nonexistent")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn let_in(port: u16, conninfo: &str, password: &str) -> String {
+    let output = psql(port, conninfo, password);
+    assert!(output.status.success(), "{conninfo}: {}", text(&output.stderr));
+    text(&output.stdout).trim_end().to_owned()
+}
+
+#[track_caller]
+fn refused(port: u16, conninfo: &str, password: &str) -> String {
+    let output = psql(port, conninfo, password);
+    assert!(!output.status.success(), "{conninfo} was let in: {}", text(&output.stdout));
+    text(&output.stderr)
+}
+
+fn secret_of(cluster: &Cluster, user: &str) -> String {
+    let sql = format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{user}'");
+    cluster.nodes()[0].sql(&sql).unwrap().unwrap()
+}
+
+fn create(cluster: &Cluster, user: &str, rest: &str) {
+    cluster.nodes()[0].sql(&format!("CREATE ROLE {user} LOGIN {rest}")).unwrap();
+}
+
+#[test]
+fn rules_say_who_gets_in_and_how() {
+    let cluster = running::cluster(0, None);
+    for user in ["clear", "scram"] {
+        create(&cluster, user, "PASSWORD 'tiger'");
+    }
+    let hba = tempfile::NamedTempFile::new().unwrap();
+    let write = |text: &str| std::fs::write(hba.path(), text).unwrap();
+    write(
+        "# first match wins\n\
+         host  app  clear  127.0.0.1/32  md5\n\
+         host  app  scram  127.0.0.1/32  password\n\
+         host  all  joe    all           reject\n\
+         host  /^a  app    all           scram-sha-256\n",
+    );
+    let users = [
+        "{ name: clear, password: tiger }".to_owned(),
+        format!("{{ name: scram, password: \"{}\", databases: [\"a*\"] }}", secret_of(&cluster, "scram")),
+    ];
+    let auth = format!("auth: {{ hba_file: {} }}\n", hba.path().display());
+    let metako = Metako::start(&configuration(&cluster, &users, &auth));
+    metako.wait_until_open(0);
+    let port = metako.port;
+
+    assert_eq!(let_in(port, "user=clear dbname=app", "tiger"), "clear|app");
+    assert_eq!(let_in(port, "user=scram dbname=app", "tiger"), "scram|app");
+    assert_eq!(let_in(port, "user=app dbname=app", cluster.app_password()), "app|app");
+    for user in ["clear", "scram"] {
+        let said = refused(port, &format!("user={user} dbname=app"), "lion");
+        assert!(
+            said.contains(&format!("FATAL:  password authentication failed for user \"{user}\"")),
+            "{said}"
+        );
+    }
+    let said = refused(port, "user=joe dbname=app", "tiger");
+    let words = "FATAL:  pg_hba.conf rejects connection for host \"127.0.0.1\", user \"joe\", database \"app\", no encryption";
+    assert!(said.contains(words), "{said}");
+    let said = refused(port, "user=scram dbname=postgres", "tiger");
+    let words = "FATAL:  no pg_hba.conf entry for host \"127.0.0.1\", user \"scram\", database \"postgres\", no encryption";
+    assert!(said.contains(words), "{said}");
+    let log = metako.log();
+    assert!(log.contains("log-in refused") && log.contains("joe"), "{log}");
+    assert!(!log.contains("tiger") && !log.contains("lion"), "{log}");
+
+    // A bad file changes nothing, and says where it is bad.
+    write("host all all all ldap\n");
+    let reload = metako.command(&["reload"]);
+    assert!(!reload.status.success());
+    assert!(
+        text(&reload.stderr).contains(":1:18: the method `ldap` is not supported"),
+        "{}",
+        text(&reload.stderr)
+    );
+    assert_eq!(let_in(port, "user=clear dbname=app", "tiger"), "clear|app");
+    assert!(!metako.command(&["check"]).status.success());
+
+    write("host all clear all reject\n");
+    assert!(metako.command(&["reload"]).status.success());
+    assert!(refused(port, "user=clear dbname=app", "tiger").contains("pg_hba.conf rejects"));
+}
+
+#[test]
+fn secrets_of_the_server_let_in() {
+    let cluster = running::cluster(1, None);
+    create(&cluster, "ann", "PASSWORD 'tiger'");
+    create(&cluster, "late", "PASSWORD 'tiger' VALID UNTIL '2001-01-01'");
+    cluster.nodes()[0].sql("ALTER ROLE late VALID UNTIL '2001-01-01'").unwrap();
+    cluster.nodes()[0].sql("CREATE ROLE locked PASSWORD 'tiger'").unwrap();
+    let hba = tempfile::NamedTempFile::new().unwrap();
+    // With the password in clear metako can log in to servers whatever they ask.
+    std::fs::write(hba.path(), "host all all all password\n").unwrap();
+    let auth = format!("auth: {{ hba_file: {}, query: \"{QUERY}\" }}\n", hba.path().display());
+    let metako = Metako::start(&configuration(&cluster, &[], &auth));
+    metako.wait_until_open(1);
+    let port = metako.port;
+
+    assert_eq!(let_in(port, "user=ann dbname=postgres", "tiger"), "ann|postgres");
+    // PostgreSQL would say more of `late` and `locked` to who knows the password; here they are as strangers.
+    for (user, password) in [("ann", "lion"), ("late", "tiger"), ("locked", "tiger"), ("nobody", "tiger")] {
+        let said = refused(port, &format!("user={user} dbname=postgres"), password);
+        assert!(
+            said.contains(&format!("FATAL:  password authentication failed for user \"{user}\"")),
+            "{said}"
+        );
+    }
+    let said = refused(port, "user=ann dbname=nowhere", "tiger");
+    assert!(said.contains("FATAL:  database \"nowhere\" does not exist"), "{said}");
+
+    // A new password counts at the second try at the latest: a failure has it asked for again.
+    cluster.nodes()[0].sql("ALTER ROLE ann PASSWORD 'lion'").unwrap();
+    running::eventually("the new password counts", || {
+        let output = psql(port, "user=ann dbname=postgres", "lion");
+        if output.status.success() { Ok(()) } else { Err(text(&output.stderr)) }
+    });
+    refused(port, "user=ann dbname=postgres", "tiger");
+}
+
+#[test]
+fn what_a_log_in_shows_opens_the_servers() {
+    let cluster = running::cluster(0, None);
+    for user in ["scram", "ann"] {
+        create(&cluster, user, "PASSWORD 'tiger'");
+    }
+    let node = &cluster.nodes()[0];
+    node.sql("SET password_encryption = 'md5'; CREATE ROLE old LOGIN PASSWORD 'tiger'").unwrap();
+    let servers_rules = node.data_dir().join("pg_hba.conf");
+    let before = std::fs::read_to_string(&servers_rules).unwrap();
+    std::fs::write(&servers_rules, format!("host all old 127.0.0.1/32 md5\n{before}")).unwrap();
+    node.sql("SELECT pg_reload_conf()").unwrap();
+
+    let hba = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(hba.path(), "host all old all md5\nhost all all all scram-sha-256\n").unwrap();
+    // metako knows no password of any of them.
+    let kept = |user: &str| format!("{{ name: {user}, password: \"{}\" }}", secret_of(&cluster, user));
+    let auth = format!("auth: {{ hba_file: {}, query: \"{QUERY}\" }}\n", hba.path().display());
+    let metako = Metako::start(&configuration(&cluster, &[kept("scram"), kept("old")], &auth));
+    metako.wait_until_open(0);
+    for user in ["scram", "old", "ann"] {
+        let conninfo = format!("user={user} dbname=app");
+        assert_eq!(let_in(metako.port, &conninfo, "tiger"), format!("{user}|app"));
+        let said = refused(metako.port, &conninfo, "lion");
+        assert!(
+            said.contains(&format!("FATAL:  password authentication failed for user \"{user}\"")),
+            "{said}"
+        );
+    }
+}
+
+/// An authority with certificates for the server and for clients, as files.
+struct Authority {
+    folder: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let authority = Self { folder: tempfile::tempdir().unwrap(), issuer };
+        authority.write("ca.pem", &authority.issuer.pem());
+        authority
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(self.path(name), text).unwrap();
+        // libpq takes no key that others can read.
+        std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(0o600)).unwrap();
+        self.path(name)
+    }
+
+    /// Makes `NAME.pem` and `NAME.key`.
+    fn certify(&self, name: &str, usage: ExtendedKeyUsagePurpose) {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        self.write(&format!("{name}.pem"), &certificate.pem());
+        self.write(&format!("{name}.key"), &key.serialize_pem());
+    }
+
+    /// The part of a connection string that shows a client's certificate.
+    fn shown(&self, name: &str) -> String {
+        let path = |end: &str| self.path(&format!("{name}.{end}")).display().to_string();
+        format!(
+            "sslmode=verify-full sslrootcert={} sslcert={} sslkey={}",
+            self.path("ca.pem").display(),
+            path("pem"),
+            path("key")
+        )
+    }
+}
+
+fn security(authority: &Authority, client_ca: &Path) -> String {
+    format!(
+        "security: {{ tls_enabled: true, cert_file: {}, key_file: {}, client_ca_file: {} }}\n",
+        authority.path("server.pem").display(),
+        authority.path("server.key").display(),
+        client_ca.display()
+    )
+}
+
+#[test]
+fn certificates_and_channel_binding_hold_over_tls() {
+    let cluster = running::cluster(0, None);
+    create(&cluster, "clear", "PASSWORD 'tiger'");
+    let (authority, other) = (Authority::new(), Authority::new());
+    authority.certify("server", ExtendedKeyUsagePurpose::ServerAuth);
+    for client in ["app", "clear"] {
+        authority.certify(client, ExtendedKeyUsagePurpose::ClientAuth);
+    }
+    other.certify("app", ExtendedKeyUsagePurpose::ClientAuth);
+    other.write("ca.pem", &authority.issuer.pem());
+    let ca = authority.write("clients.pem", &authority.issuer.pem());
+    let hba = authority.write(
+        "hba",
+        "hostssl all app   all cert\n\
+         hostssl all clear all scram-sha-256\n\
+         host    all clear all md5 # without encryption\n",
+    );
+    let users = ["{ name: clear, password: tiger }".to_owned()];
+    let extra = format!("auth: {{ hba_file: {} }}\n{}", hba.display(), security(&authority, &ca));
+    let metako = Metako::start(&configuration(&cluster, &users, &extra));
+    metako.wait_until_open(0);
+    let port = metako.port;
+
+    assert_eq!(let_in(port, &format!("user=app dbname=app {}", authority.shown("app")), ""), "app|app");
+    let said = refused(port, &format!("user=app dbname=app {}", authority.shown("clear")), "");
+    assert!(said.contains("FATAL:  certificate authentication failed for user \"app\""), "{said}");
+    let said = refused(port, "user=app dbname=app sslmode=require sslcert=/none", "");
+    assert!(said.contains("FATAL:  connection requires a valid client certificate"), "{said}");
+    let said = refused(port, "user=app dbname=app sslmode=disable", "");
+    assert!(said.contains("user \"app\", database \"app\", no encryption"), "{said}");
+    refused(port, &format!("user=app dbname=app {}", other.shown("app")), "");
+
+    let bound = "user=clear dbname=app sslmode=require sslcert=/none channel_binding=require";
+    assert_eq!(let_in(port, bound, "tiger"), "clear|app");
+    assert!(refused(port, bound, "lion").contains("password authentication failed"));
+    assert_eq!(
+        let_in(port, "user=clear dbname=app sslmode=require sslcert=/none channel_binding=disable", "tiger"),
+        "clear|app"
+    );
+    assert_eq!(let_in(port, "user=clear dbname=app sslmode=disable", "tiger"), "clear|app");
+
+    // Another authority from the next log-in on.
+    authority.write("clients.pem", &other.issuer.pem());
+    metako.signal(nix::sys::signal::Signal::SIGHUP);
+    running::eventually("the old authority no longer counts", || {
+        let output = psql(port, &format!("user=app dbname=app {}", authority.shown("app")), "");
+        if output.status.success() { Err("let in".to_owned()) } else { Ok(()) }
+    });
+    assert_eq!(let_in(port, &format!("user=app dbname=app {}", other.shown("app")), ""), "app|app");
+}
