@@ -56,7 +56,15 @@ pub(crate) async fn run(path: &Path) -> Exit {
     for warning in &loaded.warnings {
         tracing::warn!("{}:{warning}", loaded.file);
     }
-    let app = match App::start(TokioEnv::new(), loaded.config, path).await {
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let env = match TokioEnv::with_workers(workers) {
+        Ok(env) => env,
+        Err(error) => {
+            eprintln!("metako: cannot start {workers} threads for clients: {error}");
+            return Exit::Failed;
+        }
+    };
+    let app = match App::start(env, loaded.config, path).await {
         Ok(app) => app,
         Err(error) => {
             eprintln!("metako: {error}");
@@ -234,7 +242,7 @@ impl<E: Env> App<E> {
             report_changed: Notify::new(),
         });
         for listener in listeners {
-            env.spawn(until(stopping.clone(), Arc::clone(&data).serve(listener)));
+            env.spawn_data(until(stopping.clone(), Arc::clone(&data).serve(listener)));
         }
         let owner = nix::unistd::geteuid().as_raw();
         let admin: Arc<dyn Admin> = Arc::clone(&inner) as Arc<dyn Admin>;

@@ -18,6 +18,15 @@ pub struct Variant(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerId(pub u64);
 
+/// A thread that serves clients. An idle connection belongs to one, and is cheapest for the clients there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Worker(pub u32);
+
+impl Worker {
+    /// None of them.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
 /// A client that waits. Never given twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WaiterId(pub u64);
@@ -76,6 +85,7 @@ struct Member {
     variant: Variant,
     epoch: Epoch,
     opened: Tick,
+    worker: Worker,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -144,7 +154,7 @@ impl Pool {
     /// A client wants a connection of a variant, opened in `epoch` or later. Clients that wait already come first.
     pub fn checkout(&mut self, now: Tick, variant: Variant, epoch: Epoch, patience: Duration) -> Checkout {
         if self.waiters.is_empty() {
-            if let Some(server) = self.take_idle(variant, epoch) {
+            if let Some(server) = self.take_idle(variant, epoch, Worker::NONE) {
                 return Checkout::Reuse(server);
             }
             if let Some((server, close)) = self.room(now, variant, epoch) {
@@ -159,13 +169,25 @@ impl Pool {
         Checkout::Wait(id)
     }
 
-    /// An idle connection of a variant, opened in `epoch` or later, if there is one and nobody waits.
-    pub fn take_idle(&mut self, variant: Variant, epoch: Epoch) -> Option<ServerId> {
+    /// An idle connection of a variant, opened in `epoch` or later, if there is one and nobody waits: one of `worker`'s,
+    /// if it has any.
+    pub fn take_idle(&mut self, variant: Variant, epoch: Epoch, worker: Worker) -> Option<ServerId> {
         if !self.waiters.is_empty() {
             return None;
         }
-        let at = self.idle.iter().rposition(|idle| self.serves(idle.server, variant, epoch))?;
+        let fits = |idle: &Idle| self.serves(idle.server, variant, epoch);
+        let own = |idle: &Idle| {
+            self.members.get(&idle.server).is_some_and(|member| member.worker == worker) && fits(idle)
+        };
+        let at = self.idle.iter().rposition(own).or_else(|| self.idle.iter().rposition(fits))?;
         Some(self.idle.remove(at).server)
+    }
+
+    /// Notes that a connection belongs to `worker` now.
+    pub fn settled(&mut self, server: ServerId, worker: Worker) {
+        if let Some(member) = self.members.get_mut(&server) {
+            member.worker = worker;
+        }
     }
 
     fn serves(&self, server: ServerId, variant: Variant, epoch: Epoch) -> bool {
@@ -184,7 +206,7 @@ impl Pool {
             close = Some(oldest);
         }
         let server = ServerId(self.number());
-        self.members.insert(server, Member { variant, epoch, opened: now });
+        self.members.insert(server, Member { variant, epoch, opened: now, worker: Worker::NONE });
         Some((server, close))
     }
 
@@ -230,7 +252,7 @@ impl Pool {
 
     fn open_for(&mut self, now: Tick, waiter: Waiter) -> Grant {
         let server = ServerId(self.number());
-        let member = Member { variant: waiter.variant, epoch: self.floor, opened: now };
+        let member = Member { variant: waiter.variant, epoch: self.floor, opened: now, worker: Worker::NONE };
         self.members.insert(server, member);
         Grant::Open(waiter.id, server)
     }

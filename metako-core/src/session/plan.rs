@@ -232,6 +232,10 @@ fn plan_query(input: &[u8], first: Header, cx: &SessionCx<'_>) -> Result<Plan, C
     }
     let Some(body) = input.get(HEADER..first.frame()) else { return Ok(Plan::More) };
     let sql = read::query(body).ok_or(ClientFault::Body(b'Q'))?;
+    if !cx.split {
+        // It is judged when it is sent.
+        return Ok(Plan::Route(Route::primary("load_balancer.split is off")));
+    }
     let mut route = Route::of(Verdict::of(cx.classifier, sql), cx);
     route.read &= first.frame() <= UNIT_MAX;
     Ok(Plan::Route(route))

@@ -151,11 +151,19 @@ impl<E: Env> ClientTask<E> {
                 return self.close_with(&stopping()).await;
             }
         }
-        let (side, handle, stop) = (&mut self.side, &self.handle, &self.core.stop);
+        let (side, handle, stop, env) = (&mut self.side, &self.handle, &self.core.stop, &self.core.env);
         let idle = side.input.is_empty();
+        let mut moving = false;
         let read = poll_fn(|cx| {
             if handle.is_ended(cx) || (idle && stop.is_asked()) {
                 return Poll::Ready(None);
+            }
+            if std::mem::take(&mut moving) {
+                env.settle(side.stream.get_mut());
+                side.timer = None;
+            } else if idle && env.moves_on() {
+                moving = true;
+                return Poll::Pending;
             }
             poll_input(side, cx).map(Some)
         })

@@ -149,7 +149,7 @@ impl<E: Env> DataPlane<E> {
         }
         let crowded = place.number > limit;
         let env = core.env.clone();
-        env.spawn(async move {
+        env.spawn_client(async move {
             connection(core, stream, peer, crowded).await;
             drop(place);
         });
@@ -221,7 +221,8 @@ impl<E: Env> Drop for Place<E> {
 }
 
 /// Serves one connection, whatever it turns out to be.
-async fn connection<E: Env>(core: Arc<Core<E>>, stream: E::Stream, peer: SocketAddr, crowded: bool) {
+async fn connection<E: Env>(core: Arc<Core<E>>, mut stream: E::Stream, peer: SocketAddr, crowded: bool) {
+    core.env.settle(&mut stream);
     let context = core.settings.load().login.clone();
     let env = core.env.clone();
     let entropy = move |bytes: &mut [u8]| env.entropy(bytes);

@@ -104,6 +104,7 @@ impl<E: Env> Cell<E> {
     fn give_back(&self, core: &Core<E>, conn: Box<ServerConn<E>>, reusable: bool) {
         let mut state = self.state.lock();
         let reusable = reusable && !state.retired && conn.epoch == core.view.load().epoch;
+        state.pool.settled(conn.id, core.env.worker());
         let checkin = state.pool.checkin(core.env.now(), conn.id, reusable);
         let closed = match checkin {
             Checkin { close: true, grant } => {

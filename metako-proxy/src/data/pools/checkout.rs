@@ -108,9 +108,10 @@ impl<E: Env> Pools<E> {
         let cell = self.cell(core, who, node)?;
         loop {
             let mut state = cell.state.lock();
-            let server = state.pool.take_idle(who.variant, epoch)?;
+            let server = state.pool.take_idle(who.variant, epoch, core.env.worker())?;
             let mut conn = state.idle.remove(&server)?;
             drop(state);
+            core.env.settle(conn.stream.get_mut());
             if conn.is_alive() {
                 return Some(Lease::new(core, &cell, conn));
             }
@@ -139,6 +140,7 @@ impl<E: Env> Pools<E> {
                         continue;
                     };
                     drop(state);
+                    core.env.settle(conn.stream.get_mut());
                     if conn.is_alive() {
                         return Attempt::Leased(Lease::new(core, &cell, conn));
                     }
@@ -179,7 +181,10 @@ impl<E: Env> Later<E> {
                 let patience = core.settings.load().config.pool.wait_timeout;
                 let mut waiting = Waiting { core, cell: &cell, waiter, receiver };
                 match tokio::time::timeout(patience, &mut waiting.receiver).await {
-                    Ok(Ok(Granted::Conn(conn))) => return Ok(Lease::new(core, &cell, conn)),
+                    Ok(Ok(Granted::Conn(mut conn))) => {
+                        core.env.settle(conn.stream.get_mut());
+                        return Ok(Lease::new(core, &cell, conn));
+                    }
                     Ok(Ok(Granted::Open(server))) => server,
                     Ok(Err(_)) if cell.state.lock().retired => return Err(CheckoutError::NoNode),
                     Ok(Err(_)) | Err(_) => return Err(CheckoutError::Patience(patience)),
