@@ -23,7 +23,7 @@ use crate::control::{ControlConfig, Driver, DriverHandle, FileJournal, History, 
 use crate::data::DataPlane;
 use crate::env::{Env, Listener, TokioEnv};
 use crate::shared::{EvidenceSender, Traffic, ViewCell};
-use crate::{control, logging, state_dir};
+use crate::{control, descriptors, logging, state_dir};
 
 /// How long a shutdown waits for the last decisions to reach the disk.
 const HISTORY_MAX: Duration = Duration::from_secs(5);
@@ -56,6 +56,7 @@ pub(crate) async fn run(path: &Path) -> Exit {
     for warning in &loaded.warnings {
         tracing::warn!("{}:{warning}", loaded.file);
     }
+    descriptors::raise_limit(&loaded.config);
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let env = match TokioEnv::with_workers(workers) {
         Ok(env) => env,

@@ -65,7 +65,7 @@ pub trait Env: Clone + Send + Sync + 'static {
     }
 
     /// Whether the client's task that asks is to go on on another worker: then its poll has to answer `Pending`, and it
-    /// is polled once more there. To be asked by a client's task that has nothing open.
+    /// is polled once more there. To be asked once, by a client's task that is about to wait with nothing open.
     fn moves_on(&self) -> bool {
         false
     }
@@ -138,7 +138,17 @@ impl TokioEnv {
     ///
     /// The system gives no threads or descriptors for them.
     pub fn with_workers(count: usize) -> io::Result<Self> {
-        Ok(Self { origin: tokio::time::Instant::now(), workers: Some(Workers::start(count)?) })
+        Ok(Self { origin: tokio::time::Instant::now(), workers: Some(Workers::start(count, false)?) })
+    }
+
+    /// As [`Self::with_workers`], but clients go to the workers in turn and move on to the next whenever they may, so
+    /// that a test meets all that can happen between workers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::with_workers`].
+    pub fn restless(count: usize) -> io::Result<Self> {
+        Ok(Self { origin: tokio::time::Instant::now(), workers: Some(Workers::start(count, true)?) })
     }
 }
 

@@ -9,13 +9,13 @@ use metako_core::plugin::PickCx;
 use metako_core::route::{self, Choice};
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
-use metako_core::{Epoch, NodeName};
+use metako_core::{Epoch, NodeName, Tick};
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use super::Core;
 use super::hold::Ticket;
-use super::pools::{Attempt, CheckoutError, Lease, Who};
+use super::pools::{Attempt, Cell, CheckoutError, Lease, Who};
 use crate::backend::{ConnectError, ConnectErrorKind};
 use crate::env::Env;
 
@@ -60,7 +60,9 @@ pub(super) enum Picked {
 fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>) -> Picked {
     let view = core.view.load();
     let settings = core.settings.load();
-    let cx = PickCx { now: core.env.now(), random: core.next_random(), session: wanted.session, zone: None };
+    // Only a balancer looks at the clock and the number, and only reads come to one.
+    let (now, random) = if wanted.read { (core.env.now(), core.next_random()) } else { (Tick::ZERO, 0) };
+    let cx = PickCx { now, random, session: wanted.session, zone: None };
     let in_flight = |node: &NodeName| settings.in_flight(node);
     match route::choose(&view, wanted.read, &wanted.avoid, &settings.balancer, &cx, in_flight) {
         Choice::Replica(node) => Picked::Node(node.clone(), true, view.epoch),
@@ -102,11 +104,15 @@ pub(super) async fn acquire<E: Env>(
 }
 
 /// Picks a node, and takes a server there that is idle at once, if there is one.
-pub(super) fn try_acquire<E: Env>(core: &Arc<Core<E>>, wanted: &Wanted<'_>) -> First<E> {
+pub(super) fn try_acquire<E: Env>(
+    core: &Arc<Core<E>>,
+    wanted: &Wanted<'_>,
+    known: &mut Option<Arc<Cell<E>>>,
+) -> First<E> {
     let picked = pick(core, wanted);
     if let Picked::Node(node, replica, epoch) = &picked
         && (*replica || nobody_is_held(core))
-        && let Some(lease) = core.pools.try_idle(core, wanted.who, node, *epoch)
+        && let Some(lease) = core.pools.try_idle(core, wanted.who, node, *epoch, known)
         && let Some(lease) = if_current(core, lease, *epoch)
     {
         return First::Found(Found { lease, replica: *replica });

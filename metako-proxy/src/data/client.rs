@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::acquire::{First, Found, Wanted, acquire, try_acquire};
 use super::buffers::{Outbox, poll_read, trim, with_scratch};
 use super::clients::Handle;
-use super::pools::Who;
+use super::pools::{Cell, Who};
 use super::relay::ClientSide;
 use super::settings::Settings;
 use super::{Core, Stop};
@@ -37,6 +37,8 @@ pub(super) struct ClientTask<E: Env> {
     core: Arc<Core<E>>,
     handle: Arc<Handle>,
     who: Who,
+    /// The pool that served it last.
+    pool: Option<Arc<Cell<E>>>,
     side: ClientSide<MaybeTls<E::Stream>>,
 }
 
@@ -63,7 +65,7 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
         timer: None,
         armed: false,
     };
-    let mut task = ClientTask { core: Arc::clone(&core), handle: Arc::clone(&handle), who, side };
+    let mut task = ClientTask { core: Arc::clone(&core), handle: Arc::clone(&handle), who, pool: None, side };
     if task.welcome().await.is_ok() {
         // Both outcomes end the connection, and have told the client what there was to tell.
         let _ = task.run().await;
@@ -153,7 +155,7 @@ impl<E: Env> ClientTask<E> {
         }
         let (side, handle, stop, env) = (&mut self.side, &self.handle, &self.core.stop, &self.core.env);
         let idle = side.input.is_empty();
-        let mut moving = false;
+        let (mut asked, mut moving) = (!idle, false);
         let read = poll_fn(|cx| {
             if handle.is_ended(cx) || (idle && stop.is_asked()) {
                 return Poll::Ready(None);
@@ -161,7 +163,7 @@ impl<E: Env> ClientTask<E> {
             if std::mem::take(&mut moving) {
                 env.settle(side.stream.get_mut());
                 side.timer = None;
-            } else if idle && env.moves_on() {
+            } else if !std::mem::replace(&mut asked, true) && env.moves_on() {
                 moving = true;
                 return Poll::Pending;
             }
@@ -179,7 +181,7 @@ impl<E: Env> ClientTask<E> {
         let bytes = self.side.input.len();
         let session = u64::from(self.handle.process_id.unsigned_abs());
         let mut wanted = Wanted { who: &self.who, read, avoid, session, bytes };
-        let picked = match try_acquire(&self.core, &wanted) {
+        let picked = match try_acquire(&self.core, &wanted, &mut self.pool) {
             First::Found(found) => return Ok(Ok(found)),
             First::Later(picked) => picked,
         };

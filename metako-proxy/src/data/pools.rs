@@ -1,6 +1,7 @@
 //! The pools: sockets for the state machines of [`metako_core::pool`].
 
 mod checkout;
+mod idle;
 mod lease;
 mod variants;
 
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 pub(super) use self::checkout::{Attempt, CheckoutError};
+use self::idle::Idle;
 pub(super) use self::lease::Lease;
 use self::variants::{Parameters, VARIANTS_MAX, Variants};
 use super::Core;
@@ -48,14 +50,14 @@ enum Granted<E: Env> {
 
 struct State<E: Env> {
     pool: Pool,
-    idle: BTreeMap<ServerId, Box<ServerConn<E>>>,
+    idle: Idle<Box<ServerConn<E>>>,
     waiting: BTreeMap<WaiterId, oneshot::Sender<Granted<E>>>,
     /// The node is gone from the configuration: nothing is kept.
     retired: bool,
 }
 
 /// The pool of one database, user and node.
-pub(super) struct Cell<E: Env> {
+pub(in crate::data) struct Cell<E: Env> {
     node: NodeName,
     address: (String, u16),
     state: Mutex<State<E>>,
@@ -197,7 +199,7 @@ impl<E: Env> Pools<E> {
             address: (configured.host.clone(), configured.port),
             state: Mutex::new(State {
                 pool,
-                idle: BTreeMap::new(),
+                idle: Idle::default(),
                 waiting: BTreeMap::new(),
                 retired: false,
             }),

@@ -186,7 +186,7 @@ mod tests {
         here.block_on(async { socket.settle() }).unwrap();
         // Its first reactor is gone: only the new one can wake a reader.
         drop(elsewhere);
-        std::io::Write::write_all(&mut peer, b"b").unwrap();
+        io::Write::write_all(&mut peer, b"b").unwrap();
         assert_eq!(here.block_on(socket.read_u8()).unwrap(), b'b');
     }
 }

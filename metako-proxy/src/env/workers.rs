@@ -47,6 +47,8 @@ pub(super) fn current() -> Number {
 pub(super) struct Workers {
     all: Vec<Worker>,
     shares: Mutex<Shares>,
+    /// Clients go to the workers in turn and leave for the next whenever they may.
+    restless: bool,
 }
 
 #[derive(Debug)]
@@ -70,6 +72,8 @@ struct Shares {
     shares: Vec<f64>,
     /// How many clients were moved last, and between which workers.
     last: Option<(Move, usize)>,
+    /// Whose turn it is among restless workers.
+    turn: usize,
 }
 
 /// From a worker to another.
@@ -81,13 +85,13 @@ struct Move {
 
 impl Workers {
     /// Starts so many threads, at least one. Has to be called in a runtime, where it goes on looking after the balance.
-    pub(super) fn start(count: usize) -> io::Result<Arc<Self>> {
+    pub(super) fn start(count: usize, restless: bool) -> io::Result<Arc<Self>> {
         let all = (0..count.max(1)).map(start_one).collect::<io::Result<Vec<_>>>()?;
         let idle = vec![0.0; all.len()];
         let used = all.iter().map(Worker::used).collect();
-        let shares = Mutex::new(Shares { since: Instant::now(), used, shares: idle, last: None });
-        let workers = Arc::new(Self { all, shares });
-        if workers.all.len() > 1 {
+        let shares = Mutex::new(Shares { since: Instant::now(), used, shares: idle, last: None, turn: 0 });
+        let workers = Arc::new(Self { all, shares, restless });
+        if workers.all.len() > 1 && !restless {
             tokio::spawn(keep_balance(Arc::downgrade(&workers)));
         }
         Ok(workers)
@@ -111,6 +115,10 @@ impl Workers {
 
     fn roomy(&self) -> usize {
         let mut shares = self.shares.lock();
+        if self.restless {
+            shares.turn = (shares.turn + 1) % self.all.len();
+            return shares.turn;
+        }
         shares.update(&self.all, WINDOW);
         shares.shares.iter().position(|share| *share < BUSY).unwrap_or_else(|| least(&shares.shares))
     }
@@ -118,6 +126,10 @@ impl Workers {
     /// Whether the client's task that is being polled is to go on on another worker.
     pub(super) fn moves_on(&self) -> bool {
         let Some(worker) = CURRENT.get().and_then(|current| self.all.get(current)) else { return false };
+        if self.restless {
+            DESTINATION.set(CURRENT.get().map(|current| (current + 1) % self.all.len()));
+            return true;
+        }
         if worker.leavers.load(Ordering::Relaxed) == 0 {
             return false;
         }
@@ -286,7 +298,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_processor_time_of_each_worker_is_seen() {
-        let workers = Workers::start(2).unwrap();
+        let workers = Workers::start(2, false).unwrap();
         let (done, told) = oneshot::channel();
         let begun = workers.all[0].used();
         workers.spawn(async move {
@@ -302,7 +314,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_is_to_leave_goes_on_where_it_was_sent() {
-        let workers = Workers::start(2).unwrap();
+        let workers = Workers::start(2, false).unwrap();
         let (done, told) = oneshot::channel();
         workers.all[0].destination.store(1, Ordering::Relaxed);
         workers.all[0].leavers.store(1, Ordering::Relaxed);

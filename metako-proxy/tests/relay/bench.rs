@@ -60,12 +60,13 @@ impl Bench {
         let view = Arc::new(ViewCell::new(open(&cluster, "node-1", 1)));
         let traffic = Arc::new(Traffic::default());
         let (sender, evidence) = EvidenceSender::channel();
-        let env = TokioEnv::new();
+        // Clients that change threads after each transaction meet all that several threads can bring.
+        let env = TokioEnv::restless(2).unwrap();
         let data =
             DataPlane::new(env.clone(), config, Arc::clone(&view), sender, Arc::clone(&traffic)).unwrap();
         let listener = env.bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        env.spawn(Arc::clone(&data).serve(listener));
+        env.spawn_data(Arc::clone(&data).serve(listener));
         Self { cluster, data, view, traffic, evidence, port }
     }
 

@@ -179,6 +179,9 @@ impl<'c> Body<'c> {
     /// The name before this token, if there is one, is not called: a column, a table, a type, an alias.
     fn name_without_call(&mut self, next: Seen) {
         let name = self.seen[0].name();
+        if name.is_empty() {
+            return;
+        }
         if name == "pg_temp" && matches!(next, Seen::Symbol(b'.')) {
             note(&mut self.session, "uses the session's temporary schema", self.span);
         } else if name.starts_with("pg_") && !self.catalog.knows_relation(name) {

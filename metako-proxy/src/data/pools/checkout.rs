@@ -97,17 +97,26 @@ impl<E: Env> Drop for Waiting<'_, E> {
 }
 
 impl<E: Env> Pools<E> {
-    /// Takes an idle connection, if there is one and nobody waits.
+    /// Takes an idle connection, if there is one and nobody waits. `known` is the client's pool, as far as it knows
+    /// it: all pools together are looked at only when it changes.
     pub(in crate::data) fn try_idle(
         &self,
         core: &Arc<Core<E>>,
         who: &Who,
         node: &NodeName,
         epoch: Epoch,
+        known: &mut Option<Arc<Cell<E>>>,
     ) -> Option<Lease<E>> {
-        let cell = self.cell(core, who, node)?;
+        if known.as_ref().is_none_or(|cell| cell.node != *node) {
+            *known = self.cell(core, who, node);
+        }
+        let cell = Arc::clone(known.as_ref()?);
         loop {
             let mut state = cell.state.lock();
+            if state.retired {
+                *known = None;
+                return None;
+            }
             let server = state.pool.take_idle(who.variant, epoch, core.env.worker())?;
             let mut conn = state.idle.remove(&server)?;
             drop(state);
