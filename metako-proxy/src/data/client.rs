@@ -14,7 +14,7 @@ use metako_core::wire::sqlstate;
 use metako_core::wire::write::{self, Report};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::acquire::{First, Found, Wanted, acquire, try_acquire};
+use super::acquire::{First, Found, Picked, Wanted, acquire, try_acquire};
 use super::buffers::{Outbox, poll_read, trim, with_scratch};
 use super::clients::Handle;
 use super::pools::{Cell, Who};
@@ -49,7 +49,7 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
     let _entered = Entered { core: &core, handle: &handle };
     let who = match greeting::who(&core, &mut client) {
         Ok(who) => who,
-        Err(report) => return greeting::say_last(&mut client.stream, &report).await,
+        Err(report) => return Box::pin(greeting::say_last(&mut client.stream, &report)).await,
     };
     let mut session = Session::new(&who.application_name, core.settings.load().config.limits.message_size);
     if core.settings.load().config.pool.mode == PoolMode::Session {
@@ -66,7 +66,7 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
         armed: false,
     };
     let mut task = ClientTask { core: Arc::clone(&core), handle: Arc::clone(&handle), who, pool: None, side };
-    if task.welcome().await.is_ok() {
+    if Box::pin(task.welcome()).await.is_ok() {
         // Both outcomes end the connection, and have told the client what there was to tell.
         let _ = task.run().await;
     }
@@ -88,7 +88,7 @@ impl<E: Env> ClientTask<E> {
         let output = &mut self.side.output;
         write::error_response(output.bytes(), report);
         // As far as the client listens; it is not waited for longer than a moment.
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), self.flush()).await;
+        let _ = Box::pin(tokio::time::timeout(std::time::Duration::from_secs(1), self.flush())).await;
         Err(Gone)
     }
 
@@ -114,7 +114,7 @@ impl<E: Env> ClientTask<E> {
             let cx = session_cx(&self.core, &settings);
             let side = &mut self.side;
             match side.session.plan(&side.input, &cx, side.output.bytes()) {
-                Err(fault) => return self.close_with(&fault.report()).await,
+                Err(fault) => return Box::pin(self.close_with(&fault.report())).await,
                 Ok(Plan::Close) => return Ok(()),
                 Ok(Plan::Consumed(taken)) => {
                     side.input.drain(..taken);
@@ -124,7 +124,7 @@ impl<E: Env> ClientTask<E> {
                     tracing::trace!(read = route.read, reason = route.reason, "routed");
                     match self.find(route.read, Vec::new()).await? {
                         Ok(found) => self.work(found, route.read).await?,
-                        Err(report) => self.refuse(&report).await?,
+                        Err(report) => Box::pin(self.refuse(&report)).await?,
                     }
                     if self.side.leaving {
                         return Ok(());
@@ -150,7 +150,7 @@ impl<E: Env> ClientTask<E> {
         if self.side.input.is_empty() {
             trim(&mut self.side.input);
             if self.core.stop.is_asked() {
-                return self.close_with(&stopping()).await;
+                return Box::pin(self.close_with(&stopping())).await;
             }
         }
         let (side, handle, stop, env) = (&mut self.side, &self.handle, &self.core.stop, &self.core.env);
@@ -172,7 +172,7 @@ impl<E: Env> ClientTask<E> {
         .await;
         match read {
             Some(read) => read,
-            None => self.close_with(&stopping()).await,
+            None => Box::pin(self.close_with(&stopping())).await,
         }
     }
 
@@ -180,11 +180,23 @@ impl<E: Env> ClientTask<E> {
     async fn find(&mut self, read: bool, avoid: Vec<NodeName>) -> Result<Result<Found<E>, Report>, Gone> {
         let bytes = self.side.input.len();
         let session = u64::from(self.handle.process_id.unsigned_abs());
+        let wanted = Wanted { who: &self.who, read, avoid, session, bytes };
+        match try_acquire(&self.core, &wanted, &mut self.pool) {
+            First::Found(found) => Ok(Ok(found)),
+            // Boxed, as all that is rare: an idle client's task keeps no room for it.
+            First::Later(picked) => Box::pin(self.wait_for(read, wanted.avoid, picked)).await,
+        }
+    }
+
+    async fn wait_for(
+        &mut self,
+        read: bool,
+        avoid: Vec<NodeName>,
+        picked: Picked,
+    ) -> Result<Result<Found<E>, Report>, Gone> {
+        let bytes = self.side.input.len();
+        let session = u64::from(self.handle.process_id.unsigned_abs());
         let mut wanted = Wanted { who: &self.who, read, avoid, session, bytes };
-        let picked = match try_acquire(&self.core, &wanted, &mut self.pool) {
-            First::Found(found) => return Ok(Ok(found)),
-            First::Later(picked) => picked,
-        };
         self.handle.wait();
         let (side, handle) = (&mut self.side, &self.handle);
         let watch = poll_fn(|cx| {
@@ -199,7 +211,7 @@ impl<E: Env> ClientTask<E> {
         });
         let found = tokio::select! {
             biased;
-            found = Box::pin(acquire(&self.core, &mut wanted, picked)) => Ok(found),
+            found = acquire(&self.core, &mut wanted, picked) => Ok(found),
             () = handle.interrupted() => Ok(Err(cancelled())),
             gone = watch => Err(gone),
         };

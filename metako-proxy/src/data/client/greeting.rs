@@ -78,6 +78,8 @@ impl<E: Env> ClientTask<E> {
         }
         let welcome = login::welcome(&parameters, self.handle.process_id, &self.handle.secret_key());
         self.side.output.bytes().extend_from_slice(&welcome);
-        self.flush().await
+        let flushed = self.flush().await;
+        self.side.output = Outbox::default();
+        flushed
     }
 }
