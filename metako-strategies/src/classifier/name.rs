@@ -28,6 +28,11 @@ impl Name {
         name
     }
 
+    /// The first byte of [`Self::as_str`].
+    pub(super) fn first(&self) -> Option<u8> {
+        self.bytes.get(..self.length).and_then(<[u8]>::first).copied()
+    }
+
     /// The name; empty if it is too long or not ASCII.
     pub(super) fn as_str(&self) -> &str {
         let bytes = self.bytes.get(..self.length).unwrap_or_default();
