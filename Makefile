@@ -3,19 +3,23 @@
 #   make demo                             a throw-away cluster with metako in front of it, until Ctrl-C
 #   make demo SCENARIO=kill-primary       traffic, SIGKILL to the primary, and what clients saw of it
 #   make test                             every check and test
+#   make bench                            direct, PgBouncer and metako side by side: half an hour on a quiet machine
+#   make bench BENCH="--rows simple-16"   the same with options of the benchmark: --help lists them
+#   make bench-micro                      the frame scan alone, in nanoseconds
 #
 # Variables of `make demo`: SCENARIO, SYNCHRONOUS=1 (commits wait for a replica), JSON=1 (the outcome as JSON on the last
-# line), LISTEN=host:port (instead of 127.0.0.1:6432).
+# line), LISTEN=host:port (instead of 127.0.0.1:6432). Of `make bench`: BENCH, and PGBOUNCER=program (1.24 or newer)
+# instead of one that is built from Debian's source.
 
 CARGO ?= cargo
 
 demo_options := $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SYNCHRONOUS),--synchronous) $(if $(JSON),--json) \
 	$(if $(LISTEN),--listen $(LISTEN))
 
-.PHONY: help demo test
+.PHONY: help demo test bench bench-micro
 
 help:
-	@sed -n 's/^#//p' Makefile | head -9
+	@sed -n 's/^#//p' Makefile
 
 demo:
 	@scripts/install-missing.sh
@@ -25,3 +29,9 @@ demo:
 
 test:
 	@scripts/test.sh
+
+bench:
+	@scripts/bench.sh $(BENCH)
+
+bench-micro:
+	@$(CARGO) bench --locked --package metako-core --bench frames

@@ -1,0 +1,26 @@
+#!/bin/sh
+# `make bench`: builds what is compared and runs the benchmark with the options given here. docs/performance.md explains
+# the table.
+#
+# Variables: PGBOUNCER, a PgBouncer of 1.24 or newer instead of one that is built here.
+set -eu
+cd "$(dirname "$0")/.."
+
+say() { echo "== $*" >&2; }
+cargo=${CARGO:-cargo}
+
+scripts/install-missing.sh
+PGBOUNCER=${PGBOUNCER:-$(scripts/build-pgbouncer.sh)}
+export PGBOUNCER
+
+# Pages that are never written to a disk disturb nobody.
+if [ -z "${METAKO_PLAYGROUND_DIR:-}" ] && [ -w /dev/shm ]; then
+    free=$(df --output=avail --block-size=M /dev/shm | tail -n 1 | tr -dc 0-9)
+    if [ "${free:-0}" -ge 4096 ]; then
+        export METAKO_PLAYGROUND_DIR=/dev/shm
+    fi
+fi
+
+say "building metako in release mode"
+"$cargo" build --release --locked --quiet --package metako-proxy --bin metako
+"$cargo" run --release --locked --quiet --package metako-bench -- "$@"
