@@ -133,7 +133,7 @@ impl<E: Env> Cell<E> {
     }
 
     fn take_idle(state: &mut State<E>, servers: Vec<ServerId>) -> Vec<Box<ServerConn<E>>> {
-        servers.into_iter().filter_map(|server| state.idle.remove(&server)).collect()
+        servers.into_iter().filter_map(|server| state.idle.remove(server)).collect()
     }
 }
 
@@ -273,7 +273,7 @@ impl<E: Env> Pools<E> {
                 core.evidence.report(&cell.node, ServerLoss::Broken);
             }
             for server in dead {
-                closed.extend(state.idle.remove(&server));
+                closed.extend(state.idle.remove(server));
                 let grant = state.pool.lost(now, server);
                 Cell::deliver(core, &mut state, None, grant);
             }

@@ -69,7 +69,7 @@ struct Worker {
 struct Shares {
     since: Instant,
     used: Vec<Duration>,
-    shares: Vec<f64>,
+    of: Vec<f64>,
     /// How many clients were moved last, and between which workers.
     last: Option<(Move, usize)>,
     /// Whose turn it is among restless workers.
@@ -89,7 +89,7 @@ impl Workers {
         let all = (0..count.max(1)).map(start_one).collect::<io::Result<Vec<_>>>()?;
         let idle = vec![0.0; all.len()];
         let used = all.iter().map(Worker::used).collect();
-        let shares = Mutex::new(Shares { since: Instant::now(), used, shares: idle, last: None, turn: 0 });
+        let shares = Mutex::new(Shares { since: Instant::now(), used, of: idle, last: None, turn: 0 });
         let workers = Arc::new(Self { all, shares, restless });
         if workers.all.len() > 1 && !restless {
             tokio::spawn(keep_balance(Arc::downgrade(&workers)));
@@ -120,7 +120,7 @@ impl Workers {
             return shares.turn;
         }
         shares.update(&self.all, WINDOW);
-        shares.shares.iter().position(|share| *share < BUSY).unwrap_or_else(|| least(&shares.shares))
+        shares.of.iter().position(|share| *share < BUSY).unwrap_or_else(|| least(&shares.of))
     }
 
     /// Whether the client's task that is being polled is to go on on another worker.
@@ -148,7 +148,7 @@ impl Workers {
             // Those who did not come by: what they were to do is over.
             worker.leavers.store(0, Ordering::Relaxed);
         }
-        let moved = wanted(&shares.shares);
+        let moved = wanted(&shares.of);
         shares.last = moved.map(|next| {
             let clients = self.all[next.from].clients.load(Ordering::Relaxed);
             // Nobody knows which of them are the busy ones: twice as many each time, as long as it takes.
@@ -177,7 +177,7 @@ impl Shares {
             return;
         }
         self.since += elapsed;
-        for ((worker, used), share) in workers.iter().zip(&mut self.used).zip(&mut self.shares) {
+        for ((worker, used), share) in workers.iter().zip(&mut self.used).zip(&mut self.of) {
             let now = worker.used();
             *share = now.saturating_sub(*used).as_secs_f64() / elapsed.as_secs_f64();
             *used = now;

@@ -118,7 +118,7 @@ impl<E: Env> Pools<E> {
                 return None;
             }
             let server = state.pool.take_idle(who.variant, epoch, core.env.worker())?;
-            let mut conn = state.idle.remove(&server)?;
+            let mut conn = state.idle.remove(server)?;
             drop(state);
             core.env.settle(conn.stream.get_mut());
             if conn.is_alive() {
@@ -144,7 +144,7 @@ impl<E: Env> Pools<E> {
             let mut state = cell.state.lock();
             match state.pool.checkout(core.env.now(), who.variant, epoch, patience) {
                 Checkout::Reuse(server) => {
-                    let Some(mut conn) = state.idle.remove(&server) else {
+                    let Some(mut conn) = state.idle.remove(server) else {
                         state.pool.lost(core.env.now(), server);
                         continue;
                     };
@@ -158,7 +158,7 @@ impl<E: Env> Pools<E> {
                     cell.lost(core, server);
                 }
                 Checkout::Open { server, close } => {
-                    let closed = close.and_then(|server| state.idle.remove(&server));
+                    let closed = close.and_then(|server| state.idle.remove(server));
                     drop(state);
                     drop(closed);
                     return Attempt::Later(Later { cell, step: Step::Open(server) });

@@ -17,8 +17,8 @@ impl<C> Idle<C> {
         self.0.push((server, conn));
     }
 
-    pub(super) fn remove(&mut self, server: &ServerId) -> Option<C> {
-        let at = self.0.iter().rposition(|(known, _)| known == server)?;
+    pub(super) fn remove(&mut self, server: ServerId) -> Option<C> {
+        let at = self.0.iter().rposition(|(known, _)| *known == server)?;
         Some(self.0.swap_remove(at).1)
     }
 
