@@ -301,8 +301,7 @@ impl World {
         let (mut rest, mut further) = (Vec::new(), Vec::new());
         for part in answer.chunks(piece) {
             rest.extend_from_slice(part);
-            let answered =
-                self.session.answer(&mut self.server, &rest, &mut self.to_client, &mut further);
+            let answered = self.session.answer(&mut self.server, &rest, &mut self.to_client, &mut further);
             assert!(answered.is_ok() || !self.honest, "{answered:?}");
             let answered = answered.map_err(|_| Over)?;
             assert!(answered.consumed <= rest.len());

@@ -121,7 +121,9 @@ impl<E: Env> ClientTask<E> {
         let key = self.handle.key();
         let welcome = login::welcome(&parameters, key.process_id, &key.secret);
         self.side.output.bytes().extend_from_slice(&welcome);
-        self.flush().await
+        let flushed = self.flush().await;
+        self.side.output = Outbox::default();
+        flushed
     }
 }
 
