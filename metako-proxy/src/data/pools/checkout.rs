@@ -289,7 +289,9 @@ pub(super) async fn open<E: Env>(
         let mut state = cell.state.lock();
         state.pool.set_epoch(server, epoch);
         state.trouble = None;
-        state.warm = Some(who.clone());
+        if !who.alone {
+            state.warm = Some(who.clone());
+        }
         let grant = state.pool.opened(core.env.now(), server, core.next_random());
         Cell::deliver(core, &mut state, None, grant);
     }
