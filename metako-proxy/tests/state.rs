@@ -3,9 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+#[expect(dead_code, reason = "other tests use the rest")]
 #[path = "relay/bench.rs"]
 mod bench;
-#[expect(dead_code, reason = "other tests use the rest")]
 #[path = "running/mod.rs"]
 mod running;
 
