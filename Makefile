@@ -3,6 +3,8 @@
 #   make demo                             a throw-away cluster with metako in front of it, until Ctrl-C
 #   make demo SCENARIO=kill-primary       traffic, SIGKILL to the primary, and what clients saw of it
 #   make test                             every check and test
+#   make fuzz                             the fuzz targets, FUZZ_SECONDS each (60); needs a nightly compiler
+#   make driver-suites                    PostgreSQL's own tests directly and through metako; SUITES, MODES
 #   make bench                            direct, PgBouncer and metako side by side: half an hour on a quiet machine
 #   make bench BENCH="--rows simple-16"   the same with options of the benchmark: --help lists them
 #   make bench-micro                      the frame scan alone, in nanoseconds
@@ -16,7 +18,7 @@ CARGO ?= cargo
 demo_options := $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SYNCHRONOUS),--synchronous) $(if $(JSON),--json) \
 	$(if $(LISTEN),--listen $(LISTEN))
 
-.PHONY: help demo test bench bench-micro
+.PHONY: help demo test fuzz driver-suites bench bench-micro
 
 help:
 	@sed -n 's/^#//p' Makefile
@@ -29,6 +31,12 @@ demo:
 
 test:
 	@scripts/test.sh
+
+fuzz:
+	@scripts/fuzz.sh
+
+driver-suites:
+	@scripts/driver-suites.sh
 
 bench:
 	@scripts/bench.sh $(BENCH)

@@ -21,6 +21,7 @@
 
 mod acts;
 mod answer;
+mod by_statement;
 mod forward;
 mod local;
 mod loss;
@@ -44,6 +45,7 @@ mod tests;
 use std::sync::Arc;
 
 pub use answer::{Answered, Effect};
+pub use by_statement::block_opened;
 pub use forward::Forwarded;
 pub use loss::{Loss, LossCx};
 pub use plan::{Plan, Route};
@@ -56,6 +58,7 @@ pub use verdict::Verdict;
 use crate::plugin::{Effects, QueryClassifier, TransactionVerb};
 use crate::wire::write::{Report, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, sqlstate, write};
+use by_statement::ByStatement;
 use local::LostBlock;
 use pins::Pins;
 use settings::{APPLICATION_NAME, Made, Settings, View};
@@ -223,6 +226,7 @@ pub struct Session {
     framer: Framer,
     names: Names,
     unnamed: Unnamed,
+    by_statement: ByStatement,
     /// Names changed by what was not answered yet.
     fresh: Fresh,
     /// What was read last waits for that answer.
@@ -268,6 +272,7 @@ impl Session {
             framer: Framer::new(Direction::Client, message_max),
             names: Names::default(),
             unnamed: Unnamed::default(),
+            by_statement: ByStatement::Off,
             fresh: Fresh::default(),
             waiting: false,
             start,
@@ -325,7 +330,7 @@ impl Session {
     pub fn wants_input(&self, server: &Server) -> bool {
         let complete = matches!(self.state, State::Attached(Attachment::Unit { complete: true, .. }));
         let waits = self.waiting && (server.replies.outstanding() > 0 || server.answers_metako());
-        !complete && !waits && !server.replies.full()
+        !complete && !waits && !self.is_done_here(server) && !server.replies.full()
     }
 
     /// By what the answer that is awaited is bounded in time.
@@ -367,6 +372,7 @@ impl Session {
         self.state = State::Attached(attachment);
         self.unnamed.here = Here::No;
         self.open = Open::default();
+        self.by_statement.begin();
         self.timed_out = None;
         self.refused = false;
         self.forget_unit();

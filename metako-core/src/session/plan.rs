@@ -72,6 +72,11 @@ impl Session {
         to_client: &mut Vec<u8>,
     ) -> Result<Plan, ClientFault> {
         let plan = self.plan_any(input, cx, to_client)?;
+        if matches!(plan, Plan::Route(_))
+            && let Some(refused) = self.refuse_block(input, cx, to_client)?
+        {
+            return Ok(refused);
+        }
         Ok(match plan {
             Plan::Route(route) => Plan::Route(Route { read: route.read && self.pinned().is_none(), ..route }),
             other => other,
@@ -233,6 +238,10 @@ fn plan_query(input: &[u8], first: Header, cx: &SessionCx<'_>) -> Plan {
     }
     let Some(body) = input.get(HEADER..first.frame()) else { return Plan::More };
     let Some(sql) = read::query(body) else { return Plan::Route(Route::primary(MALFORMED)) };
+    if !cx.split {
+        // It is judged when it is sent.
+        return Plan::Route(Route::primary("load_balancer.split is off"));
+    }
     let mut route = Route::of(Verdict::of(cx, sql), cx);
     route.read &= first.frame() <= UNIT_MAX;
     Plan::Route(route)

@@ -154,7 +154,7 @@ impl<'a> Lexer<'a> {
     }
 
     fn word(&mut self) -> Result<Kind, &'static str> {
-        self.skip_until(|byte| !(starts_word(byte) || byte.is_ascii_digit() || byte == b'$'));
+        self.skip_until(|byte| !IN_WORD[usize::from(byte)]);
         self.check_encoding()?;
         Ok(Kind::Word)
     }
@@ -275,9 +275,22 @@ impl Iterator for Lexer<'_> {
     }
 }
 
-fn starts_word(byte: u8) -> bool {
+const fn starts_word(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || byte == b'_' || !byte.is_ascii()
 }
+
+/// Which bytes go on with a word.
+const IN_WORD: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        #[expect(clippy::cast_possible_truncation, reason = "there are 256 bytes")]
+        let this = byte as u8;
+        table[byte] = starts_word(this) || this.is_ascii_digit() || this == b'$';
+        byte += 1;
+    }
+    table
+};
 
 /// Where `needle` first stands in `text`. The needle begins with `$` and holds no other but its last byte, so a search by
 /// that byte does not go back.

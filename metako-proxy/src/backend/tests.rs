@@ -164,7 +164,7 @@ async fn a_server_that_closes_is_told_from_one_that_speaks_otherwise() {
 async fn answer_tls_request(
     answer: &'static [u8],
     sslmode: SslMode,
-) -> Result<MaybeTls<tokio::net::TcpStream>, ConnectError> {
+) -> Result<MaybeTls<crate::env::Socket>, ConnectError> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let script = async {
@@ -331,9 +331,9 @@ async fn channel_binding_is_chosen_by_what_is_offered_and_wanted() {
             ChannelBinding::Prefer,
             hash,
             &both[..],
-            "SCRAM-SHA-256-PLUS\0\0\0\x35p=tls-server-end-point,,n=,r=",
+            "SCRAM-SHA-256-PLUS\0\0\0\0\x35p=tls-server-end-point,,n=,r=",
         ),
-        (ChannelBinding::Require, hash, &both, "SCRAM-SHA-256-PLUS\0\0\0\x35p=tls-server-end-point,,n=,r="),
+        (ChannelBinding::Require, hash, &both, "SCRAM-SHA-256-PLUS\0\0\0\0\x35p=tls-server-end-point,,n=,r="),
         (ChannelBinding::Prefer, hash, ASK_SCRAM, "SCRAM-SHA-256\0\0\0\0 y,,n=,r="),
         (ChannelBinding::Disable, hash, &both, "SCRAM-SHA-256\0\0\0\0 n,,n=,r="),
         (ChannelBinding::Prefer, None, &both, "SCRAM-SHA-256\0\0\0\0 n,,n=,r="),

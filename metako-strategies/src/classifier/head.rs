@@ -26,13 +26,13 @@ pub(super) enum Form {
 /// nothing else.
 pub(super) fn head(lexer: &mut Lexer<'_>) -> Head {
     let words = Words::ahead(lexer);
-    if words.get()[0] != "explain" {
+    if words.names[0].as_str() != "explain" {
         return judge(&words);
     }
     skip_explain(lexer);
     let inner = Words::ahead(lexer);
     let empty = inner.class_of_nothing == Class::Empty && inner.count == 0;
-    if empty || inner.get()[0] == "explain" {
+    if empty || inner.names[0].as_str() == "explain" {
         return plain(Class::Unknown, "EXPLAIN of something that the classifier does not know", words.span);
     }
     judge(&inner)
@@ -72,10 +72,14 @@ impl Words {
                 Kind::Word => {
                     let Some(name) = words.names.get_mut(words.count) else { break };
                     *name = Name::folded(lexer.text(token));
-                    if words.count == 0 {
-                        words.span = token.span;
-                    }
                     words.count += 1;
+                    if words.count == 1 {
+                        words.span = token.span;
+                        if matches!(words.names[0].as_str(), "select" | "values" | "table" | "with") {
+                            // The others say nothing more.
+                            break;
+                        }
+                    }
                 }
                 _ => {
                     if words.count == 0 {

@@ -179,6 +179,9 @@ impl<'c> Body<'c> {
 
     /// A word, before it joins those seen.
     fn keyword(&mut self, word: &str, span: Span) {
+        if !is_of_account(word) {
+            return;
+        }
         match (self.seen[0].word(), word) {
             (_, "with") if matches!(self.seen[0], Seen::Start) => self.cte_list = true,
             (_, "select" | "values" | "table") if self.depth == 0 => self.cte_list = false,
@@ -209,7 +212,12 @@ impl<'c> Body<'c> {
 
     /// The name before this token, if there is one, is not called: a column, a table, a type, an alias.
     fn name_without_call(&mut self, next: Seen) {
-        let name = self.seen[0].name();
+        let (Seen::Word(name) | Seen::QuotedName(name)) = &self.seen[0] else { return };
+        if !matches!(name.first(), Some(b'p' | b'l' | b'i')) {
+            // None of those that are looked for.
+            return;
+        }
+        let name = name.as_str();
         if name == "pg_temp" && matches!(next, Seen::Symbol(b'.')) {
             note(&mut self.session, "uses the session's temporary schema", self.span);
         } else if name.starts_with("pg_") && !self.catalog.knows_relation(name) {
@@ -331,6 +339,33 @@ impl<'c> Body<'c> {
             head.verdict
         }
     }
+}
+
+/// Whether [`Body::keyword`] does anything about a word: most are names.
+fn is_of_account(word: &str) -> bool {
+    matches!(
+        word,
+        "with"
+            | "select"
+            | "values"
+            | "table"
+            | "update"
+            | "share"
+            | "no"
+            | "key"
+            | "insert"
+            | "delete"
+            | "merge"
+            | "into"
+            | "temp"
+            | "temporary"
+            | "local"
+            | "global"
+            | "on"
+            | "by"
+            | "hold"
+            | "stdout"
+    )
 }
 
 /// Keywords that may also be names, and after which an expression can begin.

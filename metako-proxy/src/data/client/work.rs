@@ -7,11 +7,12 @@ use std::task::Poll;
 use metako_core::NodeName;
 use metako_core::cluster::ServerLoss;
 use metako_core::plugin::{LoadBalancer as _, Outcome};
-use metako_core::session::{Loss, LossCx};
+use metako_core::session::{Loss, LossCx, block_opened};
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
 
-use super::{ClientTask, Found, Gone, session_cx, stopping};
+use super::greeting::stopping;
+use super::{ClientTask, Found, Gone, session_cx};
 use crate::data::buffers::Outbox;
 use crate::data::clients::deliver;
 use crate::data::pools::Lease;
@@ -61,12 +62,26 @@ impl<E: Env> ClientTask<E> {
             let outcome = Outcome { node: lease.node().as_str(), took, ok };
             self.core.settings.load().balancer.observe(&outcome);
         }
+        if let End::Released = end {
+            self.side.session.release();
+            self.give_back(lease).await;
+            return Ok(Next::Done);
+        }
+        // Boxed: an idle client's task keeps no room for what is rare.
+        Box::pin(self.after(end, lease, repeat, read, avoid)).await
+    }
+
+    /// Does what the end of a unit asks for, when that is not just to give the server back.
+    async fn after(
+        &mut self,
+        end: End,
+        lease: Lease<E>,
+        repeat: bool,
+        read: bool,
+        avoid: &mut Vec<NodeName>,
+    ) -> Result<Next<E>, Gone> {
         match end {
-            End::Released => {
-                self.side.session.release();
-                self.give_back(lease).await;
-                Ok(Next::Done)
-            }
+            End::Released => Ok(Next::Done),
             End::Refused => {
                 avoid.push(lease.node().clone());
                 self.side.output.clear();
@@ -103,6 +118,10 @@ impl<E: Env> ClientTask<E> {
             End::Fault(fault) => {
                 drop(lease);
                 self.close_with(&fault.report()).await
+            }
+            End::BlockOpened => {
+                drop(lease);
+                self.close_with(&block_opened()).await
             }
             End::Stopped => {
                 drop(lease);
@@ -159,8 +178,9 @@ impl<E: Env> ClientTask<E> {
                 let severed = lease.conn().registration.control.is_severed(cx);
                 if severed { Poll::Ready(()) } else { Poll::Pending }
             });
+            let leave = Box::pin(self.handle.leave());
             tokio::select! {
-                usable = self.handle.leave() => usable,
+                usable = leave => usable,
                 () = fenced => false,
             }
         };

@@ -42,9 +42,12 @@ pub(in crate::data) enum Attempt<E: Env> {
 }
 
 impl<E: Env> Attempt<E> {
-    /// Whether it waits for a connection that others use.
-    pub(in crate::data) fn is_in_line(&self) -> bool {
-        matches!(self, Self::Later(Later { step: Step::Wait(..), .. }))
+    /// How many came before, if it waits for a connection that others use.
+    pub(in crate::data) fn before(&self) -> Option<usize> {
+        match self {
+            Self::Later(Later { step: Step::Wait(..), before, .. }) => Some(*before),
+            _ => None,
+        }
     }
 }
 
@@ -52,6 +55,8 @@ impl<E: Env> Attempt<E> {
 pub(in crate::data) struct Later<E: Env> {
     cell: Arc<Cell<E>>,
     step: Step<E>,
+    /// Clients that were in line before.
+    before: usize,
 }
 
 enum Step<E: Env> {
@@ -105,20 +110,30 @@ impl<E: Env> Drop for Waiting<'_, E> {
 }
 
 impl<E: Env> Pools<E> {
-    /// Takes an idle connection, if there is one and nobody waits.
+    /// Takes an idle connection, if there is one and nobody waits. `known` is the client's pool, as far as it knows
+    /// it: all pools together are looked at only when it changes.
     pub(in crate::data) fn try_idle(
         &self,
         core: &Arc<Core<E>>,
         who: &Who,
         node: &NodeName,
         epoch: Epoch,
+        known: &mut Option<Arc<Cell<E>>>,
     ) -> Option<Lease<E>> {
-        let cell = self.cell(core, who, node)?;
+        if known.as_ref().is_none_or(|cell| cell.node != *node) {
+            *known = self.cell(core, who, node);
+        }
+        let cell = Arc::clone(known.as_ref()?);
         loop {
             let mut state = cell.state.lock();
-            let server = state.pool.take_idle(who.variant, epoch)?;
-            let mut conn = state.idle.remove(&server)?;
+            if state.retired {
+                *known = None;
+                return None;
+            }
+            let server = state.pool.take_idle(who.variant, epoch, core.env.worker())?;
+            let mut conn = state.idle.remove(server)?;
             drop(state);
+            core.env.settle(conn.stream.get_mut());
             if conn.is_alive() {
                 return Some(Lease::new(core, &cell, conn));
             }
@@ -151,11 +166,12 @@ impl<E: Env> Pools<E> {
             }
             match state.pool.checkout(core.env.now(), who.variant, epoch, patience) {
                 Checkout::Reuse(server) => {
-                    let Some(mut conn) = state.idle.remove(&server) else {
+                    let Some(mut conn) = state.idle.remove(server) else {
                         state.pool.lost(core.env.now(), server);
                         continue;
                     };
                     drop(state);
+                    core.env.settle(conn.stream.get_mut());
                     if conn.is_alive() {
                         return Attempt::Leased(Lease::new(core, &cell, conn));
                     }
@@ -164,10 +180,10 @@ impl<E: Env> Pools<E> {
                     cell.lost(core, server);
                 }
                 Checkout::Open { server, close } => {
-                    let closed = close.and_then(|server| state.idle.remove(&server));
+                    let closed = close.and_then(|server| state.idle.remove(server));
                     drop(state);
                     drop(closed);
-                    return Attempt::Later(Later { cell, step: Step::Open(server) });
+                    return Attempt::Later(Later { cell, step: Step::Open(server), before: 0 });
                 }
                 Checkout::Wait(waiter) if let Some(error) = refusal => {
                     state.pool.cancel(waiter);
@@ -177,8 +193,9 @@ impl<E: Env> Pools<E> {
                     let (sender, receiver) = oneshot::channel();
                     let (variant, credential) = (who.variant, who.credential.clone());
                     state.waiting.insert(waiter, InLine { sender, variant, credential });
+                    let before = state.pool.waiting().saturating_sub(1);
                     drop(state);
-                    return Attempt::Later(Later { cell, step: Step::Wait(waiter, receiver) });
+                    return Attempt::Later(Later { cell, step: Step::Wait(waiter, receiver), before });
                 }
                 Checkout::Full => return Attempt::Failed(CheckoutError::Full),
             }
@@ -222,14 +239,17 @@ impl<E: Env> Later<E> {
         who: &Who,
         epoch: Epoch,
     ) -> Result<Lease<E>, CheckoutError> {
-        let Self { cell, step } = self;
+        let Self { cell, step, .. } = self;
         let server = match step {
             Step::Open(server) => server,
             Step::Wait(waiter, receiver) => {
                 let patience = core.settings.load().config.pool_of(&who.user).wait_timeout;
                 let mut waiting = Waiting { core, cell: &cell, waiter, receiver };
                 match tokio::time::timeout(patience, &mut waiting.receiver).await {
-                    Ok(Ok(Granted::Conn(conn))) => return Ok(Lease::new(core, &cell, conn)),
+                    Ok(Ok(Granted::Conn(mut conn))) => {
+                        core.env.settle(conn.stream.get_mut());
+                        return Ok(Lease::new(core, &cell, conn));
+                    }
                     Ok(Ok(Granted::Open(server))) => server,
                     Ok(Ok(Granted::Refused(error))) => return Err(CheckoutError::Open(error)),
                     Ok(Err(_)) if cell.state.lock().retired => return Err(CheckoutError::NoNode),
@@ -269,7 +289,9 @@ pub(super) async fn open<E: Env>(
         let mut state = cell.state.lock();
         state.pool.set_epoch(server, epoch);
         state.trouble = None;
-        state.warm = Some(who.clone());
+        if !who.alone {
+            state.warm = Some(who.clone());
+        }
         let grant = state.pool.opened(core.env.now(), server, core.next_random());
         Cell::deliver(core, &mut state, None, grant);
     }
