@@ -6,6 +6,8 @@
 #   make bench                            direct, PgBouncer and metako side by side: half an hour on a quiet machine
 #   make bench BENCH="--rows simple-16"   the same with options of the benchmark: --help lists them
 #   make bench-micro                      the frame scan alone, in nanoseconds
+#   make fuzz                             the fuzz targets, FUZZ_SECONDS each (60); needs a nightly compiler
+#   make driver-suites                    PostgreSQL's own tests and drivers' own against PostgreSQL, session and transaction mode
 #
 # Variables of `make demo`: SCENARIO, SYNCHRONOUS=1 (commits wait for a replica), JSON=1 (the outcome as JSON on the last
 # line), LISTEN=host:port (instead of 127.0.0.1:6432). Of `make bench`: BENCH, and PGBOUNCER=program (1.24 or newer)
@@ -16,7 +18,7 @@ CARGO ?= cargo
 demo_options := $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SYNCHRONOUS),--synchronous) $(if $(JSON),--json) \
 	$(if $(LISTEN),--listen $(LISTEN))
 
-.PHONY: help demo test bench bench-micro
+.PHONY: help demo test fuzz driver-suites bench bench-micro
 
 help:
 	@sed -n 's/^#//p' Makefile
@@ -35,3 +37,9 @@ bench:
 
 bench-micro:
 	@$(CARGO) bench --locked --package metako-core --bench frames
+
+fuzz:
+	@scripts/fuzz.sh
+
+driver-suites:
+	@scripts/driver-suites.sh

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what `make demo` and `make test` need and the machine has not: PostgreSQL's programs and a C compiler, as
-# Debian packages. Says what it does; does nothing where nothing is missing. The Rust toolchain is yours to install.
+# Debian packages; with --drivers also what the tests of drivers need. Says what it does; does nothing where nothing is
+# missing. The Rust toolchain is yours to install.
 set -eu
 
 say() { echo "== $*" >&2; }
@@ -24,6 +25,12 @@ command -v pgbench >/dev/null || [ -n "$(ls /usr/lib/postgresql/*/bin/pgbench 2>
 command -v cc >/dev/null || packages="$packages gcc libc6-dev"
 # PostgreSQL refuses root; killed servers leave a shared memory segment that only ipcrm removes.
 command -v ipcrm >/dev/null || packages="$packages util-linux"
+
+if [ "${1:-}" = --drivers ]; then
+    python3 -c 'import ensurepip, venv' 2>/dev/null || packages="$packages python3 python3-venv"
+    command -v node >/dev/null || packages="$packages nodejs"
+    command -v npm >/dev/null || packages="$packages npm"
+fi
 
 command -v "${CARGO:-cargo}" >/dev/null || fail "no cargo: install a Rust toolchain (https://rustup.rs), version 1.95 or newer"
 

@@ -7,6 +7,7 @@ say() { echo "== $*" >&2; }
 cargo=${CARGO:-cargo}
 
 scripts/install-missing.sh
+scripts/install-drivers.sh
 for component in fmt clippy; do
     "$cargo" "$component" --version >/dev/null 2>&1 || {
         echo "test: cargo $component is missing: rustup component add rustfmt clippy" >&2

@@ -210,7 +210,7 @@ fn each_kind_of_problem_is_found_and_all_at_once() {
         [
             "4:1: health_chek: unknown key; did you mean `health_check`?",
             "5:15: pool.size: found `many`; expected a whole number from 1 to 100000",
-            "5:27: pool.mode: found `transction`; expected transaction or session; did you mean `transaction`?",
+            "5:27: pool.mode: found `transction`; expected transaction, session or statement; did you mean `transaction`?",
             "7:23: load_balancer.algorithm.share: found `x`; expected a number",
             "7:45: load_balancer.algorithm.colour: unknown key; expected one of stick, share, shun or manner",
         ]
@@ -301,14 +301,25 @@ fn hazards_are_warnings() {
 }
 
 #[test]
+fn every_pool_mode_can_be_had() {
+    for (word, mode) in [
+        ("transaction", PoolMode::Transaction),
+        ("session", PoolMode::Session),
+        ("statement", PoolMode::Statement),
+    ] {
+        assert_eq!(loaded(&with(&format!("pool: {{ mode: {word} }}\n"))).config.pool.mode, mode);
+    }
+}
+
+#[test]
 fn reserved_keys_take_only_their_default() {
-    loaded(&with("hooks: {}\ncoordination: local\nauth: { hba_file: none, query: none }\n"));
-    let text = with("hooks: { start: { command: [x] } }\npool: { mode: statement }\n");
+    loaded(&with("hooks: {}\ncoordination: local\nlimits: { clients_per_user: none }\n"));
+    let text = with("hooks: { start: { command: [x] } }\nlimits: { clients_per_user: 5 }\n");
     assert_eq!(
         problems(&text),
         [
             "4:8: hooks: is not available in this version; leave it out, or write `{}`",
-            "5:15: pool.mode: `statement` is not available in this version; expected transaction or session",
+            "5:29: limits.clients_per_user: is not available in this version; leave it out, or write `none`",
         ]
     );
 }

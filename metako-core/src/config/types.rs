@@ -378,6 +378,8 @@ pub enum PoolMode {
     Transaction,
     /// A server connection for the whole session; never splits.
     Session,
+    /// A server connection for a statement; no transaction blocks.
+    Statement,
 }
 
 /// `users`

@@ -360,6 +360,7 @@ impl Session {
     }
 
     fn complete_unit(&mut self) {
+        self.by_statement.complete();
         if let State::Attached(Attachment::Unit { complete, .. }) = &mut self.state {
             *complete = true;
         }

@@ -19,6 +19,7 @@
 //! idle.
 
 mod answer;
+mod by_statement;
 mod forward;
 mod local;
 mod loss;
@@ -38,6 +39,7 @@ mod tests;
 use std::sync::Arc;
 
 pub use answer::{Answered, Effect};
+pub use by_statement::block_opened;
 pub use forward::Forwarded;
 pub use loss::{Loss, LossCx};
 pub use plan::{Plan, Route};
@@ -48,6 +50,7 @@ pub use verdict::Verdict;
 use crate::plugin::{Class, QueryClassifier, TransactionVerb};
 use crate::wire::write::{Report, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, sqlstate, write};
+use by_statement::ByStatement;
 use local::LostBlock;
 use statements::{Names, Undo};
 
@@ -171,6 +174,7 @@ pub struct Session {
     unnamed: Unnamed,
     application_name: String,
     pinned: Option<&'static str>,
+    by_statement: ByStatement,
     open: Open,
     /// The statement that the last Bind bound.
     bound: Verdict,
@@ -196,6 +200,7 @@ impl Session {
             unnamed: Unnamed::default(),
             application_name: application_name.to_owned(),
             pinned: None,
+            by_statement: ByStatement::Off,
             open: Open::default(),
             bound: Verdict::UNREAD,
             awaited: Awaited::Unbounded,
@@ -231,7 +236,7 @@ impl Session {
     /// Whether more of the client may be read: not while an answer to a complete unit is awaited, or too many are.
     pub fn wants_input(&self, server: &Server) -> bool {
         let complete = matches!(self.state, State::Attached(Attachment::Unit { complete: true, .. }));
-        !complete && !server.replies.full()
+        !complete && !self.is_done_here(server) && !server.replies.full()
     }
 
     /// By what the answer that is awaited is bounded in time.
@@ -273,6 +278,7 @@ impl Session {
         self.state = State::Attached(attachment);
         self.unnamed.here = Here::No;
         self.open = Open::default();
+        self.by_statement.begin();
         self.timed_out = None;
         self.refused = false;
         self.forget_unit();

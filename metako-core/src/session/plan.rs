@@ -70,6 +70,11 @@ impl Session {
         to_client: &mut Vec<u8>,
     ) -> Result<Plan, ClientFault> {
         let plan = self.plan_any(input, cx, to_client)?;
+        if matches!(plan, Plan::Route(_))
+            && let Some(refused) = self.refuse_block(input, cx, to_client)?
+        {
+            return Ok(refused);
+        }
         Ok(match plan {
             Plan::Route(route) => Plan::Route(Route { read: route.read && self.pinned.is_none(), ..route }),
             other => other,

@@ -8,6 +8,7 @@ mod frame;
 pub mod read;
 pub mod sqlstate;
 pub mod startup;
+pub mod tally;
 pub mod write;
 
 pub use frame::{Direction, FrameError, Framer, Header, Piece, SMALL_MAX, TEXT_MAX, header};

@@ -1,5 +1,7 @@
 //! The SQLSTATEs that metako gives or acts upon, by PostgreSQL's names.
 
+/// 00000
+pub const SUCCESSFUL_COMPLETION: &str = "00000";
 /// 0A000
 pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
 /// 08000

@@ -37,12 +37,21 @@ pub struct Report {
     pub detail: Option<String>,
     /// What to do.
     pub hint: Option<String>,
+    /// All fields, types and texts, as a server worded it. With severity FATAL they are written in place of the others: a
+    /// server's refusal reaches the client as it came.
+    pub fields: Vec<(u8, Vec<u8>)>,
 }
 
 impl Report {
     /// An error of the statement.
     pub fn error(code: &'static str, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, code, message: message.into(), detail: None, hint: None }
+        let message = message.into();
+        Self { severity: Severity::Error, code, message, detail: None, hint: None, fields: Vec::new() }
+    }
+
+    /// A notice.
+    pub fn notice(message: impl Into<String>) -> Self {
+        Self { severity: Severity::Notice, ..Self::error(super::sqlstate::SUCCESSFUL_COMPLETION, message) }
     }
 
     /// An error that ends the connection.
@@ -59,6 +68,12 @@ impl Report {
     /// The same with a hint.
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same with the fields of the server that refused.
+    pub fn with_fields(mut self, fields: Vec<(u8, Vec<u8>)>) -> Self {
+        self.fields = fields;
         self
     }
 
@@ -94,6 +109,13 @@ fn text(out: &mut Vec<u8>, text: &[u8]) {
 
 fn report(out: &mut Vec<u8>, tag: u8, report: &Report) {
     frame(out, tag, |out| {
+        if report.severity == Severity::Fatal && !report.fields.is_empty() {
+            for (kind, value) in &report.fields {
+                out.push(*kind);
+                text(out, value);
+            }
+            return out.push(0);
+        }
         let fields = [
             (b'S', Some(report.severity.name())),
             (b'V', Some(report.severity.name())),
@@ -278,6 +300,19 @@ mod tests {
         let fields = read::error(&out[5..]);
         assert_eq!((fields.severity, fields.code), (&b"ERROR"[..], &b"57P03"[..]));
         assert_eq!(fields.message, b"no primary");
+    }
+
+    #[test]
+    fn a_servers_own_words_are_passed_on_where_it_ended_the_connection_and_only_there() {
+        let fields =
+            vec![(b'S', b"FATAL".to_vec()), (b'C', b"3D000".to_vec()), (b'R', b"InitPostgres".to_vec())];
+        let error = Report::error("3D000", "no database").with_fields(fields);
+        let mut out = Vec::new();
+        error_response(&mut out, &error);
+        assert_eq!(read::error(&out[5..]).message, b"no database");
+        out.clear();
+        error_response(&mut out, &error.as_fatal());
+        assert_eq!(&out[5..], b"SFATAL\0C3D000\0RInitPostgres\0\0");
     }
 
     #[test]

@@ -295,20 +295,13 @@ async fn the_credential_that_there_is_answers_what_it_can_answer() {
     ] {
         let target = Target { credential: credential.clone(), ..target(1, SslMode::Disable) };
         let (result, all) = log_in_as(&target, &clear_text(), &[question, &welcome]).await;
-        match said {
-            Some(said) => {
-                result.unwrap();
-                let answer = frame(b'p', &[said.as_bytes(), b"\0"].concat());
-                assert!(
-                    all.ends_with(&answer),
-                    "{credential:?} answered {:?}",
-                    all.escape_ascii().to_string()
-                );
-            }
-            None => {
-                let Err(ConnectErrorKind::Authentication(why)) = result else { panic!("{result:?}") };
-                assert!(why.contains("user `app`"), "{why}");
-            }
+        if let Some(said) = said {
+            result.unwrap();
+            let answer = frame(b'p', &[said.as_bytes(), b"\0"].concat());
+            assert!(all.ends_with(&answer), "{credential:?} answered {:?}", all.escape_ascii().to_string());
+        } else {
+            let Err(ConnectErrorKind::Authentication(why)) = result else { panic!("{result:?}") };
+            assert!(why.contains("user `app`"), "{why}");
         }
     }
     let md5 = Target { credential: ServerCredential::Md5(Secret::new(md5)), ..target(1, SslMode::Disable) };
@@ -338,9 +331,9 @@ async fn channel_binding_is_chosen_by_what_is_offered_and_wanted() {
             ChannelBinding::Prefer,
             hash,
             &both[..],
-            "SCRAM-SHA-256-PLUS\0\0\0\x35p=tls-server-end-point,,n=,r=",
+            "SCRAM-SHA-256-PLUS\0\0\0\0\x35p=tls-server-end-point,,n=,r=",
         ),
-        (ChannelBinding::Require, hash, &both, "SCRAM-SHA-256-PLUS\0\0\0\x35p=tls-server-end-point,,n=,r="),
+        (ChannelBinding::Require, hash, &both, "SCRAM-SHA-256-PLUS\0\0\0\0\x35p=tls-server-end-point,,n=,r="),
         (ChannelBinding::Prefer, hash, ASK_SCRAM, "SCRAM-SHA-256\0\0\0\0 y,,n=,r="),
         (ChannelBinding::Disable, hash, &both, "SCRAM-SHA-256\0\0\0\0 n,,n=,r="),
         (ChannelBinding::Prefer, None, &both, "SCRAM-SHA-256\0\0\0\0 n,,n=,r="),

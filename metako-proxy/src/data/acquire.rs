@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Core;
 use super::hold::Ticket;
 use super::pools::{Attempt, CheckoutError, Lease, Who};
+use super::waiting::Progress;
 use crate::backend::{ConnectError, ConnectErrorKind};
 use crate::env::Env;
 
@@ -33,6 +34,8 @@ pub(super) struct Wanted<'a> {
     pub(super) session: u64,
     /// How much the client sent that would have to be held.
     pub(super) bytes: usize,
+    /// Where it is noted what the client waits for.
+    pub(super) progress: Arc<Progress>,
 }
 
 /// A server for a unit.
@@ -87,7 +90,7 @@ pub(super) async fn acquire<E: Env>(
             Picked::Node(_, false, _) if !nobody_is_held(core) => {
                 return hold(core, wanted, "clients that were held before come first".to_owned()).await;
             }
-            Picked::Node(node, replica, epoch) => match checkout(core, wanted.who, &node, epoch).await {
+            Picked::Node(node, replica, epoch) => match checkout(core, wanted, &node, epoch).await {
                 Ok(lease) => return Ok(Found { lease, replica }),
                 Err(CheckoutError::Stale) => {}
                 Err(error) if replica && is_of_the_node(&error) => wanted.avoid.push(node),
@@ -118,11 +121,15 @@ pub(super) fn try_acquire<E: Env>(core: &Arc<Core<E>>, wanted: &Wanted<'_>) -> F
 /// have changed: what was meant for the old one must not reach it by a connection that the new epoch vouches for.
 async fn checkout<E: Env>(
     core: &Arc<Core<E>>,
-    who: &Who,
+    wanted: &Wanted<'_>,
     node: &NodeName,
     epoch: Epoch,
 ) -> Result<Lease<E>, CheckoutError> {
-    finish(core, who, core.pools.attempt(core, who, node, epoch), epoch).await
+    let attempt = core.pools.attempt(core, wanted.who, node, epoch);
+    if let Some(before) = attempt.before() {
+        wanted.progress.in_line(node, before);
+    }
+    finish(core, wanted.who, attempt, epoch).await
 }
 
 async fn finish<E: Env>(
@@ -186,15 +193,17 @@ async fn hold_until_found<E: Env>(
             None => enter_line(core, wanted, failover, reason)?,
         };
         let place: &Ticket<'_> = ticket.insert(place);
+        wanted.progress.held(reason);
         place.turn().await;
         views.borrow_and_update();
         match pick(core, wanted) {
             Picked::Held(why) => *reason = why,
             Picked::Node(node, replica, epoch) => {
                 let attempt = core.pools.attempt(core, wanted.who, &node, epoch);
-                if attempt.is_in_line() {
+                if let Some(before) = attempt.before() {
                     // The primary is there: the others line up in its pool behind this one.
                     ticket = None;
+                    wanted.progress.in_line(&node, before);
                 }
                 match finish(core, wanted.who, attempt, epoch).await {
                     Ok(lease) => return Ok(Found { lease, replica }),
@@ -258,7 +267,7 @@ fn told(error: &CheckoutError, node: &NodeName) -> Report {
     match error {
         CheckoutError::Open(ConnectError { kind: ConnectErrorKind::Server(server), .. }) => {
             let code = sqlstate_of(&server.sqlstate);
-            let report = Report::error(code, server.message.clone());
+            let report = Report::error(code, server.message.clone()).with_fields(server.fields.clone());
             match &server.detail {
                 Some(detail) => report.with_detail(detail.clone()),
                 None => report,

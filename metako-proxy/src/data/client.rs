@@ -10,27 +10,19 @@ use std::task::Poll;
 use metako_core::NodeName;
 use metako_core::config::{PoolMode, Split};
 use metako_core::session::{Plan, Session, SessionCx};
-use metako_core::wire::sqlstate;
 use metako_core::wire::write::{self, Report};
-use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::acquire::{First, Found, Wanted, acquire, try_acquire};
-use super::buffers::{Outbox, poll_read, trim, with_scratch};
+use self::greeting::stopping;
+use super::acquire::{First, Found, Wanted, try_acquire};
+use super::buffers::{Outbox, trim};
 use super::clients::Handle;
 use super::pools::Who;
 use super::relay::ClientSide;
 use super::settings::Settings;
-use super::{Core, Stop};
+use super::waiting::{Gone, Waiter, poll_input, wait};
+use super::{Core, transparent};
 use crate::env::Env;
 use crate::login::{Client, MaybeTls};
-
-/// So much is read ahead of a client that waits for a server, in bytes, to see whether it is still there. What it had
-/// sent before is counted by `failover.hold_bytes`; this is not.
-const READ_AHEAD_MAX: usize = 4 << 10;
-
-/// The client's connection ends: nothing more can or needs to be said.
-#[derive(Debug)]
-struct Gone;
 
 /// A client that is logged in.
 pub(super) struct ClientTask<E: Env> {
@@ -42,16 +34,22 @@ pub(super) struct ClientTask<E: Env> {
 
 /// Serves a client from log-in to its end.
 pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTls<E::Stream>>) {
-    let handle = core.clients.enter(&core.env);
+    let handle = core.clients.enter(&core.env, client.protocol);
     // Whatever happens, the key is given up.
     let _entered = Entered { core: &core, handle: &handle };
+    let mode = core.settings.load().config.pool_of(&client.user).mode;
+    let alone = mode == PoolMode::Session || client.replication.is_some();
+    if alone {
+        // Boxed, so that the task of a client that shares servers does not keep room for it.
+        return Box::pin(transparent::serve(Arc::clone(&core), Arc::clone(&handle), client)).await;
+    }
     let who = match greeting::who(&core, &mut client) {
         Ok(who) => who,
         Err(report) => return greeting::say_last(&mut client.stream, &report).await,
     };
     let mut session = Session::new(&who.application_name, core.settings.load().config.limits.message_size);
-    if core.settings.load().config.pool_of(&who.user).mode == PoolMode::Session {
-        session.pin("pool.mode is session");
+    if mode == PoolMode::Statement {
+        session.go_by_statement();
     }
     let side = ClientSide {
         stream: client.stream,
@@ -157,7 +155,7 @@ impl<E: Env> ClientTask<E> {
             if handle.is_ended(cx) || (idle && stop.is_asked()) {
                 return Poll::Ready(None);
             }
-            poll_input(side, cx).map(Some)
+            poll_input(&mut side.stream, &mut side.input, cx).map(Some)
         })
         .await;
         match read {
@@ -169,32 +167,14 @@ impl<E: Env> ClientTask<E> {
     /// Finds a server. While it waits, the client may cancel, leave, or send more.
     async fn find(&mut self, read: bool, avoid: Vec<NodeName>) -> Result<Result<Found<E>, Report>, Gone> {
         let bytes = self.side.input.len();
-        let session = u64::from(self.handle.process_id.unsigned_abs());
-        let mut wanted = Wanted { who: &self.who, read, avoid, session, bytes };
+        let session = self.handle.number;
+        let mut wanted = Wanted { who: &self.who, read, avoid, session, bytes, progress: Arc::default() };
         let picked = match try_acquire(&self.core, &wanted) {
             First::Found(found) => return Ok(Ok(found)),
             First::Later(picked) => picked,
         };
-        self.handle.wait();
-        let (side, handle) = (&mut self.side, &self.handle);
-        let watch = poll_fn(|cx| {
-            while side.input.len() < bytes.max(READ_AHEAD_MAX) {
-                match poll_input(side, cx) {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(gone)) => return Poll::Ready(gone),
-                    Poll::Pending => break,
-                }
-            }
-            Poll::Pending
-        });
-        let found = tokio::select! {
-            biased;
-            found = Box::pin(acquire(&self.core, &mut wanted, picked)) => Ok(found),
-            () = handle.interrupted() => Ok(Err(cancelled())),
-            gone = watch => Err(gone),
-        };
-        self.handle.stop_waiting();
-        found
+        let ClientSide { stream, input, output, .. } = &mut self.side;
+        wait(&self.core, Waiter { stream, input, output, handle: &self.handle }, &mut wanted, picked).await
     }
 }
 
@@ -203,36 +183,5 @@ fn session_cx<'a, E: Env>(core: &'a Core<E>, settings: &'a Settings) -> SessionC
         classifier: &settings.classifier,
         statements: &core.statements,
         split: settings.config.routing.split == Split::Auto,
-    }
-}
-
-/// Reads what the client sent behind what is there already.
-fn poll_input<S: AsyncRead + AsyncWrite + Unpin>(
-    side: &mut ClientSide<S>,
-    cx: &mut std::task::Context<'_>,
-) -> Poll<Result<(), Gone>> {
-    with_scratch(|scratch| match poll_read(&mut side.stream, cx, &mut scratch.input) {
-        Poll::Pending => Poll::Pending,
-        Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(Gone)),
-        Poll::Ready(Ok(read)) => {
-            side.input.extend_from_slice(&scratch.input[..read]);
-            Poll::Ready(Ok(()))
-        }
-    })
-}
-
-fn cancelled() -> Report {
-    Report::error(sqlstate::QUERY_CANCELED, "canceling statement due to user request")
-        .with_detail("It was waiting for a server and was never sent.")
-}
-
-fn stopping() -> Report {
-    Report::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection: metako is shutting down")
-}
-
-impl Stop {
-    /// Whether clients are to be sent away when they have nothing open.
-    fn is_asked(&self) -> bool {
-        self.asked.load(std::sync::atomic::Ordering::Acquire)
     }
 }

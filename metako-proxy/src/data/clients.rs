@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use futures_util::task::AtomicWaker;
 use metako_core::NodeName;
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use tokio::sync::Notify;
 use super::conn::CancelTarget;
 use crate::backend;
 use crate::env::Env;
+use crate::login::Protocol;
 
 /// How long the delivery of a cancel may take; a server whose cancel did not arrive in time is not used again.
 const CANCEL_MAX: Duration = Duration::from_secs(5);
@@ -25,14 +27,36 @@ const CANCELS_MAX: u32 = 4;
 /// A client's handle.
 #[derive(Debug)]
 pub(super) struct Handle {
-    pub(super) process_id: i32,
-    secret_key: [u8; 4],
+    /// Never given twice.
+    pub(super) number: u64,
+    key: Mutex<Key>,
     state: Mutex<State>,
     /// A cancel was delivered, or failed.
     settled: Notify,
     task: AtomicWaker,
     /// The connection has to end now, whatever it does.
     ended: AtomicBool,
+}
+
+/// What a client is told to cancel with.
+#[derive(Clone)]
+pub(super) struct Key {
+    pub(super) process_id: i32,
+    pub(super) secret: Box<[u8]>,
+}
+
+impl Key {
+    fn new<E: Env>(env: &E, process_id: i32, length: usize) -> Self {
+        let mut secret = vec![0; length].into_boxed_slice();
+        env.entropy(&mut secret);
+        Self { process_id, secret }
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Key").field("process_id", &self.process_id).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -172,63 +196,118 @@ fn log_failure(node: &NodeName, problem: &str) {
     tracing::warn!(%node, problem, "a cancel request could not be delivered");
 }
 
-/// All clients that are logged in.
+/// All clients that are logged in, by process id and number: servers of several nodes may have the same process id.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
-    by_process_id: Mutex<BTreeMap<i32, Arc<Handle>>>,
+    all: Mutex<BTreeMap<(i32, u64), Arc<Handle>>>,
+    last: AtomicU64,
 }
 
 impl Clients {
-    /// Enters a client under a new key.
-    pub(super) fn enter<E: Env>(&self, env: &E) -> Arc<Handle> {
-        let mut clients = self.by_process_id.lock();
+    /// Enters a client under a new key that is metako's own, with a secret as long as `protocol` has it.
+    pub(super) fn enter<E: Env>(&self, env: &E, protocol: Protocol) -> Arc<Handle> {
+        let mut clients = self.all.lock();
         loop {
-            let mut random = [0; 8];
+            let mut random = [0; 4];
             env.entropy(&mut random);
-            let [a, b, c, d, secret @ ..] = random;
             // Process ids are positive.
-            let process_id = i32::from_be_bytes([a & 0x7F, b, c, d]).max(1);
-            if let std::collections::btree_map::Entry::Vacant(place) = clients.entry(process_id) {
+            let process_id = (i32::from_be_bytes(random) & i32::MAX).max(1);
+            if clients.range((process_id, 0)..=(process_id, u64::MAX)).next().is_none() {
+                let number = self.last.fetch_add(1, Ordering::Relaxed);
                 let handle = Arc::new(Handle {
-                    process_id,
-                    secret_key: secret,
+                    number,
+                    key: Mutex::new(Key::new(env, process_id, secret_length(protocol))),
                     state: Mutex::default(),
                     settled: Notify::new(),
                     task: AtomicWaker::new(),
                     ended: AtomicBool::new(false),
                 });
-                place.insert(Arc::clone(&handle));
+                clients.insert((process_id, number), Arc::clone(&handle));
                 return handle;
             }
         }
     }
 
+    /// Gives a client the process id of its server, with another secret of metako's own.
+    pub(super) fn take_process_id<E: Env>(
+        &self,
+        env: &E,
+        handle: &Arc<Handle>,
+        process_id: i32,
+        protocol: Protocol,
+    ) {
+        let mut clients = self.all.lock();
+        let mut key = handle.key.lock();
+        clients.remove(&(key.process_id, handle.number));
+        *key = Key::new(env, process_id, secret_length(protocol));
+        clients.insert((process_id, handle.number), Arc::clone(handle));
+    }
+
     pub(super) fn leave(&self, handle: &Handle) {
-        self.by_process_id.lock().remove(&handle.process_id);
+        let mut clients = self.all.lock();
+        clients.remove(&(handle.key.lock().process_id, handle.number));
     }
 
     /// The client whom a cancel request means.
     pub(super) fn find(&self, process_id: i32, secret_key: &[u8]) -> Option<Arc<Handle>> {
-        let handle = self.by_process_id.lock().get(&process_id).cloned()?;
-        let secret: [u8; 4] = secret_key.try_into().ok()?;
+        let clients = self.all.lock();
+        let mut candidates =
+            clients.range((process_id, 0)..=(process_id, u64::MAX)).map(|(_, handle)| handle);
         // Without a branch on the secret's bytes.
-        let differs = secret.iter().zip(handle.secret_key).fold(0, |all, (a, b)| all | (a ^ b));
-        (differs == 0).then_some(handle)
+        let fits =
+            |handle: &&Arc<Handle>| verify_slices_are_equal(&handle.key.lock().secret, secret_key).is_ok();
+        candidates.find(fits).cloned()
     }
 
     /// Ends all connections, whatever they do.
     pub(super) fn end_all(&self) {
-        self.by_process_id.lock().values().for_each(|handle| handle.end());
+        self.all.lock().values().for_each(|handle| handle.end());
     }
 
     /// Lets all tasks look whether a stop was asked for.
     pub(super) fn nudge_all(&self) {
-        self.by_process_id.lock().values().for_each(|handle| handle.nudge());
+        self.all.lock().values().for_each(|handle| handle.nudge());
+    }
+}
+
+/// Bytes of a secret, as PostgreSQL makes them.
+const fn secret_length(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::V3_0 => 4,
+        Protocol::V3_2 => 32,
     }
 }
 
 impl Handle {
-    pub(super) fn secret_key(&self) -> [u8; 4] {
-        self.secret_key
+    /// What the client cancels with.
+    pub(super) fn key(&self) -> Key {
+        self.key.lock().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::TokioEnv;
+
+    #[tokio::test]
+    async fn clients_with_the_same_process_id_are_told_apart_by_their_secrets() {
+        let (env, clients) = (TokioEnv::new(), Clients::default());
+        let (one, two) = (clients.enter(&env, Protocol::V3_0), clients.enter(&env, Protocol::V3_2));
+        let (made_up, old_secret) = (one.key().process_id, one.key().secret);
+        clients.take_process_id(&env, &one, 77, Protocol::V3_0);
+        clients.take_process_id(&env, &two, 77, Protocol::V3_2);
+        assert_eq!((one.key().secret.len(), two.key().secret.len()), (4, 32));
+        for handle in [&one, &two] {
+            let found = clients.find(77, &handle.key().secret).expect("the key is known");
+            assert_eq!(found.number, handle.number);
+        }
+        assert!(clients.find(made_up, &old_secret).is_none());
+        for wrong in [&[][..], &[0; 4], &[0; 32], &one.key().secret[..3]] {
+            assert!(clients.find(77, wrong).is_none());
+        }
+        clients.leave(&one);
+        assert!(clients.find(77, &one.key().secret).is_none());
+        assert!(clients.find(77, &two.key().secret).is_some());
     }
 }

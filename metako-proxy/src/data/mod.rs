@@ -14,6 +14,8 @@ mod hold;
 mod pools;
 mod relay;
 mod settings;
+mod transparent;
+mod waiting;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -201,6 +203,11 @@ impl<E: Env> DataPlane<E> {
 }
 
 impl Stop {
+    /// Whether clients are to be sent away when they have nothing open.
+    fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+
     async fn all_ended(&self) {
         loop {
             let ended = self.ended.notified();
@@ -252,12 +259,6 @@ async fn connection<E: Env>(core: Arc<Core<E>>, stream: E::Stream, peer: SocketA
         Ok(Accepted::Session(mut session)) if crowded => {
             let report = Report::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
                 .with_detail("limits.clients is reached.");
-            client::greeting::say_last(&mut session.stream, &report).await;
-        }
-        Ok(Accepted::Session(mut session)) if session.replication.is_some() => {
-            let report =
-                Report::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "replication is not served through metako")
-                    .with_hint("Connect to the server itself.");
             client::greeting::say_last(&mut session.stream, &report).await;
         }
         Ok(Accepted::Session(session)) => {

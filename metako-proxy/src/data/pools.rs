@@ -40,6 +40,8 @@ pub(super) struct Who {
     pub(super) parameters: Parameters,
     /// The number of those.
     pub(super) variant: Variant,
+    /// The connection serves nobody else: its variant is nobody else's.
+    pub(super) alone: bool,
     /// What proves to servers that it is this user.
     pub(super) credential: ServerCredential,
 }
@@ -195,6 +197,11 @@ impl<E: Env> Pools<E> {
         self.variants.lock().number(parameters)
     }
 
+    /// A number for a connection that serves one client only.
+    pub(super) fn variant_alone(&self) -> Variant {
+        self.variants.lock().alone()
+    }
+
     /// What a server reported to the first connection of this kind, if there was one.
     pub(super) fn reported(&self, who: &Who) -> Option<Reported> {
         let key = (who.database.clone(), who.user.clone(), who.variant);
@@ -202,6 +209,9 @@ impl<E: Env> Pools<E> {
     }
 
     fn report(&self, who: &Who, parameters: &Reported) {
+        if who.alone {
+            return;
+        }
         let key = (who.database.clone(), who.user.clone(), who.variant);
         let mut reported = self.reported.lock();
         if reported.len() >= VARIANTS_MAX {

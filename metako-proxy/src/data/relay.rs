@@ -54,6 +54,8 @@ pub(super) enum End {
     Refused,
     /// The server ended the session, and the client was told why.
     Ended,
+    /// A transaction block is open that must not be (`pool.mode: statement`).
+    BlockOpened,
     /// The client is gone.
     ClientGone,
     /// The client sent what no client may send.
@@ -348,6 +350,9 @@ where
     fn look_around(&mut self) -> Result<(), End> {
         if let Some(error) = self.broken.take() {
             return Err(lost(&error));
+        }
+        if self.client.session.opened_block(&self.conn.server) {
+            return Err(End::BlockOpened);
         }
         self.look_for_release()?;
         if self.client.leaving && !self.client.session.will_finish(&self.conn.server) {

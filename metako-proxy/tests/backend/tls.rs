@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use metako_core::config::{ChannelBinding, NodeTls, RootCert, SslMode, TlsFiles};
+use metako_core::config::{ChannelBinding, NodeTls, RootCert, SslMode, SslNegotiation, TlsFiles};
 use metako_proxy::control::{PgServers, Servers};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
@@ -198,6 +198,25 @@ async fn the_way_that_pg_hba_conf_leaves_is_found() {
     let to = |sslmode| Target { tls: ServerTls::without_files(sslmode), ..plain.target("stranger", None) };
     for sslmode in [SslMode::Allow, SslMode::Prefer, SslMode::Disable] {
         assert_eq!(sqlstate(&refused(&to(sslmode)).await), "28000", "{sslmode:?}");
+    }
+}
+
+#[tokio::test]
+async fn tls_begins_without_asking_where_the_server_can() {
+    let (ours, files) = (Authority::new("ours"), Files::new());
+    let (certificate, key) = ours.sign(&["localhost"], "server");
+    let server = start(&certificate, &key, &ours.pem).await;
+    let mut admin = log_in(&server.admin()).await.unwrap();
+    let version: u32 = value(&mut admin, "SHOW server_version_num").await.parse().unwrap();
+    let root = files.write("ours.pem", &ours.pem);
+    let direct = NodeTls { sslnegotiation: SslNegotiation::Direct, ..rooted(SslMode::VerifyFull, &root) };
+    let target =
+        Target { host: "localhost".to_owned(), tls: with(&direct), ..server.target("trusted", None) };
+    if version >= 170_000 {
+        assert!(uses_tls(&target).await);
+        cancel_sleep(&target).await;
+    } else {
+        is_tls_error(&refused(&target).await, "PostgreSQL 17 or newer");
     }
 }
 

@@ -23,7 +23,7 @@ use crate::running;
 /// Far above what anything here takes: a test that gets here hangs.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-struct NoSecrets;
+pub(crate) struct NoSecrets;
 
 impl metako_core::config::SecretSource for NoSecrets {
     fn env(&self, _: &str) -> Option<String> {

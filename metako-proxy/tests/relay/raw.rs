@@ -39,14 +39,18 @@ pub(crate) struct Raw {
 
 impl Raw {
     pub(crate) async fn connect(bench: &Bench) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", bench.port)).await.unwrap();
+        Self::log_in(bench.port, bench.cluster.superuser_password()).await
+    }
+
+    /// As the superuser, at any port.
+    pub(crate) async fn log_in(port: u16, password: &str) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let mut raw = Self { stream, kept: Vec::new() };
         let mut out = BytesMut::new();
         let parameters = [("user", Cluster::SUPERUSER), ("database", Cluster::DATABASE)];
         frontend::startup_message(parameters, &mut out).unwrap();
         raw.send(&out).await;
-        let password = bench.cluster.superuser_password();
         let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
         loop {
             let (tag, body) = raw.next().await.expect("log-in goes on");

@@ -182,7 +182,7 @@ impl Default for User {
 pub(in crate::config) struct UserPool {
     /// For how long a client keeps a server connection.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "PoolMode", extend("x-planned" = ["statement"]))]
+    #[schemars(with = "PoolMode")]
     pub(in crate::config) mode: Option<PoolMode>,
     /// Server connections per database and node.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -220,7 +220,6 @@ impl Default for LoadBalancer {
 #[serde(default)]
 pub(super) struct Pool {
     /// For how long a client keeps a server connection.
-    #[schemars(extend("x-planned" = ["statement"]))]
     pub(super) mode: PoolMode,
     /// Server connections per database, user and node.
     #[schemars(range(min = 1, max = 100_000))]

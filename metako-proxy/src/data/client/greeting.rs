@@ -11,7 +11,7 @@ use super::{ClientTask, Core, Found, Gone, Who};
 use crate::credential::ServerCredential;
 use crate::data::buffers::Outbox;
 use crate::env::Env;
-use crate::login::{self, Client, MaybeTls};
+use crate::login::{self, Client, MaybeTls, Replication};
 
 /// Reads the start-up parameters. What PostgreSQL would do with them, the server does: they begin its connections.
 pub(super) fn who<E: Env>(core: &Core<E>, client: &mut Client<MaybeTls<E::Stream>>) -> Result<Who, Report> {
@@ -37,8 +37,29 @@ pub(super) fn who<E: Env>(core: &Core<E>, client: &mut Client<MaybeTls<E::Stream
         application_name,
         parameters,
         variant,
+        alone: false,
         credential: std::mem::replace(&mut client.credential, ServerCredential::None),
     })
+}
+
+/// The same for a client that gets a server connection of its own: that begins with all that the client sent, in its
+/// order and spelling.
+pub(in crate::data) fn who_alone<E: Env>(core: &Core<E>, client: &Client<MaybeTls<E::Stream>>) -> Who {
+    let mut parameters = client.parameters.clone();
+    let replication = client.replication.map(|replication| match replication {
+        Replication::Physical => "true",
+        Replication::Logical => "database",
+    });
+    parameters.extend(replication.map(|value| ("replication".to_owned(), value.to_owned())));
+    Who {
+        database: client.database.clone(),
+        user: client.user.clone(),
+        application_name: String::new(),
+        parameters: Arc::new(parameters),
+        variant: core.pools.variant_alone(),
+        alone: true,
+        credential: client.credential.clone(),
+    }
 }
 
 /// Tells a client why its connection ends, as far as it listens.
@@ -50,6 +71,23 @@ pub(in crate::data) async fn say_last<S: AsyncRead + AsyncWrite + Unpin>(stream:
     // A client that does not take its last message within a second is not waited for.
     let said = poll_fn(|cx| output.poll_flush(stream, cx));
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), said).await;
+}
+
+/// An application name as a server of that version makes it printable ASCII, byte by byte.
+fn in_ascii(name: &str, server_version: Option<&str>) -> String {
+    let major = server_version.and_then(|version| version.split(|c: char| !c.is_ascii_digit()).next());
+    let shows_bytes = major.and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 16);
+    let shown = |byte: u8| match byte {
+        b' '..=b'~' => char::from(byte).to_string(),
+        _ if shows_bytes => format!("\\x{byte:02x}"),
+        _ => "?".to_owned(),
+    };
+    name.bytes().map(shown).collect()
+}
+
+/// What a client is told that has to go because metako stops.
+pub(in crate::data) fn stopping() -> Report {
+    Report::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection: metako is shutting down")
 }
 
 impl<E: Env> ClientTask<E> {
@@ -68,16 +106,33 @@ impl<E: Env> ClientTask<E> {
             },
         };
         let mut parameters: Vec<(String, String)> = reported.to_vec();
+        let version = parameters.iter().find(|(name, _)| name == "server_version");
+        let application_name =
+            in_ascii(&self.who.application_name, version.map(|(_, version)| version.as_str()));
         for (name, value) in &mut parameters {
             match name.as_str() {
-                "application_name" => value.clone_from(&self.who.application_name),
+                "application_name" => value.clone_from(&application_name),
                 // Writes are possible here, whichever node the connection was to.
                 "in_hot_standby" => "off".clone_into(value),
                 _ => {}
             }
         }
-        let welcome = login::welcome(&parameters, self.handle.process_id, &self.handle.secret_key());
+        let key = self.handle.key();
+        let welcome = login::welcome(&parameters, key.process_id, &key.secret);
         self.side.output.bytes().extend_from_slice(&welcome);
         self.flush().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_ascii;
+
+    #[test]
+    fn application_names_are_made_printable_as_the_servers_version_does() {
+        let name = "it's \u{e9}\t~";
+        assert_eq!(in_ascii(name, Some("15.13 (Debian 15.13-0+deb12u1)")), "it's ???~");
+        assert_eq!(in_ascii(name, Some("16beta1")), "it's \\xc3\\xa9\\x09~");
+        assert_eq!(in_ascii(name, None), "it's ???~");
     }
 }

@@ -7,11 +7,12 @@ use std::task::Poll;
 use metako_core::NodeName;
 use metako_core::cluster::ServerLoss;
 use metako_core::plugin::{LoadBalancer as _, Outcome};
-use metako_core::session::{Loss, LossCx};
+use metako_core::session::{Loss, LossCx, block_opened};
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
 
-use super::{ClientTask, Found, Gone, session_cx, stopping};
+use super::greeting::stopping;
+use super::{ClientTask, Found, Gone, session_cx};
 use crate::data::buffers::Outbox;
 use crate::data::clients::deliver;
 use crate::data::pools::Lease;
@@ -103,6 +104,10 @@ impl<E: Env> ClientTask<E> {
             End::Fault(fault) => {
                 drop(lease);
                 self.close_with(&fault.report()).await
+            }
+            End::BlockOpened => {
+                drop(lease);
+                self.close_with(&block_opened()).await
             }
             End::Stopped => {
                 drop(lease);

@@ -42,9 +42,12 @@ pub(in crate::data) enum Attempt<E: Env> {
 }
 
 impl<E: Env> Attempt<E> {
-    /// Whether it waits for a connection that others use.
-    pub(in crate::data) fn is_in_line(&self) -> bool {
-        matches!(self, Self::Later(Later { step: Step::Wait(..), .. }))
+    /// How many came before, if it waits for a connection that others use.
+    pub(in crate::data) fn before(&self) -> Option<usize> {
+        match self {
+            Self::Later(Later { step: Step::Wait(..), before, .. }) => Some(*before),
+            _ => None,
+        }
     }
 }
 
@@ -52,6 +55,8 @@ impl<E: Env> Attempt<E> {
 pub(in crate::data) struct Later<E: Env> {
     cell: Arc<Cell<E>>,
     step: Step<E>,
+    /// Clients that were in line before.
+    before: usize,
 }
 
 enum Step<E: Env> {
@@ -167,7 +172,7 @@ impl<E: Env> Pools<E> {
                     let closed = close.and_then(|server| state.idle.remove(&server));
                     drop(state);
                     drop(closed);
-                    return Attempt::Later(Later { cell, step: Step::Open(server) });
+                    return Attempt::Later(Later { cell, step: Step::Open(server), before: 0 });
                 }
                 Checkout::Wait(waiter) if let Some(error) = refusal => {
                     state.pool.cancel(waiter);
@@ -177,8 +182,9 @@ impl<E: Env> Pools<E> {
                     let (sender, receiver) = oneshot::channel();
                     let (variant, credential) = (who.variant, who.credential.clone());
                     state.waiting.insert(waiter, InLine { sender, variant, credential });
+                    let before = state.pool.waiting().saturating_sub(1);
                     drop(state);
-                    return Attempt::Later(Later { cell, step: Step::Wait(waiter, receiver) });
+                    return Attempt::Later(Later { cell, step: Step::Wait(waiter, receiver), before });
                 }
                 Checkout::Full => return Attempt::Failed(CheckoutError::Full),
             }
@@ -222,7 +228,7 @@ impl<E: Env> Later<E> {
         who: &Who,
         epoch: Epoch,
     ) -> Result<Lease<E>, CheckoutError> {
-        let Self { cell, step } = self;
+        let Self { cell, step, .. } = self;
         let server = match step {
             Step::Open(server) => server,
             Step::Wait(waiter, receiver) => {

@@ -20,6 +20,12 @@ pub(super) struct Variants {
 }
 
 impl Variants {
+    /// A number that no set has.
+    pub(super) fn alone(&mut self) -> Variant {
+        self.last += 1;
+        Variant(self.last)
+    }
+
     /// The number of a set; `None` if too many are in use. Those that no client has any more make room.
     pub(super) fn number(&mut self, parameters: &Parameters) -> Option<(Parameters, Variant)> {
         if let Some((known, variant)) = self.known.get_key_value(parameters) {

@@ -13,6 +13,7 @@ use super::*;
 use crate::backend::{ServerTls, Target};
 use crate::credential::ServerCredential;
 use crate::env::TokioEnv;
+use crate::login::Protocol;
 
 struct AllWrites;
 
@@ -68,7 +69,7 @@ async fn with_relay(
         client: &mut client,
         conn: &mut conn,
         to_server: &mut to_server,
-        handle: &Clients::default().enter(&TokioEnv::new()),
+        handle: &Clients::default().enter(&TokioEnv::new(), Protocol::V3_0),
         traffic: &NodeTraffic::default(),
         cx: SessionCx { classifier: &AllWrites, statements: &statements, split: true },
         time_outs,

@@ -1,0 +1,147 @@
+//! Clients that have a server connection of their own, to which metako is a pair of wires: `pool.mode: session`, and
+//! replication in every mode.
+//!
+//! The connection is opened for its client, with the client's own start-up parameters, on the primary; it counts against
+//! the size of its pool and serves nobody else. From then on bytes pass both ways untouched, and the client has to do
+//! with PostgreSQL itself: its errors, its notices at any moment, its end. metako only counts
+//! ([`metako_core::wire::tally`]), to know when nothing is under way and whether a message is cut.
+//!
+//! `load_balancer.read_timeout` and `write_timeout` do not apply here: without looking into statements a COMMIT cannot be
+//! told from others, and a COMMIT must not be cancelled. PostgreSQL's `statement_timeout` does that.
+//!
+//! When the client leaves:
+//!
+//! - With Terminate the server gets that, as it gets everything, finishes what the client sent before it, and ends.
+//! - Without it, the server sees the end of the client's stream as it would directly: it finishes its statement and ends.
+//!   PostgreSQL would let that take hours, because it does not look; here, what nobody waits for is cancelled after
+//!   [`LEFT_MAX`], for the place in the pool is wanted by others.
+//!
+//! Until the server has ended, it keeps its place in the pool.
+
+mod relay;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use metako_core::cluster::ServerLoss;
+use metako_core::wire::sqlstate;
+use metako_core::wire::tally::Tally;
+use metako_core::wire::write::Report;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use self::relay::{End, Relay};
+use super::Core;
+use super::acquire::{First, Wanted, try_acquire};
+use super::buffers::Outbox;
+use super::client::greeting::{self, say_last, stopping};
+use super::clients::Handle;
+use super::pools::{Lease, Who};
+use super::waiting::{Gone, Progress, Waiter, wait};
+use crate::env::Env;
+use crate::login::{self, Client, MaybeTls, Protocol};
+
+/// Serves a client whose bytes are nobody else's business, to its end.
+pub(super) async fn serve<E: Env>(
+    core: Arc<Core<E>>,
+    handle: Arc<Handle>,
+    client: Client<MaybeTls<E::Stream>>,
+) {
+    let who = greeting::who_alone(&core, &client);
+    let protocol = client.protocol;
+    let Client { mut stream, leftover, .. } = client;
+    let mut input = leftover;
+    match find(&core, &handle, &who, &mut stream, &mut input).await {
+        Ok(Ok(lease)) => {
+            drop(who);
+            relay(&core, &handle, lease, stream, &input, protocol).await;
+        }
+        Ok(Err(report)) => say_last(&mut stream, &report.as_fatal()).await,
+        Err(Gone) => {}
+    }
+}
+
+async fn find<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
+    core: &Arc<Core<E>>,
+    handle: &Handle,
+    who: &Who,
+    stream: &mut S,
+    input: &mut Vec<u8>,
+) -> Result<Result<Lease<E>, Report>, Gone> {
+    let mut wanted = Wanted {
+        who,
+        read: false,
+        avoid: Vec::new(),
+        session: handle.number,
+        bytes: input.len(),
+        progress: Arc::new(Progress::default()),
+    };
+    let picked = match try_acquire(core, &wanted) {
+        First::Found(found) => return Ok(Ok(found.lease)),
+        First::Later(picked) => picked,
+    };
+    let mut output = Outbox::default();
+    let waiter = Waiter { stream, input, output: &mut output, handle };
+    let found = wait(core, waiter, &mut wanted, picked).await?;
+    Ok(found.map(|found| found.lease))
+}
+
+/// Tells the client what its server told metako, and moves bytes until one of the two ends.
+async fn relay<E: Env>(
+    core: &Arc<Core<E>>,
+    handle: &Arc<Handle>,
+    mut lease: Lease<E>,
+    mut stream: MaybeTls<E::Stream>,
+    input: &[u8],
+    protocol: Protocol,
+) {
+    let cancel = Arc::clone(&lease.conn().cancel);
+    core.clients.take_process_id(&core.env, handle, cancel.process_id, protocol);
+    handle.serve(&cancel);
+    let key = handle.key();
+    let reported = Arc::clone(&lease.conn().reported);
+    let mut to_client = Outbox::default();
+    to_client.bytes().extend_from_slice(&login::welcome(&reported, key.process_id, &key.secret));
+    let node = lease.node().clone();
+    let knows_its_role = reported.iter().any(|(name, _)| name == "in_hot_standby");
+    let mut tally = Tally::new(core.settings.load().config.limits.message_size);
+    let (conn, traffic) = lease.parts();
+    let mut relay = Relay::new(core, handle, &mut stream, &mut conn.stream, to_client);
+    let end = relay.run(&mut tally, &conn.registration.control, traffic, input).await;
+    let may_speak = tally.between_messages() && relay.to_client_is_empty();
+    if relay.was_read_only() && !knows_its_role {
+        core.evidence.report(&node, ServerLoss::ReadOnly);
+    }
+    tracing::debug!(%node, ?end, "a client and the server connection of its own part");
+    let report = match end {
+        End::ClientLeft => None,
+        End::ServerEnded(cause) => {
+            if !tally.server_ended() || tally.server_shut_down() {
+                core.evidence.report(&node, ServerLoss::Broken);
+            }
+            if tally.is_busy() {
+                traffic.failed.fetch_add(1, Ordering::Relaxed);
+            }
+            // Where the server said why, there is nothing to add.
+            (!tally.server_ended()).then(|| lost(node.as_str(), &cause))
+        }
+        End::Severed => Some(lost(node.as_str(), "fenced off, because the primary changes")),
+        End::Stopped => Some(stopping()),
+        End::TooLong(error) => Some(Report::fatal(sqlstate::PROTOCOL_VIOLATION, error.to_string())),
+    };
+    // The server's socket is closed before anything else is said: nothing of that server can follow.
+    drop(lease);
+    if let Some(report) = report
+        && may_speak
+    {
+        say_last(&mut stream, &report).await;
+    }
+}
+
+fn lost(node: &str, cause: &str) -> Report {
+    Report::fatal(
+        sqlstate::ADMIN_SHUTDOWN,
+        format!("terminating connection: the connection to node {node} was lost ({cause})"),
+    )
+    .with_detail("The session had that server connection for itself.")
+    .with_hint("Connect again; what the session had set up on the server is gone.")
+}

@@ -1,0 +1,300 @@
+//! Moving bytes untouched between a client and its server.
+
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use metako_core::wire::FrameError;
+use metako_core::wire::tally::Tally;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Sleep;
+
+use crate::data::Core;
+use crate::data::buffers::{Outbox, poll_read, with_scratch};
+use crate::data::clients::Handle;
+use crate::data::conn::Control;
+use crate::env::Env;
+use crate::shared::NodeTraffic;
+
+/// How long a server may go on for a client that vanished, and as long again once its statement was cancelled.
+const LEFT_MAX: Duration = Duration::from_secs(5);
+
+/// Why moving bytes came to an end.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The server's end of the connection is gone; the client has all that came before.
+    ServerEnded(String),
+    /// The client is gone, and its server has ended or took too long.
+    ClientLeft,
+    /// The fence took the server connection away.
+    Severed,
+    /// The client's connection has to end now, or has nothing under way and metako stops.
+    Stopped,
+    /// The client sent a message longer than `limits.message_size`.
+    TooLong(FrameError),
+}
+
+/// What became of one of the two streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Half {
+    Open,
+    /// Its peer will say nothing more.
+    Ended,
+    /// It takes nothing either.
+    Dead,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum ServerHalf {
+    Open,
+    /// Writing failed: its end is to be read yet.
+    Deaf,
+    /// How its stream ended.
+    Ended(String),
+}
+
+/// A client, its server, and what is on its way between them.
+pub(super) struct Relay<'a, E: Env, C, S> {
+    core: &'a Arc<Core<E>>,
+    handle: &'a Arc<Handle>,
+    client: &'a mut C,
+    server: &'a mut S,
+    to_client: Outbox,
+    to_server: Outbox,
+    client_half: Half,
+    /// The end of the client's stream was passed on.
+    passed_on: bool,
+    server_half: ServerHalf,
+    /// Runs when the client has vanished.
+    patience: Option<Pin<Box<Sleep>>>,
+    cancelled: bool,
+    read_only: bool,
+}
+
+/// What the bytes are counted by.
+struct Counting<'a> {
+    tally: &'a mut Tally,
+    control: &'a Control,
+    traffic: &'a NodeTraffic,
+}
+
+impl<'a, E: Env, C, S> Relay<'a, E, C, S>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    pub(super) fn new(
+        core: &'a Arc<Core<E>>,
+        handle: &'a Arc<Handle>,
+        client: &'a mut C,
+        server: &'a mut S,
+        to_client: Outbox,
+    ) -> Self {
+        Self {
+            core,
+            handle,
+            client,
+            server,
+            to_client,
+            to_server: Outbox::default(),
+            client_half: Half::Open,
+            passed_on: false,
+            server_half: ServerHalf::Open,
+            patience: None,
+            cancelled: false,
+            read_only: false,
+        }
+    }
+
+    /// Whether the client has, or its socket, all that was for it.
+    pub(super) fn to_client_is_empty(&self) -> bool {
+        self.to_client.is_empty()
+    }
+
+    /// Whether the server refused to write because its transactions are read-only.
+    pub(super) fn was_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Sends the server what the client had sent ahead, and moves bytes until there is a reason to stop.
+    ///
+    /// Not to be called again once it was cancelled: what was on its way is gone then.
+    pub(super) async fn run(
+        &mut self,
+        tally: &mut Tally,
+        control: &Control,
+        traffic: &NodeTraffic,
+        ahead: &[u8],
+    ) -> End {
+        if let Err(error) = tally.sent(ahead) {
+            return End::TooLong(error);
+        }
+        self.to_server.bytes().extend_from_slice(ahead);
+        let mut counting = Counting { tally, control, traffic };
+        poll_fn(|cx| self.poll(&mut counting, cx)).await
+    }
+
+    fn poll(&mut self, counting: &mut Counting<'_>, cx: &mut Context<'_>) -> Poll<End> {
+        if self.handle.is_ended(cx) {
+            return Poll::Ready(End::Stopped);
+        }
+        if counting.control.is_severed(cx) {
+            return Poll::Ready(End::Severed);
+        }
+        loop {
+            let mut moved = self.write_client(cx);
+            moved |= self.write_server(cx);
+            moved |= self.read_server(counting, cx);
+            match self.read_client(counting, cx) {
+                Ok(read) => moved |= read,
+                Err(end) => return Poll::Ready(end),
+            }
+            if !moved {
+                break;
+            }
+        }
+        if self.to_client.is_empty() {
+            if let ServerHalf::Ended(cause) = &self.server_half {
+                let left = self.client_half != Half::Open || counting.tally.client_left();
+                return Poll::Ready(if left { End::ClientLeft } else { End::ServerEnded(cause.clone()) });
+            }
+            let nothing_open = counting.tally.is_idle() || counting.tally.is_streaming();
+            if nothing_open && self.to_server.is_empty() && self.core.stop.is_asked() {
+                return Poll::Ready(End::Stopped);
+            }
+        }
+        self.poll_patience(counting.tally, cx)
+    }
+
+    fn write_client(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.to_client.is_empty() {
+            return false;
+        }
+        match self.to_client.poll_flush(self.client, cx) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(_)) => {
+                self.client_died();
+                true
+            }
+            Poll::Pending => false,
+        }
+    }
+
+    /// Nobody reads any more: what the server still says is dropped.
+    fn client_died(&mut self) {
+        self.client_half = Half::Dead;
+        self.to_client = Outbox::default();
+    }
+
+    fn server_is_deaf(&mut self) {
+        self.server_half = ServerHalf::Deaf;
+        self.to_server = Outbox::default();
+    }
+
+    fn write_server(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.server_half != ServerHalf::Open {
+            return false;
+        }
+        let ended = self.client_half != Half::Open;
+        let written = if !self.to_server.is_empty() {
+            self.to_server.poll_flush(self.server, cx)
+        } else if ended && !self.passed_on {
+            let shut = Pin::new(&mut *self.server).poll_shutdown(cx);
+            self.passed_on = shut.is_ready();
+            shut
+        } else {
+            return false;
+        };
+        match written {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(_)) => {
+                // It may have said why: that is read first.
+                self.server_is_deaf();
+                true
+            }
+            Poll::Pending => false,
+        }
+    }
+
+    fn read_server(&mut self, counting: &mut Counting<'_>, cx: &mut Context<'_>) -> bool {
+        if !self.to_client.is_empty() || matches!(self.server_half, ServerHalf::Ended(_)) {
+            // While the client is slow, so is the server.
+            return false;
+        }
+        with_scratch(|scratch| {
+            match poll_read(self.server, cx, &mut scratch.input) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(0)) => {
+                    self.server_half = ServerHalf::Ended("it closed the connection".to_owned());
+                }
+                Poll::Ready(Err(error)) => self.server_half = ServerHalf::Ended(error.to_string()),
+                Poll::Ready(Ok(read)) => {
+                    let bytes = &scratch.input[..read];
+                    counting.tally.received(bytes);
+                    self.count(counting);
+                    if self.client_half != Half::Dead && self.to_client.send(self.client, cx, bytes).is_err()
+                    {
+                        self.client_died();
+                    }
+                }
+            }
+            true
+        })
+    }
+
+    fn read_client(&mut self, counting: &mut Counting<'_>, cx: &mut Context<'_>) -> Result<bool, End> {
+        let server_takes = self.to_server.is_empty() && self.server_half == ServerHalf::Open;
+        if self.client_half != Half::Open || !server_takes {
+            return Ok(false);
+        }
+        with_scratch(|scratch| {
+            match poll_read(self.client, cx, &mut scratch.input) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Ok(0)) => self.client_half = Half::Ended,
+                Poll::Ready(Err(_)) => self.client_died(),
+                Poll::Ready(Ok(read)) => {
+                    let bytes = &scratch.input[..read];
+                    counting.tally.sent(bytes).map_err(End::TooLong)?;
+                    self.count(counting);
+                    if self.to_server.send(self.server, cx, bytes).is_err() {
+                        self.server_is_deaf();
+                    }
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    fn count(&mut self, counting: &mut Counting<'_>) {
+        let passed = counting.tally.take_passed();
+        for (counter, count) in
+            [(&counting.traffic.writes, passed.statements), (&counting.traffic.failed, passed.failed)]
+        {
+            if count > 0 {
+                counter.fetch_add(u64::from(count), Ordering::Relaxed);
+            }
+        }
+        self.read_only |= passed.read_only > 0;
+    }
+
+    /// A client that vanished: its server gets some time to end, is cancelled, and is left alone at last.
+    fn poll_patience(&mut self, tally: &Tally, cx: &mut Context<'_>) -> Poll<End> {
+        if self.client_half == Half::Open || (tally.client_left() && tally.is_busy()) {
+            return Poll::Pending;
+        }
+        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(LEFT_MAX)));
+        while patience.as_mut().poll(cx).is_ready() {
+            if self.cancelled || !tally.is_busy() {
+                return Poll::Ready(End::ClientLeft);
+            }
+            self.cancelled = true;
+            patience.as_mut().reset(tokio::time::Instant::now() + LEFT_MAX);
+            let (handle, env) = (Arc::clone(self.handle), self.core.env.clone());
+            self.core.env.spawn(async move { handle.cancel(&env).await });
+        }
+        Poll::Pending
+    }
+}

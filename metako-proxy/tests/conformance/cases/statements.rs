@@ -1,0 +1,672 @@
+//! Prepared statements and portals.
+
+use crate::cases::cases;
+use crate::send::{
+    FLUSH, SYNC, batch, bind, bind_binary, bind_to, close_portal, close_statement, describe_portal,
+    describe_statement, execute, execute_some, parse, parse_typed, query, run,
+};
+use crate::stage::Stage;
+
+cases![
+    the_unnamed_statement_outlives_its_sync,
+    the_unnamed_statement_dies_with_a_simple_query,
+    the_next_unnamed_parse_replaces_the_last,
+    a_failed_unnamed_parse_leaves_none,
+    named_statements_outlive_rollback_and_errors,
+    a_parse_that_was_discarded_made_nothing,
+    a_parse_that_failed_made_nothing,
+    a_name_cannot_be_parsed_twice,
+    closing_what_is_not_there_is_no_error,
+    a_name_may_be_closed_and_parsed_again_in_one_batch,
+    names_belong_to_their_client,
+    a_closed_name_is_gone,
+    describe_tells_parameters_and_columns,
+    describing_what_is_not_there_fails,
+    parameters_have_the_types_that_parse_gave,
+    null_and_binary_values_pass,
+    a_bind_with_the_wrong_number_of_values_fails,
+    results_come_in_the_format_that_was_asked_for,
+    statements_follow_the_search_path,
+    a_stale_plan_is_an_error,
+    a_stale_plan_with_the_same_columns_is_none,
+    a_dropped_table_is_an_error_of_its_statement,
+    portals_die_with_their_transaction,
+    portals_outlive_a_flush,
+    portals_live_over_syncs_within_a_transaction,
+    a_row_limit_suspends_the_portal,
+    a_portal_may_be_executed_on_and_described,
+    named_portals_are_closed_by_name,
+    a_portal_name_cannot_be_bound_twice,
+    several_portals_take_turns,
+    sql_prepare_and_execute_share_the_names_of_parse,
+    sql_deallocate_forgets_names,
+    deallocate_all_forgets_all_names,
+    discard_all_forgets_all_names,
+    sql_prepare_is_known_to_its_client_only,
+    an_execute_of_a_missing_name_fails,
+    a_statement_prepared_by_another_user_tells_nothing,
+    many_statements_are_kept,
+    cursors_are_portals,
+    pg_prepared_statements_shows_the_names_of_the_client,
+];
+
+fn the_unnamed_statement_outlives_its_sync(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    let mut b = stage.client("b");
+    a.send(&batch(&[&parse("", "select 1"), SYNC]));
+    a.says("1Z");
+    b.send(&batch(&[&run("select 2"), SYNC]));
+    b.says("12DCZ");
+    a.send(&batch(&[&bind(""), &execute(), SYNC]));
+    a.says("2DCZ");
+    a.send(&batch(&[&describe_statement(""), SYNC, &bind(""), &execute(), SYNC]));
+    a.says("tTZ2DCZ");
+    a.leave();
+    b.leave();
+}
+
+fn the_unnamed_statement_dies_with_a_simple_query(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    for sql in ["select 2", "", "select 1/0", "syntax error"] {
+        a.send(&batch(&[&parse("", "select 1"), SYNC]));
+        a.says("1Z");
+        a.query(sql);
+        a.send(&batch(&[&bind(""), &execute(), SYNC]));
+        a.says("E26000Z");
+        a.send(&batch(&[&describe_statement(""), SYNC]));
+        a.says("E26000Z");
+    }
+    a.leave();
+}
+
+fn the_next_unnamed_parse_replaces_the_last(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("", "select 1"), &parse("", "select 2"), &bind(""), &execute(), SYNC]));
+    a.says("112DCZ");
+    a.send(&batch(&[
+        &parse("", "select 3"),
+        &bind_to("p", "", &[]),
+        &parse("", "select 4"),
+        &bind(""),
+        &execute(),
+        &execute_some("p", 0),
+        SYNC,
+    ]));
+    a.says("1212DCDCZ");
+    a.leave();
+}
+
+fn a_failed_unnamed_parse_leaves_none(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("", "select 1"), SYNC, &parse("", "syntax error"), SYNC, &bind(""), SYNC]));
+    a.says("1ZE42601ZE26000Z");
+    // Closed, it is gone as well.
+    a.send(&batch(&[&parse("", "select 1"), &close_statement(""), &bind(""), SYNC]));
+    a.says("13E26000Z");
+    a.leave();
+}
+
+fn named_statements_outlive_rollback_and_errors(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("begin", "CZ");
+    a.send(&batch(&[&parse("s", "select 1"), SYNC]));
+    a.says("1Z");
+    a.asks("rollback", "CZ");
+    a.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    a.says("2DCZ");
+    a.send(&batch(&[&parse("t", "select 2"), &run("select 1/0"), SYNC, &bind("t"), &execute(), SYNC]));
+    a.says("11E22012Z2DCZ");
+    a.leave();
+}
+
+fn a_parse_that_was_discarded_made_nothing(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&run("select 1/0"), &parse("s", "select 1"), SYNC, &bind("s"), SYNC]));
+    a.says("1E22012ZE26000Z");
+    // Neither did a Close that was discarded.
+    a.send(&batch(&[&parse("s", "select 2"), SYNC, &run("select 1/0"), &close_statement("s"), SYNC]));
+    a.says("1Z1E22012Z");
+    a.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    a.says("2DCZ");
+    a.leave();
+}
+
+fn a_parse_that_failed_made_nothing(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("s", "select nothing"), SYNC]));
+    a.says("E42703Z");
+    a.send(&batch(&[&bind("s"), SYNC, &describe_statement("s"), SYNC, &close_statement("s"), SYNC]));
+    a.says("E26000ZE26000Z3Z");
+    a.send(&batch(&[&parse("s", "select 1"), &bind("s"), &execute(), SYNC]));
+    a.says("12DCZ");
+    a.asks("begin; select 1/0", "CE22012Z");
+    a.send(&batch(&[&parse("t", "select 1"), SYNC]));
+    a.says("E25P02Z");
+    a.asks("rollback", "CZ");
+    a.send(&batch(&[&bind("t"), SYNC]));
+    a.says("E26000Z");
+    a.leave();
+}
+
+fn a_name_cannot_be_parsed_twice(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("s", "select 1"), SYNC, &parse("s", "select 2"), &bind("s"), &execute(), SYNC]));
+    a.says("1ZE42P05Z");
+    a.send(&batch(&[&bind("s"), &execute(), SYNC, &parse("s", "select 1"), SYNC]));
+    a.says("2DCZE42P05Z");
+    a.leave();
+}
+
+fn closing_what_is_not_there_is_no_error(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[
+        &close_statement("none"),
+        &close_portal("none"),
+        &close_statement(""),
+        &close_portal(""),
+        SYNC,
+    ]));
+    a.says("3333Z");
+    a.asks("begin; select 1/0", "CE22012Z");
+    a.send(&batch(&[&close_statement("none"), &close_portal("none"), SYNC]));
+    a.says("33Z");
+    a.asks("rollback", "CZ");
+    a.leave();
+}
+
+fn a_name_may_be_closed_and_parsed_again_in_one_batch(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    let (one, two) = (parse("s", "select 1"), parse("s", "select 2, 3"));
+    let use_it = [bind("s"), describe_portal(""), execute()].concat();
+    a.send(&batch(&[&one, &close_statement("s"), &two, &use_it, &close_statement("s"), &one, &use_it, SYNC]));
+    a.says("1312TDC312TDCZ");
+    a.send(&batch(&[&close_statement("s"), &two, SYNC, &use_it, SYNC]));
+    a.says("31Z2TDCZ");
+    a.leave();
+}
+
+fn names_belong_to_their_client(stage: &Stage<'_>) {
+    let (mut a, mut b) = (stage.client("a"), stage.client("b"));
+    a.send(&batch(&[&parse("s", "select 'of a'"), SYNC]));
+    a.says("1Z");
+    b.send(&batch(&[&bind("s"), SYNC]));
+    b.says("E26000Z");
+    b.send(&batch(&[&parse("s", "select 'of b'"), SYNC]));
+    b.says("1Z");
+    for client in [&mut a, &mut b] {
+        client.send(&batch(&[&bind("s"), &execute(), SYNC]));
+        client.says("2DCZ");
+    }
+    a.send(&batch(&[&close_statement("s"), SYNC]));
+    a.says("3Z");
+    b.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    b.says("2DCZ");
+    a.leave();
+    b.leave();
+}
+
+fn a_closed_name_is_gone(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("s", "select 1"), SYNC, &close_statement("s"), SYNC, &bind("s"), SYNC]));
+    a.says("1Z3ZE26000Z");
+    a.send(&batch(&[&describe_statement("s"), SYNC]));
+    a.says("E26000Z");
+    a.leave();
+}
+
+fn describe_tells_parameters_and_columns(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("create table t (id bigint, body varchar(20), at timestamptz)", "CZ");
+    for sql in [
+        "select id, body, at from t where id = $1 and body like $2",
+        "insert into t values ($1, $2, $3)",
+        "insert into t values ($1) returning *",
+        "set work_mem = '4MB'",
+        "begin",
+        "",
+        "show all",
+        "explain select 1",
+    ] {
+        a.send(&batch(&[&parse("s", sql), &describe_statement("s"), &close_statement("s"), SYNC]));
+        a.ready();
+    }
+    a.leave();
+}
+
+fn describing_what_is_not_there_fails(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&describe_statement("none"), SYNC, &describe_portal("none"), SYNC]));
+    a.says("E26000ZE34000Z");
+    a.send(&batch(&[&describe_portal(""), SYNC, &execute(), SYNC, &execute_some("none", 0), SYNC]));
+    a.says("E34000ZE34000ZE34000Z");
+    a.leave();
+}
+
+/// `int8`, `text`, and none given.
+const INT8: u32 = 20;
+const TEXT: u32 = 25;
+
+fn parameters_have_the_types_that_parse_gave(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    for types in [&[INT8, TEXT][..], &[TEXT], &[0, INT8], &[]] {
+        a.send(&batch(&[
+            &parse_typed("s", "select $1, $2, pg_typeof($1)::text", types),
+            &describe_statement("s"),
+            SYNC,
+        ]));
+        a.ready();
+        a.send(&batch(&[
+            &bind_to("", "s", &[Some("1"), Some("2")]),
+            &execute(),
+            &close_statement("s"),
+            SYNC,
+        ]));
+        a.ready();
+    }
+    a.send(&batch(&[&parse_typed("", "select $1", &[999_999]), SYNC]));
+    a.ready();
+    a.leave();
+}
+
+fn null_and_binary_values_pass(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("s", "select $1::int, $2::text, null, ''"), SYNC]));
+    a.says("1Z");
+    for values in [[None, None], [Some("7"), None], [Some("7"), Some("")], [Some("x"), Some("y")]] {
+        a.send(&batch(&[&bind_to("", "s", &values), &execute(), SYNC]));
+        a.ready();
+    }
+    a.leave();
+}
+
+fn a_bind_with_the_wrong_number_of_values_fails(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[
+        &parse("s", "select $1::int"),
+        &bind("s"),
+        SYNC,
+        &parse("", "select $1::int"),
+        &bind(""),
+        SYNC,
+    ]));
+    a.says("1E08P01Z1E08P01Z");
+    a.send(&batch(&[
+        &bind_to("", "s", &[Some("1"), Some("2")]),
+        &execute(),
+        SYNC,
+        &bind_to("", "s", &[Some("1")]),
+        &execute(),
+        SYNC,
+    ]));
+    a.says("E08P01Z2DCZ");
+    a.leave();
+}
+
+fn results_come_in_the_format_that_was_asked_for(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("s", "select 258, 'text', true, 1.5::float8"), SYNC]));
+    a.says("1Z");
+    a.send(&batch(&[&bind_binary("", "s"), &describe_portal(""), &execute(), SYNC]));
+    a.says("2TDCZ");
+    a.send(&batch(&[&bind("s"), &describe_portal(""), &execute(), SYNC]));
+    a.says("2TDCZ");
+    a.leave();
+}
+
+fn statements_follow_the_search_path(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("create schema one; create schema two; create table one.t as select 'one' as from_; create table two.t as select 'two' as from_", "CCCCZ");
+    // Reported from PostgreSQL 18 on.
+    a.query("set search_path = one");
+    a.send(&batch(&[&parse("s", "select * from t"), &bind("s"), &execute(), SYNC]));
+    a.says("12DCZ");
+    a.query("set search_path = two");
+    a.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    a.says("2DCZ");
+    let mut b = stage.client("b");
+    b.send(&batch(&[&parse("s", "select * from t"), SYNC]));
+    b.says("E42P01Z");
+    b.asks("drop schema one, two cascade", "N00000CZ");
+    a.leave();
+    b.leave();
+}
+
+fn a_stale_plan_is_an_error(stage: &Stage<'_>) {
+    let (mut a, mut b) = (stage.client("a"), stage.client("b"));
+    a.asks("create table t as select 1 as id", "CZ");
+    a.send(&batch(&[
+        &parse("s", "select * from t"),
+        &describe_statement("s"),
+        SYNC,
+        &bind("s"),
+        &execute(),
+        SYNC,
+    ]));
+    a.says("1tTZ2DCZ");
+    b.asks("alter table t add column more int", "CZ");
+    a.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    a.says("E0A000Z");
+    a.send(&batch(&[&describe_statement("s"), SYNC]));
+    a.says("tE0A000Z");
+    a.asks("begin", "CZ");
+    a.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    a.says("E0A000Z");
+    a.asks("rollback", "CZ");
+    a.send(&batch(&[
+        &close_statement("s"),
+        &parse("s", "select * from t"),
+        &describe_statement("s"),
+        &bind("s"),
+        &execute(),
+        SYNC,
+    ]));
+    a.says("31tT2DCZ");
+    a.leave();
+    b.leave();
+}
+
+fn a_stale_plan_with_the_same_columns_is_none(stage: &Stage<'_>) {
+    let (mut a, mut b) = (stage.client("a"), stage.client("b"));
+    a.asks("create table t as select 1 as id", "CZ");
+    a.send(&batch(&[&parse("s", "select id from t"), &bind("s"), &execute(), SYNC]));
+    a.says("12DCZ");
+    b.asks("alter table t add column more int; create index on t (id); analyze t", "CCCZ");
+    a.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    a.says("2DCZ");
+    a.leave();
+    b.leave();
+}
+
+fn a_dropped_table_is_an_error_of_its_statement(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("create table t as select 1 as id", "CZ");
+    a.send(&batch(&[&parse("s", "select id from t"), &bind("s"), &execute(), SYNC]));
+    a.says("12DCZ");
+    a.asks("drop table t", "CZ");
+    a.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    a.says("E42P01Z");
+    a.asks("create table t as select 2 as id", "CZ");
+    a.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    a.says("2DCZ");
+    a.leave();
+}
+
+fn portals_die_with_their_transaction(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("s", "select 1"), &bind_to("p", "s", &[]), SYNC, &execute_some("p", 0), SYNC]));
+    a.says("12ZE34000Z");
+    a.send(&batch(&[&bind_to("", "s", &[]), SYNC, &execute(), SYNC]));
+    a.says("2ZE34000Z");
+    a.asks("begin", "CZ");
+    a.send(&batch(&[&bind_to("p", "s", &[]), SYNC]));
+    a.says("2Z");
+    a.asks("commit", "CZ");
+    a.send(&batch(&[&execute_some("p", 0), SYNC]));
+    a.says("E34000Z");
+    a.leave();
+}
+
+fn portals_outlive_a_flush(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("", "select 1"), &bind(""), FLUSH]));
+    a.says("12");
+    a.send(&batch(&[&describe_portal(""), FLUSH]));
+    a.says("T");
+    a.send(&batch(&[&execute(), FLUSH]));
+    a.says("DC");
+    a.send(SYNC);
+    a.says("Z");
+    a.leave();
+}
+
+fn portals_live_over_syncs_within_a_transaction(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("begin", "CZ");
+    a.send(&batch(&[
+        &parse("", "select generate_series(1, 5)"),
+        &bind_to("p", "", &[]),
+        &execute_some("p", 2),
+        SYNC,
+    ]));
+    a.says("12DDsZ");
+    a.send(&batch(&[&execute_some("p", 2), SYNC]));
+    a.says("DDsZ");
+    a.asks("select 1", "TDCZ");
+    a.send(&batch(&[&execute_some("p", 2), SYNC]));
+    a.says("DCZ");
+    a.asks("commit", "CZ");
+    a.leave();
+}
+
+fn a_row_limit_suspends_the_portal(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("", "select generate_series(1, 5)"), &bind(""), &execute_some("", 2), FLUSH]));
+    a.says("12DDs");
+    a.send(&batch(&[&execute_some("", 3), FLUSH]));
+    a.says("DDDs");
+    a.send(&batch(&[&execute_some("", 3), SYNC]));
+    a.says("CZ");
+    a.send(&batch(&[&parse("", "values (1), (2)"), &bind(""), &execute_some("", 1), SYNC, &execute(), SYNC]));
+    a.says("12DsZE34000Z");
+    a.leave();
+}
+
+fn a_portal_may_be_executed_on_and_described(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    let some = execute_some("", 1);
+    a.send(&batch(&[
+        &parse("", "values (1), (2)"),
+        &bind(""),
+        &some,
+        &some,
+        &execute(),
+        &describe_portal(""),
+        SYNC,
+    ]));
+    a.says("12DsDsCTZ");
+    a.send(&batch(&[&parse("", "set work_mem = '4MB'"), &bind(""), &execute(), &execute(), SYNC]));
+    a.says("12CE55000Z");
+    a.leave();
+}
+
+fn named_portals_are_closed_by_name(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[
+        &parse("", "select 1"),
+        &bind_to("p", "", &[]),
+        &close_portal("p"),
+        &execute_some("p", 0),
+        SYNC,
+    ]));
+    a.says("123E34000Z");
+    a.leave();
+}
+
+fn a_portal_name_cannot_be_bound_twice(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    let twice = [bind_to("p", "", &[]), bind_to("p", "", &[])].concat();
+    a.send(&batch(&[
+        &parse("", "select 1"),
+        &twice,
+        SYNC,
+        &parse("", "select 1"),
+        &bind(""),
+        &bind(""),
+        &execute(),
+        SYNC,
+    ]));
+    a.says("12E42P03Z122DCZ");
+    a.leave();
+}
+
+fn several_portals_take_turns(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    let (p, q) = (execute_some("p", 1), execute_some("q", 2));
+    a.send(&batch(&[
+        &parse("s", "select generate_series(1, 3)"),
+        &bind_to("p", "s", &[]),
+        &bind_to("q", "s", &[]),
+        &p,
+        &q,
+        &p,
+        &q,
+        SYNC,
+    ]));
+    a.says("122DsDDsDsDCZ");
+    a.leave();
+}
+
+fn sql_prepare_and_execute_share_the_names_of_parse(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("prepare s (int) as select $1 + 1", "CZ");
+    a.asks("execute s (1)", "TDCZ");
+    a.send(&batch(&[&describe_statement("s"), &bind_to("", "s", &[Some("2")]), &execute(), SYNC]));
+    a.says("tT2DCZ");
+    a.send(&batch(&[&parse("s", "select 1"), SYNC, &parse("t", "select 'of t'"), SYNC]));
+    a.says("E42P05Z1Z");
+    a.asks("execute t", "TDCZ");
+    a.asks("prepare t as select 1", "E42P05Z");
+    a.asks("explain (costs off) execute t", "TDCZ");
+    a.asks("create table made as execute t", "CZ");
+    a.leave();
+}
+
+fn sql_deallocate_forgets_names(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("s", "select 1"), &parse("Other Name", "select 2"), SYNC]));
+    a.says("11Z");
+    a.asks("deallocate s", "CZ");
+    a.send(&batch(&[&bind("s"), SYNC]));
+    a.says("E26000Z");
+    a.asks("deallocate s", "E26000Z");
+    a.asks("deallocate prepare \"Other Name\"", "CZ");
+    a.asks("prepare s as select 3", "CZ");
+    a.send(&batch(&[&close_statement("s"), SYNC]));
+    a.says("3Z");
+    a.asks("execute s", "E26000Z");
+    a.leave();
+}
+
+fn deallocate_all_forgets_all_names(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("s", "select 1"), SYNC]));
+    a.says("1Z");
+    a.asks("prepare t as select 2", "CZ");
+    a.asks("deallocate all", "CZ");
+    a.send(&batch(&[
+        &bind("s"),
+        SYNC,
+        &bind("t"),
+        SYNC,
+        &parse("s", "select 3"),
+        &bind("s"),
+        &execute(),
+        SYNC,
+    ]));
+    a.says("E26000ZE26000Z12DCZ");
+    // In a transaction it takes effect at once, whatever becomes of that.
+    a.asks("begin; deallocate all; rollback", "CCCZ");
+    a.send(&batch(&[&bind("s"), SYNC]));
+    a.says("E26000Z");
+    a.leave();
+}
+
+fn discard_all_forgets_all_names(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("s", "select 1"), SYNC]));
+    a.says("1Z");
+    a.asks("begin", "CZ");
+    a.asks("discard all", "E25001Z");
+    a.asks("rollback", "CZ");
+    a.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    a.says("2DCZ");
+    a.asks("discard plans", "CZ");
+    a.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    a.says("2DCZ");
+    a.asks("discard all", "CZ");
+    a.send(&batch(&[&bind("s"), SYNC]));
+    a.says("E26000Z");
+    a.leave();
+}
+
+fn sql_prepare_is_known_to_its_client_only(stage: &Stage<'_>) {
+    let (mut a, mut b) = (stage.client("a"), stage.client("b"));
+    a.asks("prepare s as select 'of a'", "CZ");
+    b.asks("execute s", "E26000Z");
+    b.asks("prepare s as select 'of b'", "CZ");
+    a.asks("execute s", "TDCZ");
+    b.asks("execute s", "TDCZ");
+    a.leave();
+    b.asks("execute s", "TDCZ");
+    b.leave();
+    let mut c = stage.client("c");
+    c.asks("execute s", "E26000Z");
+    c.asks("prepare s as select 'of c'", "CZ");
+    c.leave();
+}
+
+fn an_execute_of_a_missing_name_fails(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("execute nothing", "E26000Z");
+    a.asks("deallocate nothing", "E26000Z");
+    a.asks("prepare broken as select nothing", "E42703Z");
+    a.asks("execute broken", "E26000Z");
+    a.asks("begin; prepare s as select 1; rollback", "CCCZ");
+    a.asks("execute s", "TDCZ");
+    a.leave();
+}
+
+fn a_statement_prepared_by_another_user_tells_nothing(stage: &Stage<'_>) {
+    let (mut a, mut b) = (stage.client("a"), stage.client_with("b", &[("user", crate::stage::PLAIN)]));
+    a.asks("create table secret as select 1 as id", "CZ");
+    a.send(&batch(&[&parse("s", "select * from secret"), &bind("s"), &execute(), SYNC]));
+    a.says("12DCZ");
+    b.send(&batch(&[&parse("s", "select * from secret"), &describe_statement("s"), SYNC]));
+    b.says("1tTZ");
+    b.send(&batch(&[&bind("s"), &execute(), SYNC]));
+    b.says("E42501Z");
+    a.leave();
+    b.leave();
+}
+
+fn many_statements_are_kept(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    let names: Vec<String> = (0..700).map(|number| format!("s{number}")).collect();
+    let parses = names.iter().flat_map(|name| parse(name, &format!("select '{name}'"))).collect::<Vec<_>>();
+    let uses = names.iter().flat_map(|name| [bind(name), execute()].concat()).collect::<Vec<_>>();
+    let shapes = a.quietly(|a| {
+        a.send(&batch(&[&parses, SYNC]));
+        let first = a.ready();
+        a.send(&batch(&[&uses, SYNC]));
+        (first, a.ready())
+    });
+    stage.note("700 statements", shapes);
+    a.send(&batch(&[&bind("s3"), &execute(), &bind("s699"), &execute(), SYNC]));
+    a.says("2DC2DCZ");
+    a.leave();
+}
+
+fn cursors_are_portals(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("declare c cursor for select 1", "E25P01Z");
+    a.asks("begin", "CZ");
+    a.asks("declare c scroll cursor for select generate_series(1, 4)", "CZ");
+    a.asks("fetch 2 from c", "TDDCZ");
+    a.send(&batch(&[&describe_portal("c"), &execute_some("c", 1), SYNC]));
+    a.says("TDsZ");
+    a.asks("move backward 1 in c", "CZ");
+    a.asks("fetch all from c", "TDDCZ");
+    a.send(&batch(&[&close_portal("c"), SYNC, &query("fetch c"), &query("rollback")]));
+    a.says("3ZE34000ZCZ");
+    a.asks("fetch c", "E34000Z");
+    a.leave();
+}
+
+fn pg_prepared_statements_shows_the_names_of_the_client(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.send(&batch(&[&parse("by parse", "select 1"), SYNC]));
+    a.says("1Z");
+    a.asks("prepare by_sql as select 2", "CZ");
+    a.asks("select name, statement, from_sql from pg_prepared_statements order by name", "TDDCZ");
+    a.leave();
+}
