@@ -3,11 +3,11 @@
 #   make demo                             a throw-away cluster with metako in front of it, until Ctrl-C
 #   make demo SCENARIO=kill-primary       traffic, SIGKILL to the primary, and what clients saw of it
 #   make test                             every check and test
+#   make fuzz                             the fuzz targets, FUZZ_SECONDS each (60); needs a nightly compiler
+#   make driver-suites                    PostgreSQL's own tests directly and through metako; SUITES, MODES
 #   make bench                            direct, PgBouncer and metako side by side: half an hour on a quiet machine
 #   make bench BENCH="--rows simple-16"   the same with options of the benchmark: --help lists them
 #   make bench-micro                      the frame scan alone, in nanoseconds
-#   make fuzz                             the fuzz targets, FUZZ_SECONDS each (60); needs a nightly compiler
-#   make driver-suites                    PostgreSQL's own tests and drivers' own against PostgreSQL, session and transaction mode
 #
 # Variables of `make demo`: SCENARIO, SYNCHRONOUS=1 (commits wait for a replica), JSON=1 (the outcome as JSON on the last
 # line), LISTEN=host:port (instead of 127.0.0.1:6432). Of `make bench`: BENCH, and PGBOUNCER=program (1.24 or newer)
@@ -32,14 +32,14 @@ demo:
 test:
 	@scripts/test.sh
 
-bench:
-	@scripts/bench.sh $(BENCH)
-
-bench-micro:
-	@$(CARGO) bench --locked --package metako-core --bench frames
-
 fuzz:
 	@scripts/fuzz.sh
 
 driver-suites:
 	@scripts/driver-suites.sh
+
+bench:
+	@scripts/bench.sh $(BENCH)
+
+bench-micro:
+	@$(CARGO) bench --locked --package metako-core --bench frames

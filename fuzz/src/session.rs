@@ -1,11 +1,11 @@
 //! A session between any client and servers that keep to the protocol, or do not.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use metako_core::config::UnknownOutcome;
 use metako_core::plugin::{Class, Classification, QueryClassifier, Span, TransactionVerb};
-use metako_core::session::{Effect, Interner, Loss, LossCx, Plan, Server, Session, SessionCx};
+use metako_core::session::{ClientFault, Effect, Interner, Loss, LossCx, Plan, Server, Session, SessionCx};
 use metako_core::wire::read::{self, Target};
 use metako_core::wire::write::{self, Report, TransactionStatus};
 
@@ -115,9 +115,9 @@ impl Model {
                 let name = read::bind(body).map(|bind| bind.statement.to_vec()).unwrap_or_default();
                 self.portal = self.names.contains(&name);
                 if self.portal {
-                    write::bind_complete(out)
+                    write::bind_complete(out);
                 } else {
-                    self.fail("26000", out)
+                    self.fail("26000", out);
                 }
                 self.portal
             }
@@ -127,9 +127,9 @@ impl Model {
                     _ => self.portal,
                 };
                 if known {
-                    write::no_data(out)
+                    write::no_data(out);
                 } else {
-                    self.fail("26000", out)
+                    self.fail("26000", out);
                 }
                 known
             }
@@ -183,7 +183,7 @@ fn split(bytes: &[u8]) -> (Vec<(u8, &[u8])>, &[u8]) {
 /// One unit: a Query, a Sync, or a batch with its Sync.
 fn unit(bytes: &mut Bytes<'_>, out: &mut Vec<u8>) {
     let kind = bytes.byte();
-    if kind % 3 == 0 {
+    if kind.is_multiple_of(3) {
         return write::query(out, TEXTS[usize::from(kind / 3) % TEXTS.len()]);
     }
     for _ in 0..bytes.byte() % 8 {
@@ -219,24 +219,33 @@ struct World {
     answered: usize,
     /// All servers have kept to the protocol.
     honest: bool,
+    /// The client sends whole units that are well formed.
+    units: bool,
 }
 
 /// The session has ended.
 struct Over;
 
 impl World {
-    fn new(honest: bool) -> Self {
+    fn new(units: bool, honest: bool) -> Self {
         Self {
             session: Session::new("x", 1 << 20),
             interner: Mutex::default(),
-            server: Server::new(&[], "x"),
+            server: Server::new(&Arc::default(), "x"),
             model: Model::default(),
             input: Vec::new(),
             taken: Vec::new(),
             to_client: Vec::new(),
             answered: 0,
             honest,
+            units,
         }
+    }
+
+    /// What a client is sent away for; not one that sends units.
+    fn fault(&self, fault: ClientFault) -> Over {
+        assert!(!self.units, "{fault}");
+        Over
     }
 
     fn took(&mut self, count: usize) {
@@ -253,25 +262,26 @@ impl World {
                 split: bytes.byte() % 2 == 1,
             };
             let mut to_server = Vec::new();
-            if self.session.is_attached() {
-                let done = self
-                    .session
-                    .forward(&mut self.server, &self.input, &cx, &mut to_server, &mut self.to_client)
-                    .map_err(|_| Over)?;
-                self.took(done.consumed);
-                if done.terminate {
-                    return Err(Over);
-                }
-            } else {
-                match self.session.plan(&self.input, &cx, &mut self.to_client).map_err(|_| Over)? {
+            if !self.session.is_attached() {
+                let plan = self.session.plan(&self.input, &cx, &mut self.to_client);
+                match plan.map_err(|fault| self.fault(fault))? {
                     Plan::More => return Ok(()),
                     Plan::Close => return Err(Over),
                     Plan::Consumed(count) => {
                         assert!(count > 0 && count <= self.input.len());
                         self.took(count);
+                        continue;
                     }
                     Plan::Route(route) => self.session.attach(&mut self.server, route.read, &mut to_server),
                 }
+            }
+            let done = self
+                .session
+                .forward(&mut self.server, &self.input, &cx, &mut to_server, &mut self.to_client)
+                .map_err(|fault| self.fault(fault))?;
+            self.took(done.consumed);
+            if done.terminate {
+                return Err(Over);
             }
             self.serve(&to_server, bytes)?;
             if before == (self.input.len(), self.session.is_attached()) {
@@ -288,17 +298,21 @@ impl World {
         }
         self.answered += answer.len();
         let piece = usize::from(bytes.byte()) + 1;
-        let mut rest = Vec::new();
+        let (mut rest, mut further) = (Vec::new(), Vec::new());
         for part in answer.chunks(piece) {
             rest.extend_from_slice(part);
-            let answered =
-                self.session.answer(&mut self.server, &rest, &mut self.to_client).map_err(|_| Over)?;
+            let answered = self.session.answer(&mut self.server, &rest, &mut self.to_client, &mut further);
+            assert!(answered.is_ok() || !self.honest, "{answered:?}");
+            let answered = answered.map_err(|_| Over)?;
             assert!(answered.consumed <= rest.len());
             rest.drain(..answered.consumed);
             if answered.effect != Effect::Continue {
                 assert!(!self.honest, "{:?} of a server that keeps to the protocol", answered.effect);
                 return Err(Over);
             }
+        }
+        if !further.is_empty() {
+            return self.serve(&further, bytes);
         }
         if self.session.is_attached() && self.session.releasable(&self.server) {
             if self.honest {
@@ -316,7 +330,7 @@ impl World {
         }
         let cx = LossCx { node: "n", cause: "c", unknown: UnknownOutcome::TransactionResolutionUnknown };
         let loss = self.session.lose(&mut self.server, &cx, &mut self.to_client);
-        (self.server, self.model) = (Server::new(&[], "x"), Model::default());
+        (self.server, self.model) = (Server::new(&Arc::default(), "x"), Model::default());
         match loss {
             Loss::Kept => Ok(()),
             Loss::Close => Err(Over),
@@ -324,16 +338,22 @@ impl World {
                 let cx = SessionCx { classifier: &FirstLetters, statements: &self.interner, split: true };
                 let mut to_server = Vec::new();
                 self.session
-                    .repeat(&mut self.server, bytes.byte() % 2 == 0, &cx, &mut to_server, &mut self.to_client)
-                    .map_err(|_| Over)?;
+                    .repeat(
+                        &mut self.server,
+                        bytes.byte().is_multiple_of(2),
+                        &cx,
+                        &mut to_server,
+                        &mut self.to_client,
+                    )
+                    .map_err(|fault| self.fault(fault))?;
                 self.serve(&to_server, bytes)
             }
         }
     }
 
     /// What holds at any time.
-    fn check(&self, units: bool) {
-        let (asked, _) = split(&self.taken);
+    fn check(&self) {
+        let (asked, begun) = split(&self.taken);
         let bound = self.answered + (asked.len() + 1) * OWN_WORDS_MAX;
         assert!(self.to_client.len() <= bound, "{} bytes said, at most {bound}", self.to_client.len());
         if !self.honest {
@@ -342,8 +362,10 @@ impl World {
         let (told, cut) = split(&self.to_client);
         assert!(cut.is_empty(), "part of a message");
         let ready = told.iter().filter(|(tag, _)| *tag == b'Z').count();
-        let wanted = asked.iter().filter(|(tag, _)| matches!(tag, b'Q' | b'F' | b'S')).count();
-        if units {
+        // A server can be lost, and the client told so, while a long message is on its way.
+        let tags = asked.iter().map(|(tag, _)| tag).chain(begun.first());
+        let wanted = tags.filter(|tag| matches!(tag, b'Q' | b'F' | b'S')).count();
+        if self.units {
             assert_eq!(ready, wanted, "ReadyForQuery, of {wanted} units");
         } else {
             assert!(ready <= wanted, "{ready} times ReadyForQuery for {wanted} units");
@@ -358,7 +380,7 @@ pub fn session(data: &[u8]) {
     let mut bytes = Bytes(data);
     let kind = bytes.byte();
     let (units, honest) = (kind & 1 == 0, kind & 2 == 0);
-    let mut world = World::new(honest);
+    let mut world = World::new(units, honest);
     while !bytes.0.is_empty() {
         let what = bytes.byte();
         let outcome = match what % 8 {
@@ -377,6 +399,6 @@ pub fn session(data: &[u8]) {
         if outcome.is_err() {
             return;
         }
-        world.check(units);
+        world.check();
     }
 }

@@ -16,6 +16,7 @@ pub mod plugin;
 pub mod pool;
 pub mod route;
 pub mod session;
+pub mod sql;
 mod time;
 pub mod wire;
 

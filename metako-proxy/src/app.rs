@@ -23,7 +23,7 @@ use crate::control::{ControlConfig, Driver, DriverHandle, FileJournal, History, 
 use crate::data::DataPlane;
 use crate::env::{Env, Listener, TokioEnv};
 use crate::shared::{EvidenceSender, Traffic, ViewCell};
-use crate::{control, logging, state_dir};
+use crate::{control, descriptors, logging, state_dir};
 
 /// How long a shutdown waits for the last decisions to reach the disk.
 const HISTORY_MAX: Duration = Duration::from_secs(5);
@@ -56,7 +56,16 @@ pub(crate) async fn run(path: &Path) -> Exit {
     for warning in &loaded.warnings {
         tracing::warn!("{}:{warning}", loaded.file);
     }
-    let app = match App::start(TokioEnv::new(), loaded.config, path).await {
+    descriptors::raise_limit(&loaded.config);
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let env = match TokioEnv::with_workers(workers) {
+        Ok(env) => env,
+        Err(error) => {
+            eprintln!("metako: cannot start {workers} threads for clients: {error}");
+            return Exit::Failed;
+        }
+    };
+    let app = match App::start(env, loaded.config, path).await {
         Ok(app) => app,
         Err(error) => {
             eprintln!("metako: {error}");
@@ -234,7 +243,7 @@ impl<E: Env> App<E> {
             report_changed: Notify::new(),
         });
         for listener in listeners {
-            env.spawn(until(stopping.clone(), Arc::clone(&data).serve(listener)));
+            env.spawn_data(until(stopping.clone(), Arc::clone(&data).serve(listener)));
         }
         let owner = nix::unistd::geteuid().as_raw();
         let admin: Arc<dyn Admin> = Arc::clone(&inner) as Arc<dyn Admin>;

@@ -4,16 +4,24 @@
 //! another world in its place. tokio's timers, channels and `select!` are used as they are: under a paused runtime they
 //! are deterministic by themselves.
 
+mod socket;
+mod workers;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use metako_core::Tick;
+use metako_core::pool::Worker;
 use nix::sys::stat::Mode;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use self::socket::{Socket, TcpAcceptor};
+use self::workers::Workers;
 
 /// Programs on the same machine that may wait to be accepted.
 const LOCAL_BACKLOG: i32 = 128;
@@ -45,6 +53,32 @@ pub trait Env: Clone + Send + Sync + 'static {
 
     /// Runs a task of its own until it ends.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static);
+
+    /// Runs a task of the data plane that is no client's until it ends.
+    fn spawn_data(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(task);
+    }
+
+    /// Runs a client's task until it ends, on the worker that has room for it; see [`Self::moves_on`].
+    fn spawn_client(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(task);
+    }
+
+    /// Whether the client's task that asks is to go on on another worker: then its poll has to answer `Pending`, and it
+    /// is polled once more there. To be asked once, by a client's task that is about to wait with nothing open.
+    fn moves_on(&self) -> bool {
+        false
+    }
+
+    /// The worker that asks.
+    fn worker(&self) -> Worker {
+        Worker::NONE
+    }
+
+    /// Lets the worker that asks hear of what comes on a stream first-hand; streams work without it, at a higher price.
+    fn settle(&self, stream: &mut Self::Stream) {
+        let _ = stream;
+    }
 
     /// Time since the start of the world, on the clock that the runtime's timers use.
     fn now(&self) -> Tick;
@@ -88,12 +122,33 @@ pub trait LocalListener: Send + 'static {
 #[derive(Debug, Clone)]
 pub struct TokioEnv {
     origin: tokio::time::Instant,
+    /// Without them, everything is done by the runtime that it is used in.
+    workers: Option<Arc<Workers>>,
 }
 
 impl TokioEnv {
-    /// A world that begins now.
+    /// A world that begins now, all in the runtime that it is used in.
     pub fn new() -> Self {
-        Self { origin: tokio::time::Instant::now() }
+        Self { origin: tokio::time::Instant::now(), workers: None }
+    }
+
+    /// A world that begins now, with threads of their own for clients. Has to be called in a runtime.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no threads or descriptors for them.
+    pub fn with_workers(count: usize) -> io::Result<Self> {
+        Ok(Self { origin: tokio::time::Instant::now(), workers: Some(Workers::start(count, false)?) })
+    }
+
+    /// As [`Self::with_workers`], but clients go to the workers in turn and move on to the next whenever they may, so
+    /// that a test meets all that can happen between workers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::with_workers`].
+    pub fn restless(count: usize) -> io::Result<Self> {
+        Ok(Self { origin: tokio::time::Instant::now(), workers: Some(Workers::start(count, true)?) })
     }
 }
 
@@ -104,19 +159,17 @@ impl Default for TokioEnv {
 }
 
 impl Env for TokioEnv {
-    type Stream = tokio::net::TcpStream;
+    type Stream = Socket;
     type Listener = TcpAcceptor;
     type LocalStream = tokio::net::UnixStream;
     type LocalListener = UnixAcceptor;
 
     async fn connect(&self, host: &str, port: u16) -> io::Result<Self::Stream> {
-        let stream = tokio::net::TcpStream::connect((host, port)).await?;
-        prepare(&stream)?;
-        Ok(stream)
+        Socket::connect(host, port).await
     }
 
     async fn bind(&self, address: &str) -> io::Result<Self::Listener> {
-        Ok(TcpAcceptor(tokio::net::TcpListener::bind(address).await?))
+        TcpAcceptor::bind(address).await
     }
 
     async fn bind_local(&self, path: &Path) -> io::Result<Self::LocalListener> {
@@ -139,6 +192,34 @@ impl Env for TokioEnv {
         tokio::spawn(task);
     }
 
+    fn spawn_data(&self, task: impl Future<Output = ()> + Send + 'static) {
+        match &self.workers {
+            Some(workers) => workers.spawn(task),
+            None => self.spawn(task),
+        }
+    }
+
+    fn spawn_client(&self, task: impl Future<Output = ()> + Send + 'static) {
+        match &self.workers {
+            Some(workers) => workers.spawn_client(task),
+            None => self.spawn(task),
+        }
+    }
+
+    fn moves_on(&self) -> bool {
+        self.workers.as_ref().is_some_and(|workers| workers.moves_on())
+    }
+
+    fn worker(&self) -> Worker {
+        workers::current()
+    }
+
+    fn settle(&self, stream: &mut Self::Stream) {
+        if let Err(error) = stream.settle() {
+            tracing::debug!(%error, "a socket could not be moved to another worker");
+        }
+    }
+
     fn now(&self) -> Tick {
         Tick::ZERO + self.origin.elapsed()
     }
@@ -153,24 +234,6 @@ impl Env for TokioEnv {
             .secure_random
             .fill(bytes)
             .expect("the system gives no entropy");
-    }
-}
-
-/// A TCP socket that accepts.
-#[derive(Debug)]
-pub struct TcpAcceptor(tokio::net::TcpListener);
-
-impl Listener for TcpAcceptor {
-    type Stream = tokio::net::TcpStream;
-
-    async fn accept(&mut self) -> io::Result<(Self::Stream, SocketAddr)> {
-        let (stream, peer) = self.0.accept().await?;
-        prepare(&stream)?;
-        Ok((stream, peer))
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
     }
 }
 
@@ -214,13 +277,4 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
         // It is not known to be dead.
         Err(error) => Err(error),
     }
-}
-
-fn prepare(stream: &tokio::net::TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(30))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
-    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }

@@ -12,6 +12,7 @@ pub mod control;
 pub mod credential;
 pub mod data;
 pub mod demo;
+mod descriptors;
 pub mod env;
 pub mod logging;
 pub mod login;

@@ -30,6 +30,14 @@ impl<S> MaybeTls<S> {
             Self::Tls(tls) => tls.get_ref().0,
         }
     }
+
+    /// The stream below.
+    pub fn get_mut(&mut self) -> &mut S {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(tls) => tls.get_mut().0,
+        }
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for MaybeTls<S> {

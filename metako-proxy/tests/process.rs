@@ -151,3 +151,42 @@ fn a_second_signal_ends_the_wait_for_clients() {
     assert!(metako.stop());
     drop(slow);
 }
+
+/// metako under `ulimit`: what its log says, and the limit on open files that it runs with.
+fn under_limits(ulimit: &str, clients: usize) -> (String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, log) = (folder.path().join("metako.yaml"), folder.path().join("log"));
+    let text = format!(
+        "listen: 127.0.0.1:{}\nstate_dir: {}\n{NODE}\nlimits: {{ clients: {clients} }}\n",
+        free_port(),
+        folder.path().join("state").display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("{ulimit}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_metako"), "--config"])
+        .arg(&config)
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let said = eventually("metako listens", || {
+        let said = std::fs::read_to_string(&log).unwrap();
+        if said.contains("metako listens") { Ok(said) } else { Err(said) }
+    });
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    (said, files.split_whitespace().skip(3).take(2).collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn the_limit_on_open_files_is_raised_and_a_shortage_is_told() {
+    let (said, limit) = under_limits("ulimit -Sn 100; ulimit -Hn 800", 400);
+    assert_eq!(limit, "800 800");
+    assert!(!said.contains("limits.clients"), "{said}");
+
+    let (said, limit) = under_limits("ulimit -Sn 100; ulimit -Hn 800", 5000);
+    assert_eq!(limit, "800 800");
+    assert!(said.contains("limits.clients is 5000") && said.contains("may open 800 files"), "{said}");
+}

@@ -29,7 +29,7 @@ pub use health_probe::{
 };
 pub use load_balancer::{Candidate, LoadBalancer, LoadBalancerSpec, Outcome, PickCx};
 pub use query_classifier::{
-    Class, Classification, QueryClassifier, QueryClassifierSpec, Span, TransactionVerb,
+    Class, Classification, Effects, QueryClassifier, QueryClassifierSpec, Span, TransactionVerb,
 };
 pub use registry::{Kind, RegistryError, StrategyInfo, find, strategies, verify};
 

@@ -65,6 +65,43 @@ pub struct Classification {
     pub span: Span,
     /// What it does to a transaction block, if its class is [`Class::TransactionControl`] and it is one statement.
     pub transaction: Option<TransactionVerb>,
+    /// What it may leave behind in the session, but for what metako sees itself: SET, RESET, DISCARD, PREPARE, EXECUTE
+    /// and DEALLOCATE. Of several statements, all of theirs.
+    pub effects: Effects,
+}
+
+/// What a statement may leave behind in the session that runs it: a set of the constants here.
+///
+/// In transaction mode the server of a statement that is [`Effects::OPAQUE`] is asked afterwards what is left, and a session
+/// that left something keeps its server. So what is too much costs a question, and what is missing gives one client's state
+/// to another: in doubt say [`Effects::OPAQUE`], as [`Classification::new`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Effects(u8);
+
+impl Effects {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// Anything: it runs code that the text does not show.
+    pub const OPAQUE: Self = Self(1);
+    /// Something that the server can name: temporary objects, advisory locks of the session, held cursors, LISTEN, a role.
+    pub const HOLDS: Self = Self(2);
+    /// It may end something of that.
+    pub const RELEASES: Self = Self(4);
+    /// It reads what nextval() left in the session: currval(), lastval().
+    pub const SEQUENCES: Self = Self(8);
+    /// Something that lasts as long as the session, and that the server does not show: a library, a random seed.
+    pub const STAYS: Self = Self(16);
+
+    /// All of both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether something of `other` is in it.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
 }
 
 /// What a single statement does to a transaction block.
@@ -81,8 +118,14 @@ pub enum TransactionVerb {
 }
 
 impl Classification {
-    /// A class with its reason and place, of a statement that steers no transaction.
+    /// A class with its reason and place, of a statement that steers no transaction and may leave anything behind.
     pub const fn new(class: Class, reason: &'static str, span: Span) -> Self {
-        Self { class, reason, span, transaction: None }
+        Self { class, reason, span, transaction: None, effects: Effects::OPAQUE }
+    }
+
+    /// The same, of a statement that leaves no more behind than `effects`.
+    #[must_use]
+    pub const fn with_effects(self, effects: Effects) -> Self {
+        Self { effects, ..self }
     }
 }

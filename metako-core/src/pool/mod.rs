@@ -25,6 +25,15 @@ pub struct Variant(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerId(pub u64);
 
+/// A thread that serves clients. An idle connection belongs to one, and is cheapest for the clients there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Worker(pub u32);
+
+impl Worker {
+    /// None of them.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
 /// A client that waits. Never given twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WaiterId(pub u64);
@@ -93,11 +102,12 @@ struct Member {
     opening: bool,
     /// By how many thousandths its life is shorter than the limit.
     shortened: u32,
+    worker: Worker,
 }
 
 impl Member {
     fn opening(now: Tick, variant: Variant, epoch: Epoch) -> Self {
-        Self { variant, epoch, opened: now, opening: true, shortened: 0 }
+        Self { variant, epoch, opened: now, opening: true, shortened: 0, worker: Worker::NONE }
     }
 
     fn is_old(&self, now: Tick, limits: &PoolLimits) -> bool {
@@ -180,7 +190,7 @@ impl Pool {
     /// A client wants a connection of a variant, opened in `epoch` or later. Clients that wait already come first.
     pub fn checkout(&mut self, now: Tick, variant: Variant, epoch: Epoch, patience: Duration) -> Checkout {
         if self.waiters.is_empty() {
-            if let Some(server) = self.take_idle(variant, epoch) {
+            if let Some(server) = self.take_idle(variant, epoch, Worker::NONE) {
                 return Checkout::Reuse(server);
             }
             if let Some((server, close)) = self.room(now, variant, epoch) {
@@ -195,13 +205,25 @@ impl Pool {
         Checkout::Wait(id)
     }
 
-    /// An idle connection of a variant, opened in `epoch` or later, if there is one and nobody waits.
-    pub fn take_idle(&mut self, variant: Variant, epoch: Epoch) -> Option<ServerId> {
+    /// An idle connection of a variant, opened in `epoch` or later, if there is one and nobody waits: one of `worker`'s,
+    /// if it has any.
+    pub fn take_idle(&mut self, variant: Variant, epoch: Epoch, worker: Worker) -> Option<ServerId> {
         if !self.waiters.is_empty() {
             return None;
         }
-        let at = self.idle.iter().rposition(|idle| self.serves(idle.server, variant, epoch))?;
+        let fits = |idle: &Idle| self.serves(idle.server, variant, epoch);
+        let own = |idle: &Idle| {
+            self.members.get(&idle.server).is_some_and(|member| member.worker == worker) && fits(idle)
+        };
+        let at = self.idle.iter().rposition(own).or_else(|| self.idle.iter().rposition(fits))?;
         Some(self.idle.remove(at).server)
+    }
+
+    /// Notes that a connection belongs to `worker` now.
+    pub fn settled(&mut self, server: ServerId, worker: Worker) {
+        if let Some(member) = self.members.get_mut(&server) {
+            member.worker = worker;
+        }
     }
 
     fn serves(&self, server: ServerId, variant: Variant, epoch: Epoch) -> bool {

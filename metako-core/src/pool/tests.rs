@@ -35,6 +35,19 @@ fn the_connection_given_back_last_is_used_first() {
 }
 
 #[test]
+fn a_worker_uses_its_own_connections_before_those_of_others() {
+    let mut pool = Pool::new(LIMITS);
+    let (here, there) = (open(&mut pool, A), open(&mut pool, A));
+    pool.settled(here, Worker(0));
+    pool.settled(there, Worker(1));
+    pool.checkin(Tick::ZERO, here, true);
+    pool.checkin(Tick::ZERO, there, true);
+    assert_eq!(pool.take_idle(A, Epoch(0), Worker(0)), Some(here));
+    assert_eq!(pool.take_idle(A, Epoch(0), Worker(0)), Some(there));
+    assert_eq!(pool.take_idle(A, Epoch(0), Worker(0)), None);
+}
+
+#[test]
 fn clients_wait_in_line_and_a_line_that_is_too_long_takes_nobody() {
     let mut pool = Pool::new(LIMITS);
     let (first, second) = (open(&mut pool, A), open(&mut pool, A));

@@ -1,11 +1,11 @@
 //! From the server to the client.
 
-use super::replies::Owed;
+use super::replies::{Asked, Owed};
 use super::statements::{NO_SUCH_NAME, PREFIX};
 use super::{Attachment, Awaited, Here, Open, Server, Session, State, ends_connection};
 use crate::wire::read::{self, ErrorFields};
-use crate::wire::write::{self, TransactionStatus};
-use crate::wire::{FrameError, Header, Piece};
+use crate::wire::write::{self, Report, TransactionStatus};
+use crate::wire::{FrameError, Header, Piece, sqlstate};
 
 const HEADER: usize = 5;
 
@@ -49,28 +49,38 @@ enum Pass {
 }
 
 impl Session {
-    /// Passes on what the server sent. Appends to `to_client`.
+    /// Passes on what the server sent. Appends to `to_client`, and to `to_server` what metako has to say to that.
     pub fn answer(
         &mut self,
         server: &mut Server,
         input: &[u8],
         to_client: &mut Vec<u8>,
+        to_server: &mut Vec<u8>,
     ) -> Result<Answered, FrameError> {
         let (mut at, mut from) = (0, 0);
         let mut effect = Effect::Continue;
         while let Some(piece) = server.framer.next(&input[at..])? {
             let (taken, pass) = match piece {
-                Piece::Rest { taken, .. } if server.swallow_rest => (taken, Pass::Swallow),
+                Piece::Rest { taken, last } if server.swallow_rest => {
+                    if server.answers_metako() {
+                        server.own_row(&input[at..at + taken], last);
+                    }
+                    (taken, Pass::Swallow)
+                }
                 Piece::Rest { taken, .. } => (taken, Pass::AsIs),
-                Piece::Start { header: Header { tag: b'D' | b'd', .. }, taken, .. } => {
+                Piece::Start { header: Header { tag: tag @ (b'D' | b'd'), .. }, taken, whole } => {
                     server.swallow_rest = server.answers_metako();
-                    self.stop_holding_back();
+                    if !server.swallow_rest {
+                        self.stop_holding_back();
+                    } else if tag == b'D' {
+                        server.own_row(&input[at + HEADER..at + taken], whole);
+                    }
                     (taken, if server.swallow_rest { Pass::Swallow } else { Pass::AsIs })
                 }
                 Piece::Start { header, taken, .. } => {
                     let body = &input[at + HEADER..at + taken];
                     let start = to_client.len();
-                    let pass = self.answer_frame(server, header, body, to_client);
+                    let pass = self.answer_frame(server, header, body, to_client, to_server);
                     if to_client.len() > start && from < at {
                         // What came before goes before.
                         let made = to_client.split_off(start);
@@ -117,6 +127,7 @@ impl Session {
         header: Header,
         body: &[u8],
         to_client: &mut Vec<u8>,
+        to_server: &mut Vec<u8>,
     ) -> Pass {
         if self.refused && !matches!(header.tag, b'Z' | b'S' | b'E') {
             return Pass::Swallow;
@@ -126,9 +137,28 @@ impl Session {
         match header.tag {
             b'E' => return self.answer_error(server, header, body, to_client),
             b'N' if ends_connection(read::error(body).code) => return Pass::Swallow,
-            b'S' => server.parameter_status(body),
-            b'Z' => return self.answer_ready(server, body),
+            b'S' => {
+                server.parameter_status(body);
+                if !own_query && !self.refused {
+                    // It is not said twice, so it is not taken back.
+                    self.stop_holding_back();
+                }
+                if !own_query
+                    && !self.refused
+                    && let Some((name, value)) = read::parameter_status(body)
+                    && let Some(told) = &mut self.told
+                {
+                    told.set(name, value);
+                }
+            }
+            b'Z' => return self.answer_ready(server, body, to_client, to_server),
             _ if own_query => {}
+            tag if matches!(server.replies.front(), Some(Owed::Own { tag: own, .. }) if *own == tag) => {
+                if let Some(Owed::Own { statement: Some(statement), unit, .. }) = server.replies.pop() {
+                    server.prepared.confirm(&statement, unit);
+                }
+                return Pass::Swallow;
+            }
             b'1' => {
                 let Some(Owed::Parse { own, statement, unit, .. }) = server.expect(b'1') else {
                     return Pass::AsIs;
@@ -156,9 +186,10 @@ impl Session {
             b'C' | b'I' | b's' => {
                 self.stop_holding_back();
                 if header.tag == b'C' {
+                    self.succeeded(server);
                     self.completed(server, read::command_tag(body).unwrap_or_default());
                 }
-                if server.replies.front() == Some(&Owed::Execute) {
+                if matches!(server.replies.front(), Some(Owed::Execute { .. })) {
                     server.replies.pop();
                 }
             }
@@ -178,13 +209,29 @@ impl Session {
         pass
     }
 
-    fn answer_ready(&mut self, server: &mut Server, body: &[u8]) -> Pass {
+    fn answer_ready(
+        &mut self,
+        server: &mut Server,
+        body: &[u8],
+        to_client: &mut Vec<u8>,
+        to_server: &mut Vec<u8>,
+    ) -> Pass {
         match body.first().copied().and_then(TransactionStatus::from_byte) {
             Some(status) => server.status = status,
             None => server.out_of_step = true,
         }
-        if server.replies.ready() == Some(Owed::Query { own: true }) {
-            return Pass::Swallow;
+        match server.replies.ready() {
+            Some(Owed::Metako(asked)) => {
+                self.found_answer(server, asked, to_server, to_client);
+                return Pass::Swallow;
+            }
+            Some(Owed::OwnSync) => return Pass::Swallow,
+            Some(answered @ Owed::Query { .. }) => {
+                server.stand_in = None;
+                // What of it did not succeed was not done.
+                self.undo(server, answered);
+            }
+            _ => {}
         }
         if self.refused {
             return Pass::Stop(Effect::Refused);
@@ -192,7 +239,9 @@ impl Session {
         self.stop_holding_back();
         if server.replies.settled() {
             self.open = Open::default();
+            self.fresh.settle(server.replies.unit());
         }
+        self.found_ready(server, to_server);
         if server.status != TransactionStatus::Idle {
             // A block on a replica, which the classifier did not foresee: the whole of it stays there.
             self.open_up();
@@ -212,11 +261,27 @@ impl Session {
             let lost = ends_connection(fields.code) || self.is_holding_back();
             return if lost { Pass::Stop(Effect::Lost) } else { Pass::Last };
         }
-        if server.answers_metako() {
-            // It is not what the session takes it for.
+        if server.replies.front() == Some(&Owed::Metako(Asked::Question)) {
+            server.answer.broken = true;
+            return Pass::Swallow;
+        }
+        if server.replies.front() == Some(&Owed::Metako(Asked::Name)) {
+            // Nothing but a name: the next client does not get this server.
             server.out_of_step = true;
             return Pass::Swallow;
         }
+        if server.answers_metako() {
+            return self.not_set_up(server, &fields, to_client);
+        }
+        if server.replies.is_preparing() {
+            // The Query behind it fails too, and is told why.
+            server.stand_in = Some(body.to_vec());
+            for skipped in server.replies.failed() {
+                self.undo(server, skipped);
+            }
+            return Pass::Swallow;
+        }
+        self.becoming.failed = true;
         let refused = self.is_holding_back() && is_refusal(&fields);
         if fields.code == b"25006" && !refused && server.in_recovery() != Some(false) {
             self.counts.read_only += 1;
@@ -224,7 +289,7 @@ impl Session {
         if matches!(fields.code.get(..2), Some(b"08" | b"53" | b"57" | b"58")) {
             self.counts.failed += 1;
         }
-        let mut taken = None;
+        let taken = server.replies.taken();
         if fields.code == b"0A000"
             && fields.routine == b"RevalidateCachedQuery"
             && let Some(Owed::Bind { statement: Some(stale) } | Owed::Describe { statement: Some(stale) }) =
@@ -233,8 +298,6 @@ impl Session {
             stale.expire();
         }
         for skipped in server.replies.failed() {
-            // The last one is what the error answers.
-            taken = if let Owed::Duplicate { name } = &skipped { Some(name.clone()) } else { None };
             self.undo(server, skipped);
         }
         if refused || self.refused {
@@ -243,6 +306,13 @@ impl Session {
         }
         self.stop_holding_back();
         let whole = body.len() == header.length as usize;
+        let stands_for = server.stand_in.take().filter(|_| whole);
+        let body = stands_for.as_deref().unwrap_or(body);
+        let fields = read::error(body);
+        if stands_for.is_some() && self.amended(&fields, body, None).is_none() {
+            write::frame(to_client, b'E', |out| out.extend_from_slice(body));
+            return Pass::Replaced;
+        }
         match self.amended(&fields, body, taken.as_deref()) {
             Some(amended) if whole => {
                 write::frame(to_client, b'E', |out| out.extend_from_slice(&amended));
@@ -250,6 +320,23 @@ impl Session {
             }
             _ => Pass::AsIs,
         }
+    }
+
+    /// The server is not what the session needs, and what was sent behind that runs all the same.
+    fn not_set_up(&mut self, server: &mut Server, fields: &ErrorFields<'_>, to_client: &mut Vec<u8>) -> Pass {
+        server.out_of_step = true;
+        if self.is_holding_back() {
+            return Pass::Stop(Effect::Lost);
+        }
+        let said = String::from_utf8_lossy(fields.message);
+        let report = Report::fatal(
+            sqlstate::CONNECTION_FAILURE,
+            format!("the settings of the session could not be made on another server: {said}"),
+        )
+        .with_detail("Whether the statement took effect is not known; if it did, then with other settings.")
+        .with_hint("Connect again.");
+        write::error_response(to_client, &report);
+        Pass::Stop(Effect::Ended)
     }
 
     /// An error in the client's own words: its names of statements, and why metako cancelled.
@@ -282,6 +369,9 @@ impl Session {
             server.prepared.clear();
             self.names.clear();
             self.unnamed = super::Unnamed::default();
+        }
+        if tag == b"DISCARD ALL" {
+            self.discarded_all();
         }
     }
 

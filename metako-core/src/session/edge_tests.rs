@@ -1,7 +1,8 @@
 //! What goes wrong at the edges: messages that were skipped, units that are repeated, servers that are lost half-way.
 
 use super::tests::{
-    Bench, EXECUTE, ONE, ROW, SYNC, TWO, begin, bind, close, complete, error, parse, query, ready,
+    Bench, EXECUTE, ONE, ROW, SYNC, TWO, begin, bind, close, complete, error, left_behind, parse, query,
+    ready, reported,
 };
 use super::*;
 
@@ -9,14 +10,14 @@ use super::*;
 fn a_statement_whose_second_parse_was_skipped_can_still_be_used_on_that_server() {
     let mut bench = Bench::new();
     bench.attach(false);
-    bench.forward(&[&parse("s", "select 1")[..], SYNC].concat());
-    // Pipelined behind it: whether the server has the statement is not known yet, and an error skips the second Parse.
-    bench.forward(&[&bind("nobody")[..], &bind("s"), SYNC].concat());
-    assert_eq!(bench.server_got(), "Pmetako_1 S Bnobody Cmetako_1 Pmetako_1 Bmetako_1 S");
-    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.forward(&[&bind("nobody")[..], &parse("s", "select 1"), SYNC].concat());
     bench.answer(&[error("26000", "no"), ready(TransactionStatus::Idle)].concat());
+    bench.server_got();
+    bench.forward(&[&parse("s", "select 1")[..], &bind("nobody"), SYNC].concat());
+    assert_eq!(bench.server_got(), "Cmetako_1 Pmetako_1 Bnobody S");
+    bench.answer(&[b"3\0\0\0\x04", ONE, &error("26000", "no"), &ready(TransactionStatus::Idle)].concat());
     bench.forward(&[&bind("s")[..], SYNC].concat());
-    assert_eq!(bench.server_got(), "Cmetako_1 Pmetako_1 Bmetako_1 S");
+    assert_eq!(bench.server_got(), "Bmetako_1 S");
 }
 
 #[test]
@@ -46,7 +47,7 @@ fn a_unit_that_is_repeated_may_give_its_names_again() {
     assert_eq!(bench.answer(&refused), Effect::Refused);
     bench.to_client.clear();
     bench.server_got();
-    bench.server = Server::new(&[], "");
+    bench.server = Server::new(&Arc::default(), "");
     bench.repeat(false);
     assert_eq!(bench.server_got(), "Pmetako_1 Bmetako_1 E S");
     bench.answer(&[ONE, TWO, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
@@ -91,15 +92,17 @@ fn closing_behind_a_flush_is_answered_at_once() {
 }
 
 #[test]
-fn a_replica_whose_settings_a_read_changed_is_let_go_and_not_given_to_others() {
+fn a_replica_on_which_a_read_left_something_is_let_go_and_not_given_to_others() {
     let mut bench = Bench::new();
-    bench.server = Server::new(&[("TimeZone".into(), "UTC".into())], "");
+    bench.server = Server::new(&reported(&[("TimeZone", "UTC")]), "");
     bench.attach(true);
     bench.forward(&query("select view"));
     let mut answer = [ROW, &complete("SELECT 1")].concat();
     write::parameter_status(&mut answer, "TimeZone", "Asia/Seoul");
     answer.extend(ready(TransactionStatus::Idle));
     bench.answer(&answer);
+    assert!(!bench.session.releasable(&bench.server));
+    bench.answer(&left_behind(Some(1), &[("TimeZone", "Asia/Seoul")]));
     assert!(bench.session.releasable(&bench.server));
     assert!(!bench.server.is_clean());
     assert_eq!(bench.session.pinned(), None);
@@ -130,11 +133,13 @@ fn an_application_name_set_by_stealth_does_not_stay() {
     write::parameter_status(&mut answer, "application_name", "stealth");
     answer.extend(ready(TransactionStatus::Idle));
     bench.answer(&answer);
+    bench.answer(&left_behind(None, &[("application_name", "stealth")]));
     assert!(bench.session.releasable(&bench.server));
-    bench.session.release();
-    bench.server_got();
+    bench.session = Session::new("", 1 << 30);
+    bench.to_server.clear();
     bench.attach(false);
-    assert!(String::from_utf8_lossy(&bench.to_server).contains("SET application_name TO ''"));
+    let sent = String::from_utf8_lossy(&bench.to_server).into_owned();
+    assert!(sent.contains("RESET ALL; SET application_name TO ''"), "{sent}");
 }
 
 #[test]
@@ -226,6 +231,10 @@ fn an_unnamed_statement_whose_parse_was_skipped_is_never_anothers() {
     bench.attach(false);
     // The server still has what somebody else parsed.
     bench.forward(&[&bind("nobody")[..], &parse("", "select mine"), SYNC].concat());
-    bench.forward(&[&bind("")[..], EXECUTE, SYNC].concat());
-    assert_eq!(bench.server_got(), "Bnobody P S P B E S");
+    let used = [&bind("")[..], EXECUTE, SYNC].concat();
+    assert_eq!(bench.forward(&used), 0);
+    assert_eq!(bench.server_got(), "Bnobody P S");
+    bench.answer(&[error("26000", "no"), ready(TransactionStatus::Idle)].concat());
+    bench.forward(&used);
+    assert_eq!(bench.server_got(), "Bmetako_none E S");
 }

@@ -131,9 +131,7 @@ impl Session {
             _ if block.skipping => {}
             b'Q' | b'F' => {
                 let verdict = match body {
-                    Some(body) if tag == b'Q' => {
-                        Verdict::of(cx.classifier, read::query(body).ok_or(malformed)?)
-                    }
+                    Some(body) if tag == b'Q' => Verdict::of(cx, read::query(body).ok_or(malformed)?),
                     _ => Verdict::UNREAD,
                 };
                 if let Err(report) = block.run(verdict, to_client) {
@@ -189,7 +187,7 @@ impl Session {
 
     /// Parses what may run in a failed block; nothing else is parsed.
     fn lost_block_parse(&mut self, parse: read::Parse<'_>, cx: &SessionCx<'_>) -> Option<Verdict> {
-        let verdict = Verdict::of(cx.classifier, parse.sql);
+        let verdict = Verdict::of(cx, parse.sql);
         if !(verdict.ends_block || verdict.class == Class::Empty) || self.statement(parse.name).is_some() {
             return None;
         }

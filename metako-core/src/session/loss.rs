@@ -36,7 +36,7 @@ impl Session {
             // Part of a message was given; nothing can be said in the middle of it.
             return Loss::Close;
         }
-        if let Some(reason) = self.pinned {
+        if let Some(reason) = self.pinned() {
             let message = format!("terminating connection: node {} was lost ({})", cx.node, cx.cause);
             let report = Report::fatal(sqlstate::ADMIN_SHUTDOWN, message)
                 .with_detail(format!("The session was bound to that server connection: {reason}."))
@@ -67,7 +67,7 @@ impl Session {
             }
             _ => {}
         }
-        let Open { may_commit, rolling_back, .. } = self.open;
+        let Open { may_commit, rolling_back, may_change, .. } = self.open;
         self.release();
         if in_block && !may_commit {
             let ended = rolling_back && outstanding > 0 && !unsynced;
@@ -75,6 +75,18 @@ impl Session {
             return Loss::Kept;
         }
         if outstanding == 0 && !unsynced {
+            return Loss::Kept;
+        }
+        if !may_change && !in_block {
+            let report = Report::error(
+                sqlstate::SERIALIZATION_FAILURE,
+                format!("node {} was lost before it answered ({})", cx.node, cx.cause),
+            )
+            .with_detail(
+                "Nothing was changed: only reads, and the beginnings of transactions, were not answered.",
+            )
+            .with_hint("Run it again.");
+            self.give_errors(&report, outstanding, unsynced, to_client);
             return Loss::Kept;
         }
         let Some(report) = unknown(cx) else { return Loss::Close };

@@ -5,7 +5,8 @@
 //! the caller finds a server, calls [`Session::attach`], and hands the bytes of both sides to [`Session::forward`] and
 //! [`Session::answer`], which append to the caller's buffers what is to be sent. [`Session::releasable`] says when the
 //! server may serve someone else; [`Session::lose`] what the client gets when the server is gone. Bytes pass as they
-//! are, but for names of prepared statements.
+//! are, but for names of prepared statements. What a client has set goes with it: settings and prepared statements are
+//! made anew on each server, and what cannot be made anew keeps the session on its server ([`Session::pinned`]).
 //!
 //! ```text
 //!            plan: Route                 releasable
@@ -18,14 +19,19 @@
 //! Outstanding answers are counted, message by message, in order: an early ReadyForQuery with more in the pipe is not
 //! idle.
 
+mod acts;
 mod answer;
 mod by_statement;
 mod forward;
 mod local;
 mod loss;
+mod pins;
 mod plan;
 mod replies;
+mod rewrite;
 mod server;
+mod settings;
+mod settle;
 mod statements;
 mod verdict;
 
@@ -43,15 +49,20 @@ pub use by_statement::block_opened;
 pub use forward::Forwarded;
 pub use loss::{Loss, LossCx};
 pub use plan::{Plan, Route};
+pub use rewrite::Script;
 pub use server::Server;
+pub use settings::Reported;
 pub use statements::{Interner, PREPARED_PER_SERVER_MAX, Statement, Statements};
 pub use verdict::Verdict;
 
-use crate::plugin::{Class, QueryClassifier, TransactionVerb};
+use crate::plugin::{Effects, QueryClassifier, TransactionVerb};
 use crate::wire::write::{Report, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, sqlstate, write};
 use by_statement::ByStatement;
 use local::LostBlock;
+use pins::Pins;
+use settings::{APPLICATION_NAME, Made, Settings, View};
+use settle::Becoming;
 use statements::{Names, Undo};
 
 /// The most that is kept of a unit (one Query, or a batch up to its Sync) to be routed to a replica, and repeated on
@@ -89,6 +100,12 @@ pub enum ClientFault {
 impl ClientFault {
     /// What the client is told.
     pub fn report(&self) -> Report {
+        if let Self::Frame(FrameError::Tag(tag)) = self {
+            return Report::fatal(
+                sqlstate::PROTOCOL_VIOLATION,
+                format!("invalid frontend message type {tag}"),
+            );
+        }
         Report::fatal(sqlstate::PROTOCOL_VIOLATION, self.to_string())
     }
 }
@@ -141,6 +158,7 @@ struct Unnamed {
     /// Text and types of its Parse, if the client has one.
     tail: Option<Vec<u8>>,
     verdict: Option<Verdict>,
+    script: Option<Arc<Script>>,
     here: Here,
 }
 
@@ -154,9 +172,44 @@ enum Here {
     Yes,
 }
 
+/// Names whose change was sent and not answered: what uses them in a later unit waits.
+#[derive(Debug, Default)]
+struct Fresh {
+    /// Each with the unit of its change.
+    names: Vec<(u64, Box<[u8]>)>,
+    /// Any name may have changed in this unit.
+    all: Option<u64>,
+    /// From this unit on the server may have gone back to the settings of its own log-in: unit by unit waits, until no
+    /// block is open and they are the client's.
+    settings: Option<u64>,
+}
+
+impl Fresh {
+    fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.all.is_none() && self.settings.is_none()
+    }
+
+    /// All units before this one are answered.
+    fn settle(&mut self, unit: u64) {
+        self.names.retain(|(of, _)| *of == unit);
+        self.all = self.all.filter(|of| *of == unit);
+    }
+
+    /// Whether a message of `unit` that uses a name has to wait.
+    fn concerns(&self, name: &[u8], unit: u64) -> bool {
+        self.all.is_some_and(|of| of != unit)
+            || self.names.iter().any(|(of, known)| *of != unit && known.as_ref() == name)
+    }
+}
+
 /// What was sent and has not been answered.
 #[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Open {
+    /// Something that begins or ends a block, or may.
+    steers: bool,
+    /// Something that changes data, or may.
+    may_change: bool,
     /// Something that may commit.
     may_commit: bool,
     /// A ROLLBACK: what follows it is outside the block.
@@ -167,17 +220,36 @@ struct Open {
 
 /// One client's session.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Session {
     state: State,
     framer: Framer,
     names: Names,
     unnamed: Unnamed,
-    application_name: String,
-    pinned: Option<&'static str>,
     by_statement: ByStatement,
+    /// Names changed by what was not answered yet.
+    fresh: Fresh,
+    /// What was read last waits for that answer.
+    waiting: bool,
+    /// The application name that the client began with.
+    start: Made,
+    settings: Arc<Settings>,
+    becoming: Becoming,
+    /// The reported parameters as the client knows them.
+    told: Option<View>,
+    /// What the present server reports is to be compared with that.
+    tell_due: bool,
+    /// Tells this session from others.
+    identity: Arc<()>,
+    /// Nothing was sent to the present server, which others may have used since this session did.
+    new_here: bool,
+    pins: Pins,
+    /// Why the caller wants the server to be kept.
+    kept: Option<&'static str>,
     open: Open,
     /// The statement that the last Bind bound.
     bound: Verdict,
+    bound_script: Option<Arc<Script>>,
     awaited: Awaited,
     timed_out: Option<&'static str>,
     counts: Counts,
@@ -193,16 +265,28 @@ impl Session {
     /// A session after log-in. `message_max` is the longest message body taken, in bytes; `application_name` the
     /// client's, empty if it gave none.
     pub fn new(application_name: &str, message_max: u64) -> Self {
+        let settings = Settings::of_start(application_name);
+        let start = settings.get(APPLICATION_NAME).cloned().unwrap_or(Made::Value(Box::default()));
         Self {
             state: State::Detached,
             framer: Framer::new(Direction::Client, message_max),
             names: Names::default(),
             unnamed: Unnamed::default(),
-            application_name: application_name.to_owned(),
-            pinned: None,
             by_statement: ByStatement::Off,
+            fresh: Fresh::default(),
+            waiting: false,
+            start,
+            settings,
+            becoming: Becoming::default(),
+            told: None,
+            tell_due: false,
+            identity: Arc::default(),
+            new_here: false,
+            pins: Pins::default(),
+            kept: None,
             open: Open::default(),
             bound: Verdict::UNREAD,
+            bound_script: None,
             awaited: Awaited::Unbounded,
             timed_out: None,
             counts: Counts::default(),
@@ -214,12 +298,21 @@ impl Session {
 
     /// Keeps the server from now on, for a reason that people can read.
     pub fn pin(&mut self, reason: &'static str) {
-        self.pinned.get_or_insert(reason);
+        self.kept.get_or_insert(reason);
     }
 
     /// Why the session keeps its server, if it does.
     pub fn pinned(&self) -> Option<&'static str> {
-        self.pinned
+        self.kept.or_else(|| self.pins.reason())
+    }
+
+    /// Notes which parameters the client was told after log-in, but for its own application name.
+    pub fn welcomed(&mut self, reported: &Reported) {
+        let mut told = View::new(reported);
+        if let Made::Value(name) = &self.start {
+            told.set(APPLICATION_NAME, name);
+        }
+        self.told = Some(told);
     }
 
     /// Whether it has a server.
@@ -236,7 +329,8 @@ impl Session {
     /// Whether more of the client may be read: not while an answer to a complete unit is awaited, or too many are.
     pub fn wants_input(&self, server: &Server) -> bool {
         let complete = matches!(self.state, State::Attached(Attachment::Unit { complete: true, .. }));
-        !complete && !self.is_done_here(server) && !server.replies.full()
+        let waits = self.waiting && (server.replies.outstanding() > 0 || server.answers_metako());
+        !complete && !waits && !self.is_done_here(server) && !server.replies.full()
     }
 
     /// By what the answer that is awaited is bounded in time.
@@ -256,7 +350,7 @@ impl Session {
     /// Whether all that the client asked for ends by itself, though nothing more is read of it: units are whole, and no
     /// COPY waits for rows.
     pub fn will_finish(&self, server: &Server) -> bool {
-        server.replies.outstanding() > 0 && !server.replies.copying_in()
+        (server.replies.outstanding() > 0 || server.answers_metako()) && !server.replies.copying_in()
     }
 
     /// Notes that metako itself cancels what runs; `key` is the setting that asked for it. The error that follows
@@ -282,27 +376,21 @@ impl Session {
         self.timed_out = None;
         self.refused = false;
         self.forget_unit();
-        if server.application_name != self.application_name {
-            server.application_name.clone_from(&self.application_name);
-            write::query(to_server, set_application_name(&self.application_name).as_bytes());
-            // Nothing is owed by a server at checkout, so it is never given back.
-            let _ = server.replies.sent(replies::Owed::Query { own: true });
-        }
+        self.fresh = Fresh::default();
+        self.waiting = false;
+        self.becoming = Becoming::default();
+        self.arrive(server, to_server);
     }
 
-    /// Whether the server may go: nothing is owed, no block is open, no frame is cut, nothing pins. A session whose
-    /// server reports a changed parameter is pinned by asking.
-    pub fn releasable(&mut self, server: &Server) -> bool {
-        let idle = self.is_attached()
+    /// Whether the server may go: nothing is owed, no block is open, no frame is cut, nothing pins.
+    pub fn releasable(&self, server: &Server) -> bool {
+        self.is_attached()
             && !self.framer.inside_frame()
             && server.replies.settled()
             && server.status == TransactionStatus::Idle
-            && !server.framer.inside_frame();
-        // A replica is let go with what a read changed on it, and closed: the session could not write on it.
-        if idle && server.changed_parameter() && matches!(self.state, State::Attached(Attachment::Open)) {
-            self.pin("a setting that the server reports was changed");
-        }
-        idle && self.pinned.is_none()
+            && !server.framer.inside_frame()
+            && self.pinned().is_none()
+            && !self.becoming.suspect.has(Effects::OPAQUE.and(Effects::HOLDS))
     }
 
     /// Lets the server go. To be called when [`Self::releasable`] says so.
@@ -368,9 +456,13 @@ impl Session {
     fn note(&mut self, verdict: Verdict) {
         self.open.may_commit |= verdict.may_commit || self.open.rolling_back;
         self.open.rolling_back |= verdict.verb == Some(TransactionVerb::Rollback);
-        if verdict.class == Class::SessionChanging {
-            self.pin(verdict.reason);
-        }
+        self.open.steers |= verdict.verb.is_some() || verdict.may_commit;
+        let harmless = matches!(
+            verdict.verb,
+            Some(TransactionVerb::Begin | TransactionVerb::Rollback | TransactionVerb::Inside)
+        );
+        self.open.may_change |= !verdict.class.is_read() && !harmless;
+        self.note_effects(verdict.effects);
         self.open.committing |= verdict.commits;
         self.awaited = if verdict.class.is_read() { Awaited::Read } else { Awaited::Write };
     }
@@ -390,6 +482,8 @@ impl Session {
             Owed::Parse { statement, undo, own, unit } => {
                 match (statement, own) {
                     (Some(statement), _) => server.prepared.refute(&statement, unit),
+                    // A later Parse may have taken its place.
+                    (None, _) if self.unnamed.here != Here::Sent(unit) => {}
                     (None, true) => self.unnamed.here = Here::No,
                     (None, false) => self.unnamed = Unnamed::default(),
                 }
@@ -398,6 +492,15 @@ impl Session {
                 }
             }
             Owed::ParsedBefore { undo } | Owed::ClosedHere { undo } => self.names.undo(undo),
+            Owed::Query { carried: Some(carried) } | Owed::Execute { carried: Some(carried) } => {
+                for (_, undo) in carried.undo.into_iter().rev() {
+                    if let Undo::Forget(_, statement) = &undo {
+                        server.prepared.refute(statement, carried.unit);
+                    }
+                    self.names.undo(undo);
+                }
+            }
+            Owed::Own { statement: Some(statement), unit, .. } => server.prepared.refute(&statement, unit),
             Owed::Close { own: Some(statement) } => server.prepared.doubt(&statement),
             _ => {}
         }
@@ -411,16 +514,4 @@ impl Session {
 /// Whether an error or notice of that SQLSTATE announces the end of the server connection.
 fn ends_connection(code: &[u8]) -> bool {
     matches!(code, b"57P01" | b"57P02" | b"57P03")
-}
-
-/// Bytes that are not printable ASCII become question marks, as PostgreSQL makes them: so no encoding in which the
-/// server reads this can see a quote elsewhere.
-fn set_application_name(name: &str) -> String {
-    let printable = |byte: u8| if matches!(byte, b' '..=b'~') { char::from(byte) } else { '?' };
-    let quoted = name.bytes().map(printable).collect::<String>().replace('\'', "''");
-    if quoted.contains('\\') {
-        format!("SET application_name TO E'{}'", quoted.replace('\\', "\\\\"))
-    } else {
-        format!("SET application_name TO '{quoted}'")
-    }
 }

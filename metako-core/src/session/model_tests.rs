@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use proptest::prelude::*;
 
-use super::tests::{FirstWord, brief, frames, split_frames};
+use super::tests::{FirstWord, brief, frames, reported, split_frames};
 use super::*;
 use crate::wire::read;
 
@@ -14,41 +14,166 @@ use crate::wire::read;
 #[derive(Default)]
 struct Model {
     statements: BTreeMap<Vec<u8>, Vec<u8>>,
-    portal: Option<Vec<u8>>,
+    portals: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Settings, those that the transaction began with, and those after log-in.
+    settings: BTreeMap<String, String>,
+    before: BTreeMap<String, String>,
+    start: BTreeMap<String, String>,
     status: TransactionStatus,
     skipping: bool,
     out: Vec<u8>,
 }
 
 impl Model {
+    fn named(application_name: &str) -> Self {
+        let start = BTreeMap::from([("application_name".to_owned(), application_name.to_owned())]);
+        Self { settings: start.clone(), before: start.clone(), start, ..Self::default() }
+    }
+
     fn fail(&mut self, code: &'static str, message: String) {
         write::error_response(&mut self.out, &Report::error(code, message));
         if self.status == TransactionStatus::InBlock {
             self.status = TransactionStatus::Failed;
+        } else if self.status == TransactionStatus::Idle {
+            self.become_those(self.before.clone());
         }
     }
 
+    fn become_those(&mut self, settings: BTreeMap<String, String>) {
+        let name = |settings: &BTreeMap<String, String>| {
+            settings.get("application_name").cloned().unwrap_or_default()
+        };
+        if name(&self.settings) != name(&settings) {
+            write::parameter_status(&mut self.out, "application_name", name(&settings));
+        }
+        self.settings = settings;
+    }
+
+    fn end(&mut self, keep: bool, tag: &str) {
+        if !keep || self.status == TransactionStatus::Failed {
+            self.become_those(self.before.clone());
+        }
+        self.status = TransactionStatus::Idle;
+        write::command_complete(&mut self.out, tag);
+    }
+
+    /// What a statement shows of the settings that it runs with.
+    fn seen(&self) -> String {
+        let shown = |(name, value): (&String, &String)| {
+            let hidden = name == "application_name" && self.status != TransactionStatus::Idle;
+            (!hidden).then(|| format!("{name}={value}"))
+        };
+        self.settings.iter().filter_map(shown).collect::<Vec<_>>().join(",")
+    }
+
     fn run(&mut self, sql: &[u8]) -> bool {
-        match (sql, self.status) {
-            (b"rollback", _) => {
-                self.status = TransactionStatus::Idle;
-                write::command_complete(&mut self.out, "ROLLBACK");
-            }
+        let text = String::from_utf8_lossy(sql).into_owned();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        match (words.as_slice(), self.status) {
+            ([], _) => write::empty_query_response(&mut self.out),
+            (["rollback"], _) | (["commit"], TransactionStatus::Failed) => self.end(false, "ROLLBACK"),
+            (["commit"], _) => self.end(true, "COMMIT"),
             (_, TransactionStatus::Failed) => {
                 self.fail(sqlstate::IN_FAILED_SQL_TRANSACTION, "aborted".to_owned());
                 return false;
             }
-            (b"begin", _) => {
+            (["begin"], _) => {
                 self.status = TransactionStatus::InBlock;
                 write::command_complete(&mut self.out, "BEGIN");
             }
-            (b"insert boom", _) => {
+            (["insert", "boom"], _) => {
                 self.fail("22012", "boom".to_owned());
                 return false;
             }
-            (sql, _) => write::command_complete(&mut self.out, &String::from_utf8_lossy(sql)),
+            (["set" | "SET", name, "=" | "TO", value], _) => {
+                let mut settings = self.settings.clone();
+                settings.insert((*name).to_owned(), value.trim_matches('\'').to_owned());
+                self.become_those(settings);
+                write::command_complete(&mut self.out, "SET");
+            }
+            (["reset" | "RESET", "ALL"], _) => {
+                self.become_those(self.start.clone());
+                write::command_complete(&mut self.out, "RESET");
+            }
+            (["reset" | "RESET", name], _) => {
+                let mut settings = self.settings.clone();
+                settings.remove(*name);
+                self.become_those(settings);
+                write::command_complete(&mut self.out, "RESET");
+            }
+            (["discard", "all"], TransactionStatus::Idle) => {
+                self.become_those(self.start.clone());
+                self.statements.clear();
+                write::command_complete(&mut self.out, "DISCARD ALL");
+            }
+            (["discard", "all"], _) => {
+                self.fail("25001", "DISCARD ALL cannot run inside a transaction block".to_owned());
+                return false;
+            }
+            (["deallocate", "all"], _) => {
+                self.statements.clear();
+                write::command_complete(&mut self.out, "DEALLOCATE ALL");
+            }
+            (["deallocate", name], _) => {
+                if self.statements.remove(name.as_bytes()).is_none() {
+                    self.missing(name.as_bytes());
+                    return false;
+                }
+                write::command_complete(&mut self.out, "DEALLOCATE");
+            }
+            (["PREPARE" | "prepare", name, "as", ..], _) => {
+                if self.statements.contains_key(name.as_bytes()) {
+                    self.fail("42P05", format!("prepared statement \"{name}\" already exists"));
+                    return false;
+                }
+                let inner = text.split_once(" as ").unwrap().1;
+                self.statements.insert(name.as_bytes().to_vec(), [inner.as_bytes(), b"\0\0\0"].concat());
+                write::command_complete(&mut self.out, "PREPARE");
+            }
+            (["execute", name], _) => {
+                if let Some(tail) = self.statements.get(name.as_bytes()).cloned() {
+                    return self.run(read::text(&tail).unwrap().0);
+                }
+                self.missing(name.as_bytes());
+                return false;
+            }
+            _ => {
+                let tag = format!("{text} {{{}}}", self.seen());
+                write::command_complete(&mut self.out, &tag);
+            }
         }
         true
+    }
+
+    /// Answers what metako asks.
+    fn tell(&mut self) {
+        let none = Some("f");
+        self.out.extend(pins::row(&[none; 6]));
+        for (name, value) in &self.settings {
+            if self.start.get(name) != Some(value) {
+                self.out.extend(pins::row(&[Some(name), Some(value)]));
+            }
+        }
+        write::command_complete(&mut self.out, "SELECT");
+    }
+
+    fn query(&mut self, sql: &[u8]) {
+        self.statements.remove(&b""[..]);
+        if sql.starts_with(b"SELECT EXISTS") {
+            self.tell();
+        } else {
+            let text = String::from_utf8_lossy(sql).into_owned();
+            let _ = text.split("; ").filter(|part| !part.is_empty()).all(|part| self.run(part.as_bytes()));
+        }
+        self.ready();
+    }
+
+    fn ready(&mut self) {
+        self.portals.clear();
+        if self.status == TransactionStatus::Idle {
+            self.before = self.settings.clone();
+        }
+        write::ready_for_query(&mut self.out, self.status);
     }
 
     fn missing(&mut self, name: &[u8]) {
@@ -58,7 +183,6 @@ impl Model {
             format!("prepared statement \"{}\" does not exist", String::from_utf8_lossy(name))
         };
         self.fail("26000", message);
-        self.skipping = true;
     }
 
     fn take(&mut self, input: &[u8]) {
@@ -66,46 +190,36 @@ impl Model {
             match tag {
                 b'S' => {
                     self.skipping = false;
-                    self.portal = None;
-                    write::ready_for_query(&mut self.out, self.status);
+                    self.ready();
                 }
                 b'H' => {}
                 _ if self.skipping => {}
-                b'Q' => {
-                    self.statements.remove(&b""[..]);
-                    let sql = read::query(body).unwrap();
-                    if sql.starts_with(b"SET application_name") {
-                        write::parameter_status(&mut self.out, "application_name", "x");
-                    }
-                    self.run(sql);
-                    write::ready_for_query(&mut self.out, self.status);
-                }
-                b'P' => self.parse(read::parse(body).unwrap()),
-                b'B' => {
-                    let name = read::bind(body).unwrap().statement;
-                    match self.statements.get(name).cloned() {
-                        Some(tail) => {
-                            self.portal = Some(read::text(&tail).unwrap().0.to_vec());
-                            write::bind_complete(&mut self.out);
-                        }
-                        None => self.missing(name),
-                    }
-                }
+                b'Q' => self.query(read::query(body).unwrap()),
+                b'P' => self.skipping = !self.parse(read::parse(body).unwrap()),
+                b'B' => self.skipping = !self.bind(read::bind(body).unwrap()),
                 b'D' => match read::target(body).unwrap() {
                     read::Target::Statement(name) if self.statements.contains_key(name) => {
-                        write::no_parameters(&mut self.out);
-                        write::no_data(&mut self.out);
+                        let sql = read::text(&self.statements[name]).unwrap().0.to_vec();
+                        self.skipping = !self.may(&sql);
+                        if !self.skipping {
+                            write::no_parameters(&mut self.out);
+                            write::no_data(&mut self.out);
+                        }
                     }
-                    read::Target::Statement(name) | read::Target::Portal(name) => self.missing(name),
+                    read::Target::Statement(name) | read::Target::Portal(name) => {
+                        self.missing(name);
+                        self.skipping = true;
+                    }
                 },
                 b'C' => {
-                    if let read::Target::Statement(name) = read::target(body).unwrap() {
-                        self.statements.remove(name);
-                    }
+                    match read::target(body).unwrap() {
+                        read::Target::Statement(name) => self.statements.remove(name),
+                        read::Target::Portal(name) => self.portals.remove(name),
+                    };
                     write::close_complete(&mut self.out);
                 }
                 b'E' => {
-                    if let Some(sql) = self.portal.clone() {
+                    if let Some(sql) = self.portals.get(read::text(body).unwrap().0).cloned() {
                         self.skipping = !self.run(&sql);
                     } else {
                         self.fail("34000", "no portal".to_owned());
@@ -117,27 +231,81 @@ impl Model {
         }
     }
 
-    fn parse(&mut self, parse: read::Parse<'_>) {
+    /// Whether a statement is one that may be parsed and bound in a block that failed.
+    fn may(&mut self, sql: &[u8]) -> bool {
+        let ends = matches!(sql, b"" | b"rollback" | b"commit");
+        if self.status == TransactionStatus::Failed && !ends {
+            self.fail(sqlstate::IN_FAILED_SQL_TRANSACTION, "aborted".to_owned());
+            return false;
+        }
+        true
+    }
+
+    fn bind(&mut self, bind: read::Bind<'_>) -> bool {
+        let Some(tail) = self.statements.get(bind.statement).cloned() else {
+            self.missing(bind.statement);
+            return false;
+        };
+        let sql = read::text(&tail).unwrap().0;
+        if !self.may(sql) {
+            return false;
+        }
+        self.portals.insert(bind.portal.to_vec(), sql.to_vec());
+        write::bind_complete(&mut self.out);
+        true
+    }
+
+    fn parse(&mut self, parse: read::Parse<'_>) -> bool {
         if parse.name.is_empty() {
             self.statements.remove(&b""[..]);
-        } else if self.statements.contains_key(parse.name) {
-            let name = String::from_utf8_lossy(parse.name);
-            self.fail("42P05", format!("prepared statement \"{name}\" already exists"));
-            self.skipping = true;
-            return;
         }
         if parse.sql == b"insert nonsense" {
             self.fail("42601", "syntax".to_owned());
-            self.skipping = true;
-            return;
+            return false;
+        }
+        if !self.may(parse.sql) {
+            return false;
+        }
+        if self.statements.contains_key(parse.name) {
+            let name = String::from_utf8_lossy(parse.name);
+            self.fail("42P05", format!("prepared statement \"{name}\" already exists"));
+            return false;
         }
         self.statements.insert(parse.name.to_vec(), parse.tail.to_vec());
         write::parse_complete(&mut self.out);
+        true
     }
 }
 
 const NAMES: [&str; 4] = ["a", "b", "c", "metako_1"];
-const TEXTS: [&str; 6] = ["select 1", "select 2", "insert 1", "insert boom", "insert nonsense", "rollback"];
+const TEXTS: [&str; 9] = [
+    "select 1",
+    "select 2",
+    "insert 1",
+    "insert boom",
+    "insert nonsense",
+    "rollback",
+    "commit",
+    "set a.x = 1",
+    "reset a.x",
+];
+/// Texts of a Query alone.
+const QUERIES: [&str; 14] = [
+    "begin",
+    "commit",
+    "rollback",
+    "set a.x = 2",
+    "set a.y = 3",
+    "reset a.y",
+    "reset ALL",
+    "discard all",
+    "prepare a as select 3",
+    "prepare b as insert boom",
+    "execute a",
+    "execute b",
+    "deallocate a",
+    "deallocate all",
+];
 
 fn describe(name: &str) -> Vec<u8> {
     let mut out = Vec::new();
@@ -169,16 +337,39 @@ fn unit() -> impl Strategy<Value = Vec<u8>> {
     ];
     let batch = (first, prop::collection::vec(message, 0..7))
         .prop_map(|(first, rest)| [first, rest.concat(), tests::SYNC.to_vec()].concat());
-    let query = prop_oneof![text, Just("begin")].prop_map(tests::query);
-    prop_oneof![3 => batch, 1 => query]
+    let query = prop_oneof![text, prop::sample::select(QUERIES.to_vec())].prop_map(tests::query);
+    prop_oneof![2 => batch, 2 => query]
 }
 
-/// A few units that are sent in one go. None changes a name: a unit that is sent before the one in front of it was
-/// answered takes it for granted that that succeeds.
+/// A few units that are sent in one go.
 fn pipeline() -> impl Strategy<Value = Vec<u8>> {
-    let batch = prop::collection::vec(use_of_statements(), 0..5)
-        .prop_map(|messages| [messages.concat(), tests::SYNC.to_vec()].concat());
-    prop::collection::vec(batch, 2..5).prop_map(|units| units.concat())
+    prop::collection::vec(unit(), 2..5).prop_map(|units| units.concat())
+}
+
+/// What a client sends in one go.
+struct Sent(Vec<u8>);
+
+impl std::fmt::Debug for Sent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = |(tag, body): (u8, &[u8])| {
+            format!("{}{}", char::from(tag), body.escape_ascii().to_string().replace("\\x00", "."))
+        };
+        f.write_str(&frames(&self.0).into_iter().map(text).collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// What the client sees but for ParameterStatus, which may come at other moments.
+fn seen(bytes: &[u8]) -> String {
+    brief(bytes).split(' ').filter(|one| *one != "S").collect::<Vec<_>>().join(" ")
+}
+
+/// The application name that was reported last.
+fn reported_name(bytes: &[u8]) -> Option<String> {
+    let named = |(tag, body): (u8, &[u8])| {
+        let (name, value) = (tag == b'S').then(|| read::parameter_status(body)).flatten()?;
+        (name == b"application_name").then(|| String::from_utf8_lossy(value).into_owned())
+    };
+    frames(bytes).into_iter().filter_map(named).next_back()
 }
 
 proptest! {
@@ -186,20 +377,24 @@ proptest! {
 
     #[test]
     fn a_client_cannot_tell_several_servers_behind_sessions_from_one_of_its_own(
-        scripts in prop::array::uniform2(prop::collection::vec(prop_oneof![2 => unit(), 1 => pipeline()], 1..12)),
+        scripts in prop::array::uniform2(
+            prop::collection::vec(prop_oneof![2 => unit(), 1 => pipeline()].prop_map(Sent), 1..12),
+        ),
         choices in prop::collection::vec((0..3_usize, 1..40_usize), 24),
     ) {
         let interner = Mutex::new(Interner::default());
         let cx = SessionCx { classifier: &FirstWord, statements: &interner, split: false };
+        let login = reported(&[("application_name", "")]);
         let mut servers: Vec<(Server, Model)> =
-            (0..3).map(|_| (Server::new(&[], ""), Model::default())).collect();
-        let mut direct = [Model::default(), Model::default()];
-        let mut sessions = [Session::new("x", 1 << 30), Session::new("y", 1 << 30)];
+            (0..3).map(|_| (Server::new(&login, ""), Model::named(""))).collect();
+        let mut direct = ["x", "y"].map(Model::named);
+        let mut sessions = ["x", "y"].map(|name| Session::new(name, 1 << 30));
+        let mut told = ["x", "y"].map(str::to_owned);
         let mut attached: [Option<usize>; 2] = [None, None];
         let mut choices = choices.into_iter().cycle();
         for turn in 0..scripts[0].len().max(scripts[1].len()) {
             for who in 0..2 {
-                let Some(unit) = scripts[who].get(turn) else { continue };
+                let Some(Sent(unit)) = scripts[who].get(turn) else { continue };
                 let (choice, chunk) = choices.next().unwrap_or((0, 1));
                 direct[who].take(unit);
                 let wanted = std::mem::take(&mut direct[who].out);
@@ -228,25 +423,38 @@ proptest! {
                     let consumed =
                         session.forward(server, &input, &cx, &mut to_server, &mut got).unwrap().consumed;
                     input.drain(..consumed);
-                    model.take(&to_server);
-                    let answer = std::mem::take(&mut model.out);
-                    let mut rest = Vec::new();
-                    for part in answer.chunks(chunk) {
-                        rest.extend_from_slice(part);
-                        let answered = session.answer(server, &rest, &mut got).unwrap();
-                        prop_assert_eq!(answered.effect, Effect::Continue);
-                        rest.drain(..answered.consumed);
+                    while !to_server.is_empty() {
+                        model.take(&std::mem::take(&mut to_server));
+                        let answer = std::mem::take(&mut model.out);
+                        let mut rest = Vec::new();
+                        for part in answer.chunks(chunk) {
+                            rest.extend_from_slice(part);
+                            let answered = session.answer(server, &rest, &mut got, &mut to_server).unwrap();
+                            prop_assert_eq!(answered.effect, Effect::Continue);
+                            rest.drain(..answered.consumed);
+                        }
+                        prop_assert!(rest.is_empty());
                     }
-                    prop_assert!(rest.is_empty());
-                    prop_assert!(server.replies.settled(), "owed after all was answered");
+                    let goes_on = input.is_empty() || session.wants_input(server);
+                    prop_assert!(goes_on, "what waits is not let go on");
+                    if input.is_empty() {
+                        prop_assert!(server.replies.settled(), "owed after all was answered");
+                    }
                     if session.releasable(server) {
                         prop_assert!(server.is_clean());
                         session.release();
                         attached[who] = None;
                     }
                 }
-                prop_assert_eq!(brief(&got), brief(&wanted));
+                prop_assert_eq!(seen(&got), seen(&wanted), "{:?}", &scripts[who][turn]);
                 prop_assert_eq!(messages(&got), messages(&wanted));
+                if let Some(name) = reported_name(&got) {
+                    told[who] = name;
+                }
+                if direct[who].status == TransactionStatus::Idle {
+                    prop_assert_eq!(&told[who], &direct[who].settings["application_name"]);
+                }
+                prop_assert_eq!(session.pinned(), None);
             }
         }
     }
@@ -260,7 +468,7 @@ proptest! {
         let interner = Mutex::new(Interner::default());
         let cx = SessionCx { classifier: &FirstWord, statements: &interner, split: true };
         let mut session = Session::new("", 1 << 30);
-        let mut server = Server::new(&[], "");
+        let mut server = Server::new(&Arc::default(), "");
         let (mut to_server, mut to_client) = (Vec::new(), Vec::new());
         let input = [valid.concat(), from_client].concat();
         let _ = session.plan(&input, &cx, &mut to_client);
@@ -269,8 +477,8 @@ proptest! {
         }
         let _ = session.forward(&mut server, &input, &cx, &mut to_server, &mut to_client);
         let tags = split_frames(&from_server);
-        let _ = session.answer(&mut server, &tags, &mut to_client);
-        let _ = session.answer(&mut server, &from_server, &mut to_client);
+        let _ = session.answer(&mut server, &tags, &mut to_client, &mut to_server);
+        let _ = session.answer(&mut server, &from_server, &mut to_client, &mut to_server);
         let lost = LossCx {
             node: "n",
             cause: "c",

@@ -9,6 +9,8 @@ use crate::wire::{Direction, Header, Piece, TEXT_MAX, header, write};
 /// Bytes of a header.
 const HEADER: usize = 5;
 
+const MALFORMED: &str = "a malformed message, which the server is to refuse";
+
 /// What to do with the client's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
@@ -76,7 +78,7 @@ impl Session {
             return Ok(refused);
         }
         Ok(match plan {
-            Plan::Route(route) => Plan::Route(Route { read: route.read && self.pinned.is_none(), ..route }),
+            Plan::Route(route) => Plan::Route(Route { read: route.read && self.pinned().is_none(), ..route }),
             other => other,
         })
     }
@@ -109,7 +111,7 @@ impl Session {
                 self.drop_piece(input)
             }
             (_, b'H') => self.drop_piece(input),
-            (_, b'Q') => plan_query(input, first, cx),
+            (_, b'Q') => Ok(plan_query(input, first, cx)),
             (_, b'F') => Ok(Plan::Route(Route::primary("a function call by number"))),
             _ => self.plan_batch(input, cx, to_client),
         }
@@ -154,7 +156,13 @@ impl Session {
                 _ => {}
             }
             let Some(body) = rest.get(HEADER..frame.frame()) else { break };
-            self.judge(&mut batch, frame, body, cx)?;
+            if self.judge(&mut batch, frame, body, cx).is_none() {
+                return Ok(Plan::Route(Route::primary(MALFORMED)));
+            }
+            if !cx.split && !batch.only_closes {
+                // Nothing further on changes where it goes, and an error is answered at once, without Sync.
+                return Ok(Plan::Route(Route::of(batch.strongest, cx)));
+            }
             at += frame.frame();
         }
         if input.len() > UNIT_MAX && !waits_for_text(&input[at..]) {
@@ -163,25 +171,18 @@ impl Session {
         Ok(Plan::More)
     }
 
-    fn judge(
-        &self,
-        batch: &mut Batch,
-        frame: Header,
-        body: &[u8],
-        cx: &SessionCx<'_>,
-    ) -> Result<(), ClientFault> {
-        let malformed = ClientFault::Body(frame.tag);
+    fn judge(&self, batch: &mut Batch, frame: Header, body: &[u8], cx: &SessionCx<'_>) -> Option<()> {
         match frame.tag {
             b'P' => {
-                let parse = read::parse(body).ok_or(malformed)?;
-                let verdict = Verdict::of(cx.classifier, parse.sql);
+                let parse = read::parse(body)?;
+                let verdict = Verdict::of(cx, parse.sql);
                 if parse.name.is_empty() {
                     batch.unnamed = Some(verdict);
                 }
                 batch.add(verdict);
             }
             b'B' => {
-                let name = read::bind(body).ok_or(malformed)?.statement;
+                let name = read::bind(body)?.statement;
                 let known = if name.is_empty() { batch.unnamed } else { self.verdict_of(name) };
                 // A statement that this batch parses was judged at its Parse.
                 batch.add(known.unwrap_or(if batch.strongest.class == Class::Empty {
@@ -191,14 +192,14 @@ impl Session {
                 }));
             }
             b'C' => {
-                let target = read::target(body).ok_or(malformed)?;
+                let target = read::target(body)?;
                 batch.only_closes &= matches!(target, Target::Statement(_));
-                return Ok(());
+                return Some(());
             }
             _ => {}
         }
         batch.only_closes = false;
-        Ok(())
+        Some(())
     }
 
     fn verdict_of(&self, name: &[u8]) -> Option<Verdict> {
@@ -231,15 +232,19 @@ impl Session {
     }
 }
 
-fn plan_query(input: &[u8], first: Header, cx: &SessionCx<'_>) -> Result<Plan, ClientFault> {
+fn plan_query(input: &[u8], first: Header, cx: &SessionCx<'_>) -> Plan {
     if first.length > TEXT_MAX {
-        return Ok(Plan::Route(Route::primary("a text too long to be looked at")));
+        return Plan::Route(Route::primary("a text too long to be looked at"));
     }
-    let Some(body) = input.get(HEADER..first.frame()) else { return Ok(Plan::More) };
-    let sql = read::query(body).ok_or(ClientFault::Body(b'Q'))?;
-    let mut route = Route::of(Verdict::of(cx.classifier, sql), cx);
+    let Some(body) = input.get(HEADER..first.frame()) else { return Plan::More };
+    let Some(sql) = read::query(body) else { return Plan::Route(Route::primary(MALFORMED)) };
+    if !cx.split {
+        // It is judged when it is sent.
+        return Plan::Route(Route::primary("load_balancer.split is off"));
+    }
+    let mut route = Route::of(Verdict::of(cx, sql), cx);
     route.read &= first.frame() <= UNIT_MAX;
-    Ok(Plan::Route(route))
+    Plan::Route(route)
 }
 
 /// Whether the input ends in a Parse whose text is waited for anyway.

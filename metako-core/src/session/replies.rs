@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::acts::Act;
 use super::statements::{Statement, Undo};
 
 /// How many answers may be owed before no more of the client is read. A server sends what fills its buffer (8 kB,
@@ -30,26 +31,65 @@ pub(super) enum Owed {
     /// ParameterDescription and RowDescription or NoData.
     Describe { statement: Option<Arc<Statement>> },
     /// Rows or a COPY, then CommandComplete, EmptyQueryResponse or PortalSuspended.
-    Execute,
+    Execute { carried: Option<Box<Carried>> },
     /// ReadyForQuery after Sync.
     Sync,
-    /// All answers to a Query; metako's own if `own`.
-    Query { own: bool },
+    /// All answers to a Query.
+    Query { carried: Option<Box<Carried>> },
+    /// All answers to a Query of metako's own.
+    Metako(Asked),
+    /// A message of this tag, in answer to one of metako's own; with its success the server has `statement`, sent in `unit`.
+    Own { tag: u8, statement: Option<Arc<Statement>>, unit: u64 },
+    /// ReadyForQuery after a Sync of metako's own, in front of a Query.
+    OwnSync,
     /// FunctionCallResponse and ReadyForQuery.
     Function,
     /// Nothing: where the client ended a COPY.
     CopyEnd,
 }
 
+/// What metako asks of a server for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// To become what the session needs.
+    State,
+    /// The same, but it is only about the application name.
+    Name,
+    /// What the session left there.
+    Question,
+}
+
+/// What a statement does beside its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Carried {
+    /// Changes of names, each with the number of its statement in the text, that hold only if it succeeds.
+    pub(super) undo: Vec<(usize, Undo)>,
+    /// What it does to settings if it succeeds.
+    pub(super) acts: Vec<Act>,
+    /// The unit that it was sent in.
+    pub(super) unit: u64,
+    /// The client's name that it gives although that is taken.
+    pub(super) taken: Option<Box<[u8]>>,
+}
+
 impl Owed {
     /// Whether a ReadyForQuery ends it.
     fn ends_ready(&self) -> bool {
-        matches!(self, Self::Sync | Self::Query { .. } | Self::Function)
+        matches!(self, Self::Sync | Self::Query { .. } | Self::Function) || self.ends_own()
+    }
+
+    /// Whether a ReadyForQuery ends it that is not for the client.
+    fn ends_own(&self) -> bool {
+        matches!(self, Self::Metako(_) | Self::OwnSync)
     }
 
     /// Whether it belongs to the extended protocol, where an error skips what follows until Sync.
     fn is_extended(&self) -> bool {
-        !matches!(self, Self::Query { .. } | Self::Function | Self::Sync | Self::CopyEnd)
+        !self.ends_ready() && *self != Self::CopyEnd
+    }
+
+    fn is_sync(&self) -> bool {
+        matches!(self, Self::Sync | Self::OwnSync)
     }
 }
 
@@ -77,13 +117,15 @@ impl Replies {
         }
         match message {
             Owed::CopyEnd if self.owed.is_empty() || self.skipping => return None,
-            Owed::Sync => {
+            Owed::Sync | Owed::OwnSync => {
                 self.skipping = false;
                 self.unsynced = false;
                 self.unit += 1;
             }
             _ if self.skipping => return Some(message),
-            _ => self.unsynced |= message.is_extended(),
+            _ if message.is_extended() => self.unsynced = true,
+            // A Query among messages without Sync is skipped with them.
+            _ => self.unit += u64::from(!self.unsynced),
         }
         self.owed.push_back(message);
         None
@@ -103,7 +145,7 @@ impl Replies {
         None
     }
 
-    /// Counts the Syncs sent: messages of one unit are run or skipped together.
+    /// Counts the units sent: messages of one unit are run or skipped together.
     pub(super) fn unit(&self) -> u64 {
         self.unit
     }
@@ -111,6 +153,29 @@ impl Replies {
     /// The answer that comes next.
     pub(super) fn front(&self) -> Option<&Owed> {
         self.owed.front()
+    }
+
+    /// What the statement that is being answered does beside.
+    pub(super) fn carried(&mut self) -> Option<&mut Carried> {
+        match self.owed.front_mut() {
+            Some(Owed::Query { carried } | Owed::Execute { carried }) => carried.as_deref_mut(),
+            _ => None,
+        }
+    }
+
+    /// The client's name that what comes next fails to give, because it is taken.
+    pub(super) fn taken(&self) -> Option<Box<[u8]>> {
+        match self.front()? {
+            Owed::Duplicate { name } => Some(name.clone()),
+            Owed::Query { carried } | Owed::Execute { carried } => carried.as_ref()?.taken.clone(),
+            _ => None,
+        }
+    }
+
+    /// Whether what is answered was sent by metako for a Query behind it.
+    pub(super) fn is_preparing(&self) -> bool {
+        self.front().is_some_and(Owed::is_extended)
+            && self.owed.iter().find(|owed| owed.ends_ready()) == Some(&Owed::OwnSync)
     }
 
     /// Takes the answer that comes next, which is complete.
@@ -130,7 +195,7 @@ impl Replies {
     /// The server entered COPY FROM STDIN: what was sent behind the command belongs to the COPY until it was ended.
     /// Gives the message that ends it with an error, if one was sent.
     pub(super) fn copy_in(&mut self) -> Option<Owed> {
-        let extended = self.front() == Some(&Owed::Execute);
+        let extended = matches!(self.front(), Some(Owed::Execute { .. }));
         loop {
             match self.owed.get(1) {
                 Some(Owed::Sync) => {
@@ -158,7 +223,7 @@ impl Replies {
         if !self.front().is_some_and(Owed::is_extended) {
             return Vec::new();
         }
-        let until = self.owed.iter().position(|owed| *owed == Owed::Sync);
+        let until = self.owed.iter().position(Owed::is_sync);
         if until.is_none() {
             self.skipping = true;
             self.unsynced = true;
@@ -181,7 +246,7 @@ impl Replies {
 
     /// How many ReadyForQuery are still to come for the client.
     pub(super) fn outstanding(&self) -> usize {
-        self.owed.iter().filter(|owed| owed.ends_ready() && **owed != Owed::Query { own: true }).count()
+        self.owed.iter().filter(|owed| owed.ends_ready() && !owed.ends_own()).count()
     }
 
     /// Whether nothing is owed and nothing waits for a Sync.
@@ -226,12 +291,13 @@ mod tests {
     }
 
     const BIND: Owed = Owed::Bind { statement: None };
-    const QUERY: Owed = Owed::Query { own: false };
+    const QUERY: Owed = Owed::Query { carried: None };
+    const EXECUTE: Owed = Owed::Execute { carried: None };
 
     #[test]
     fn an_error_skips_to_the_next_sync_and_the_unit_behind_it_runs() {
-        let mut replies = owed(&[BIND, Owed::Execute, Owed::Sync, BIND, Owed::Sync]);
-        assert_eq!(replies.failed(), [Owed::Execute, BIND]);
+        let mut replies = owed(&[BIND, EXECUTE, Owed::Sync, BIND, Owed::Sync]);
+        assert_eq!(replies.failed(), [EXECUTE, BIND]);
         assert_eq!(replies.ready(), Some(Owed::Sync));
         assert_eq!(replies.pop(), Some(BIND));
         assert_eq!(replies.ready(), Some(Owed::Sync));
@@ -252,22 +318,22 @@ mod tests {
 
     #[test]
     fn a_sync_inside_an_extended_copy_is_not_answered() {
-        let mut replies = owed(&[Owed::Execute, Owed::Sync]);
+        let mut replies = owed(&[EXECUTE, Owed::Sync]);
         assert_eq!(replies.copy_in(), None);
         assert!(replies.copying_in() && !replies.settled());
         replies.sent(Owed::CopyEnd);
         replies.sent(Owed::Sync);
-        assert_eq!(replies.pop(), Some(Owed::Execute));
+        assert_eq!(replies.pop(), Some(EXECUTE));
         assert_eq!(replies.ready(), Some(Owed::Sync));
         assert!(replies.settled());
     }
 
     #[test]
     fn a_copy_that_was_sent_in_one_go_is_settled_by_its_sync() {
-        let mut replies = owed(&[Owed::Execute, Owed::CopyEnd, Owed::Sync]);
+        let mut replies = owed(&[EXECUTE, Owed::CopyEnd, Owed::Sync]);
         assert_eq!(replies.copy_in(), None);
         assert!(!replies.copying_in());
-        assert_eq!(replies.pop(), Some(Owed::Execute));
+        assert_eq!(replies.pop(), Some(EXECUTE));
         assert_eq!(replies.ready(), Some(Owed::Sync));
         assert!(replies.settled());
     }

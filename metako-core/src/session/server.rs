@@ -1,8 +1,10 @@
 //! What is known of one server connection.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::replies::{Owed, Replies};
+use super::pins::{Answer, ROW_MAX};
+use super::replies::{Asked, Owed, Replies};
+use super::settings::{Named, Reported, Settings, View, is_settable};
 use super::statements::Prepared;
 use crate::wire::write::{self, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, Piece};
@@ -18,19 +20,27 @@ pub struct Server {
     pub(super) swallow_rest: bool,
     /// It sent what it should not have: never to be used again.
     pub(super) out_of_step: bool,
-    pub(super) application_name: String,
-    parameters: BTreeMap<Box<[u8]>, Box<[u8]>>,
-    /// Reported parameters that differ from what they were after log-in, with that value.
-    changed: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    /// The settings that sessions made here, as far as metako knows.
+    pub(super) applied: Arc<Settings>,
+    /// Functions were run that may have made settings which no list shows.
+    pub(super) unsure: bool,
+    /// The session that was here last.
+    pub(super) last: Option<Arc<()>>,
+    /// What the server reports.
+    pub(super) reported: View,
+    /// Reported parameters that changed since the client's last ReadyForQuery, with the value that they had then.
+    pub(super) touched: Vec<Named<Option<Box<[u8]>>>>,
+    /// What it answered to metako's question.
+    pub(super) answer: Answer,
+    /// A row of that which has not come whole.
+    row: Vec<u8>,
+    /// The error that preparing for a Query ended in: it stands for the one that the Query then ends in.
+    pub(super) stand_in: Option<Vec<u8>>,
 }
 
 impl Server {
     /// A connection that is idle after log-in, where it reported `parameters`.
-    pub fn new(parameters: &[(String, String)], application_name: &str) -> Self {
-        let parameters = parameters
-            .iter()
-            .map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into()))
-            .collect();
+    pub fn new(parameters: &Reported, application_name: &str) -> Self {
         Self {
             framer: Framer::new(Direction::Server, u64::MAX),
             replies: Replies::default(),
@@ -38,18 +48,22 @@ impl Server {
             status: TransactionStatus::Idle,
             swallow_rest: false,
             out_of_step: false,
-            application_name: application_name.to_owned(),
-            parameters,
-            changed: BTreeMap::new(),
+            applied: Settings::of_start(application_name),
+            unsure: false,
+            last: None,
+            reported: View::new(parameters),
+            touched: Vec::new(),
+            answer: Answer::default(),
+            row: Vec::new(),
+            stand_in: None,
         }
     }
 
-    /// Whether the next client may have it as it is: nothing owed, no block, no frame cut, no parameter changed.
+    /// Whether the next client may have it: nothing owed, no block, no frame cut.
     pub fn is_clean(&self) -> bool {
         self.replies.settled()
             && self.status == TransactionStatus::Idle
             && !self.framer.inside_frame()
-            && self.changed.is_empty()
             && !self.out_of_step
     }
 
@@ -69,24 +83,39 @@ impl Server {
                     at += taken;
                 }
                 Ok(Some(_)) | Err(FrameError::Tag(_) | FrameError::Length { .. }) => return false,
-                Ok(None) => return at == input.len() && self.is_clean(),
+                Ok(None) => {
+                    // No client's statement did it.
+                    self.touched.clear();
+                    return at == input.len() && self.is_clean();
+                }
             }
         }
     }
 
     /// Whether the node says of itself that it is in recovery; `None` before PostgreSQL 14.
     pub(super) fn in_recovery(&self) -> Option<bool> {
-        self.parameters.get(&b"in_hot_standby"[..]).map(|value| value.as_ref() == b"on")
-    }
-
-    /// The name of a reported parameter that is not what it was after log-in.
-    pub(super) fn changed_parameter(&self) -> bool {
-        !self.changed.is_empty()
+        self.reported.get(b"in_hot_standby").map(|value| value == b"on")
     }
 
     /// Whether what comes next answers a query of metako's own.
     pub(super) fn answers_metako(&self) -> bool {
-        matches!(self.replies.front(), Some(Owed::Query { own: true }))
+        matches!(self.replies.front(), Some(Owed::Metako(_)))
+    }
+
+    /// Takes a part of a row that answers metako.
+    pub(super) fn own_row(&mut self, part: &[u8], last: bool) {
+        if self.replies.front() != Some(&Owed::Metako(Asked::Question)) {
+            return;
+        }
+        if self.row.len() + part.len() > ROW_MAX {
+            self.answer.broken = true;
+        } else {
+            self.row.extend_from_slice(part);
+        }
+        if last {
+            let row = std::mem::take(&mut self.row);
+            self.answer.row(&row);
+        }
     }
 
     /// Takes what is owed next, which has to fit the tag.
@@ -125,23 +154,9 @@ impl Server {
             self.out_of_step = true;
             return;
         };
-        let before = self.parameters.insert(name.into(), value.into());
-        // The first follows promotion, the second is set by metako itself.
-        if name == b"application_name" && !self.answers_metako() {
-            // Whoever is next asks for another name than this, or finds its own.
-            self.application_name = String::from_utf8_lossy(value).into_owned();
-        }
-        if matches!(name, b"in_hot_standby" | b"application_name") {
-            return;
-        }
-        match self.changed.get(name) {
-            Some(original) if original.as_ref() == value => {
-                self.changed.remove(name);
-            }
-            Some(_) => {}
-            None => {
-                self.changed.insert(name.into(), before.unwrap_or_default());
-            }
+        let before = self.reported.set(name, value);
+        if is_settable(name) && !self.touched.iter().any(|(known, _)| known.as_ref() == name) {
+            self.touched.push((name.into(), before));
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Verdict;
+use super::rewrite::Script;
 
 /// Names of statements on servers begin with this.
 pub(super) const PREFIX: &[u8] = b"metako_";
@@ -30,6 +31,9 @@ pub struct Statement {
     name: Box<[u8]>,
     tail: Box<[u8]>,
     verdict: Verdict,
+    /// Whether it was made by PREPARE: the tail is then what follows the name there.
+    sql: bool,
+    script: Option<Arc<Script>>,
     stale: AtomicBool,
 }
 
@@ -50,6 +54,16 @@ impl Statement {
     /// What follows the name in its Parse: text and parameter types.
     pub fn tail(&self) -> &[u8] {
         &self.tail
+    }
+
+    /// The PREPARE that makes it, if such a statement made it.
+    pub(super) fn prepare(&self) -> Option<Vec<u8>> {
+        self.sql.then(|| [b"PREPARE ", self.name(), &self.tail].concat())
+    }
+
+    /// What its text does to names and settings of the session, if it was looked at for that.
+    pub(super) fn script(&self) -> Option<&Arc<Script>> {
+        self.script.as_ref()
     }
 
     /// What its text means.
@@ -91,16 +105,29 @@ impl Interner {
             self.sweep_at_bytes = self.bytes * 2;
         }
         self.bytes += tail.len();
+        let statement = self.unshared(tail, verdict(), false, None);
+        self.by_tail.insert(tail.into(), Arc::clone(&statement));
+        statement
+    }
+
+    /// A statement of one client alone. `sql` if PREPARE makes it, `tail` being what follows the name there.
+    pub fn unshared(
+        &mut self,
+        tail: &[u8],
+        verdict: Verdict,
+        sql: bool,
+        script: Option<Arc<Script>>,
+    ) -> Arc<Statement> {
         self.last += 1;
-        let statement = Arc::new(Statement {
+        Arc::new(Statement {
             id: self.last,
             name: [PREFIX, self.last.to_string().as_bytes()].concat().into(),
             tail: tail.into(),
-            verdict: verdict(),
+            verdict,
+            sql,
+            script,
             stale: AtomicBool::new(false),
-        });
-        self.by_tail.insert(tail.into(), Arc::clone(&statement));
-        statement
+        })
     }
 
     /// How many statements are held.
@@ -118,12 +145,31 @@ impl Interner {
 pub trait Statements: Sync {
     /// See [`Interner::intern`].
     fn intern(&self, tail: &[u8], verdict: &dyn Fn() -> Verdict) -> Arc<Statement>;
+
+    /// See [`Interner::unshared`].
+    fn unshared(
+        &self,
+        tail: &[u8],
+        verdict: Verdict,
+        sql: bool,
+        script: Option<Arc<Script>>,
+    ) -> Arc<Statement>;
 }
 
 impl Statements for Mutex<Interner> {
     fn intern(&self, tail: &[u8], verdict: &dyn Fn() -> Verdict) -> Arc<Statement> {
         // A classifier that panicked in `verdict` left nothing half done.
         self.lock().unwrap_or_else(PoisonError::into_inner).intern(tail, verdict)
+    }
+
+    fn unshared(
+        &self,
+        tail: &[u8],
+        verdict: Verdict,
+        sql: bool,
+        script: Option<Arc<Script>>,
+    ) -> Arc<Statement> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).unshared(tail, verdict, sql, script)
     }
 }
 

@@ -2,7 +2,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::config::UnknownOutcome;
-use crate::plugin::{Classification, Span};
+use crate::plugin::{Class, Classification, Span};
 use crate::wire::read;
 
 /// Judges by the first word, as far as these tests need it.
@@ -11,7 +11,8 @@ pub(super) struct FirstWord;
 impl QueryClassifier for FirstWord {
     fn classify(&self, sql: &[u8]) -> Classification {
         let text = String::from_utf8_lossy(sql).to_lowercase();
-        let class = |class| Classification::new(class, "by its first word", Span::default());
+        let known = |class| Classification::new(class, "by its first word", Span::default());
+        let class = |class| known(class).with_effects(Effects::NONE);
         let verb = |verb| Classification { transaction: Some(verb), ..class(Class::TransactionControl) };
         match text.split([' ', ';']).next().unwrap_or_default() {
             "" => class(Class::Empty),
@@ -20,8 +21,12 @@ impl QueryClassifier for FirstWord {
             "commit" => verb(TransactionVerb::Commit),
             "rollback" => verb(TransactionVerb::Rollback),
             "savepoint" => verb(TransactionVerb::Inside),
-            "set" => class(Class::SessionChanging),
             "insert" => class(Class::Write),
+            "listen" => known(Class::SessionChanging).with_effects(Effects::HOLDS),
+            "currval" => known(Class::Unknown).with_effects(Effects::SEQUENCES),
+            "set" | "prepare" | "execute" | "deallocate" => class(Class::SessionChanging),
+            "discard" | "unlisten" => class(Class::SessionChanging).with_effects(Effects::RELEASES),
+            "call" => known(Class::Unknown),
             _ => class(Class::Unknown),
         }
     }
@@ -41,7 +46,7 @@ impl Bench {
         Self {
             session: Session::new("", 1 << 30),
             interner: Mutex::default(),
-            server: Server::new(&[], ""),
+            server: Server::new(&Arc::default(), ""),
             to_server: Vec::new(),
             to_client: Vec::new(),
         }
@@ -63,7 +68,8 @@ impl Bench {
     }
 
     pub(super) fn answer(&mut self, input: &[u8]) -> Effect {
-        let answered = self.session.answer(&mut self.server, input, &mut self.to_client).unwrap();
+        let answered =
+            self.session.answer(&mut self.server, input, &mut self.to_client, &mut self.to_server).unwrap();
         answered.effect
     }
 
@@ -86,6 +92,21 @@ impl Bench {
     pub(super) fn server_got(&mut self) -> String {
         brief_from_client(&std::mem::take(&mut self.to_server))
     }
+}
+
+pub(super) fn reported(parameters: &[(&str, &str)]) -> Reported {
+    Arc::new(parameters.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect())
+}
+
+/// What a server answers to the question what the session left there: these settings, and one of the holdings if given.
+pub(super) fn left_behind(holding: Option<usize>, settings: &[(&str, &str)]) -> Vec<u8> {
+    let held = |at: usize| Some(if Some(at) == holding { "t" } else { "f" });
+    let mut out = pins::row(&[held(0), held(1), held(2), held(3), held(4), held(5)]);
+    out.extend(complete("SELECT 1"));
+    for (name, value) in settings {
+        out.extend(pins::row(&[Some(name), Some(value)]));
+    }
+    [out, complete("SELECT"), ready(TransactionStatus::Idle)].concat()
 }
 
 pub(super) fn frames(bytes: &[u8]) -> Vec<(u8, &[u8])> {
@@ -165,6 +186,7 @@ pub(super) fn split_frames(bytes: &[u8]) -> Vec<u8> {
 }
 
 pub(super) const ONE: &[u8] = b"1\0\0\0\x04";
+pub(super) const THREE: &[u8] = b"3\0\0\0\x04";
 pub(super) const TWO: &[u8] = b"2\0\0\0\x04";
 pub(super) const ROW: &[u8] = b"D\0\0\0\x06\0\0";
 
@@ -254,7 +276,7 @@ fn a_named_statement_is_parsed_on_each_server_that_lacks_it_unseen() {
     bench.answer(&[TWO, ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.client_got(), "2 D C:SELECT 1 ZI");
     bench.session.release();
-    bench.server = Server::new(&[], "");
+    bench.server = Server::new(&Arc::default(), "");
     bench.attach(false);
     bench.forward(&run);
     assert_eq!(bench.server_got(), "Pmetako_1 Bmetako_1 E S");
@@ -285,12 +307,12 @@ fn what_the_server_has_is_answered_in_its_turn() {
 }
 
 #[test]
-fn a_parse_that_was_skipped_leaves_no_name_and_a_pipelined_unit_parses_again() {
+fn a_parse_that_was_skipped_leaves_no_name_and_what_is_behind_waits_for_that() {
     let mut bench = Bench::new();
     bench.attach(false);
     bench.forward(&[&bind("nobody")[..], &parse("s", "select 1"), SYNC].concat());
-    bench.forward(&[&bind("s")[..], SYNC].concat());
-    assert_eq!(bench.server_got(), "Bnobody Pmetako_1 S Cmetako_1 Pmetako_1 Bmetako_1 S");
+    assert_eq!(bench.forward(&[&bind("s")[..], SYNC].concat()), 0);
+    assert_eq!(bench.server_got(), "Bnobody Pmetako_1 S");
     bench.answer(&[error("26000", "no"), ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.client_got(), "E26000 ZI");
     bench.forward(&[&bind("s")[..], SYNC].concat());
@@ -346,21 +368,60 @@ fn closing_statements_and_a_lone_sync_need_no_server() {
 }
 
 #[test]
-fn a_session_that_changes_its_settings_keeps_its_server() {
+fn what_a_session_sets_goes_with_it_to_another_server() {
     let mut bench = Bench::new();
     bench.attach(false);
-    bench.forward(&query("set x"));
+    bench.forward(&query("set a.b = 1"));
     bench.answer(&[complete("SET"), ready(TransactionStatus::Idle)].concat());
-    assert!(!bench.session.releasable(&bench.server));
-    assert_eq!(bench.session.pinned(), Some("by its first word"));
-    assert_eq!(bench.lose(), Loss::Close);
-    assert!(bench.client_got().ends_with("E57P01"));
+    assert!(bench.session.releasable(&bench.server));
+    bench.session.release();
+    bench.server_got();
+    // The same server has it, another one not.
+    bench.attach(false);
+    assert_eq!(bench.server_got(), "");
+    bench.session.release();
+    bench.server = Server::new(&Arc::default(), "");
+    bench.attach(false);
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("set a.b = 1"));
+    // And the next session there does not get it.
+    bench.answer(&[complete("SET"), ready(TransactionStatus::Idle)].concat());
+    bench.session = Session::new("", 1 << 30);
+    bench.to_server.clear();
+    bench.attach(false);
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("RESET a.b"));
 }
 
 #[test]
-fn a_parameter_changed_by_a_function_pins_and_one_that_came_back_does_not() {
+fn a_setting_that_was_refused_or_rolled_back_is_none() {
     let mut bench = Bench::new();
-    bench.server = Server::new(&[("TimeZone".into(), "UTC".into())], "");
+    bench.attach(false);
+    bench.forward(&query("set a.b = 1"));
+    bench.answer(&[error("22023", "no"), ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.server_got(), "Q");
+    assert!(bench.session.releasable(&bench.server));
+    bench.session.release();
+    begin(&mut bench);
+    bench.forward(&query("set a.c = 1"));
+    bench.answer(&[complete("SET"), ready(TransactionStatus::InBlock)].concat());
+    bench.to_server.clear();
+    bench.forward(&query("rollback"));
+    bench.answer(&[complete("ROLLBACK"), ready(TransactionStatus::Idle)].concat());
+    let asked = String::from_utf8_lossy(&bench.to_server).into_owned();
+    assert!(asked.contains("current_setting('a.c', true)"), "{asked}");
+    assert!(!bench.session.releasable(&bench.server));
+    bench.answer(&left_behind(None, &[]));
+    assert!(bench.session.releasable(&bench.server));
+    bench.session.release();
+    bench.server = Server::new(&Arc::default(), "");
+    bench.to_server.clear();
+    bench.attach(false);
+    assert_eq!(bench.server_got(), "");
+}
+
+#[test]
+fn a_parameter_changed_by_a_function_goes_along_and_one_that_came_back_does_not() {
+    let mut bench = Bench::new();
+    bench.server = Server::new(&reported(&[("TimeZone", "UTC")]), "");
     let report = |value: &str| {
         let mut out = Vec::new();
         write::parameter_status(&mut out, "TimeZone", value);
@@ -376,6 +437,260 @@ fn a_parameter_changed_by_a_function_pins_and_one_that_came_back_does_not() {
     bench.forward(&query("select f()"));
     bench.answer(&[&complete("SELECT 1")[..], &away, &ready(TransactionStatus::Idle)].concat());
     assert!(!bench.session.releasable(&bench.server));
+    bench.answer(&left_behind(None, &[("TimeZone", "Asia/Seoul")]));
+    assert!(bench.session.releasable(&bench.server));
+    bench.session.release();
+    bench.client_got();
+    bench.server = Server::new(&reported(&[("TimeZone", "UTC")]), "");
+    bench.to_server.clear();
+    bench.attach(false);
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("SET timezone TO 'Asia/Seoul'"));
+    // The client knows it already.
+    bench.answer(&[&complete("SET")[..], &away, &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "");
+}
+
+#[test]
+fn a_parameter_changed_by_the_administrator_is_told_and_is_nobodys_setting() {
+    let mut bench = Bench::new();
+    let base = reported(&[("TimeZone", "UTC")]);
+    bench.session.welcomed(&base);
+    bench.server = Server::new(&base, "");
+    bench.attach(false);
+    bench.forward(&query("insert"));
+    let mut seoul = Vec::new();
+    write::parameter_status(&mut seoul, "TimeZone", "Asia/Seoul");
+    bench.answer(&[&complete("INSERT 0 1")[..], &seoul, &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "C:INSERT 0 1 S ZI");
+    bench.answer(&left_behind(None, &[]));
+    assert_eq!(bench.session.pinned(), None);
+    bench.session.release();
+    // Another client was told something else when it came.
+    bench.session = Session::new("", 1 << 30);
+    bench.session.welcomed(&base);
+    bench.attach(false);
+    bench.forward(&query("insert"));
+    bench.answer(&[complete("RESET"), ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "S");
+}
+
+#[test]
+fn what_cannot_be_made_elsewhere_keeps_the_server_until_it_is_given_up() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("listen a"));
+    bench.answer(&[complete("LISTEN"), ready(TransactionStatus::Idle)].concat());
+    bench.answer(&left_behind(Some(3), &[]));
+    assert_eq!(bench.session.pinned(), Some("it listens to notifications"));
+    assert!(!bench.session.releasable(&bench.server));
+    bench.forward(&query("insert"));
+    bench.answer(&[complete("INSERT 0 1"), ready(TransactionStatus::Idle)].concat());
+    bench.server_got();
+    bench.forward(&query("unlisten *"));
+    bench.answer(&[complete("UNLISTEN"), ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.server_got(), "Q Q");
+    bench.answer(&left_behind(None, &[]));
+    assert_eq!(bench.session.pinned(), None);
+    assert!(bench.session.releasable(&bench.server));
+    // What the server does not answer keeps it too.
+    bench.forward(&query("call p()"));
+    bench.answer(&[complete("CALL"), ready(TransactionStatus::Idle)].concat());
+    bench.answer(&[error("57014", "canceling statement"), ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.session.pinned(), Some("its server could not be asked what it has there"));
+    bench.client_got();
+    assert_eq!(bench.lose(), Loss::Close);
+    assert_eq!(bench.client_got(), "E57P01");
+}
+
+#[test]
+fn discard_all_ends_what_the_session_has() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    for (sql, tag, asks) in
+        [("set a.b = 1", "SET", false), ("listen a", "LISTEN", true), ("currval s", "SELECT 1", false)]
+    {
+        bench.forward(&query(sql));
+        bench.answer(&[complete(tag), ready(TransactionStatus::Idle)].concat());
+        if asks {
+            bench.answer(&left_behind(Some(3), &[]));
+        }
+    }
+    bench.forward(&[&parse("s", "select 1")[..], SYNC].concat());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    assert!(bench.session.pinned().is_some());
+    bench.forward(&query("discard all"));
+    bench.answer(&[complete("DISCARD ALL"), ready(TransactionStatus::Idle)].concat());
+    bench.answer(&left_behind(None, &[]));
+    assert_eq!(bench.session.pinned(), None);
+    bench.session.release();
+    bench.server = Server::new(&Arc::default(), "");
+    bench.to_server.clear();
+    bench.attach(false);
+    bench.forward(&[&bind("s")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Bs S");
+}
+
+#[test]
+fn a_sequence_value_of_another_session_is_not_read() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("insert"));
+    bench.answer(&[complete("INSERT 0 1"), ready(TransactionStatus::Idle)].concat());
+    bench.session.release();
+    bench.server_got();
+    // Its own it may read.
+    bench.attach(false);
+    bench.forward(&query("currval s"));
+    assert_eq!(bench.server_got(), "Q");
+    bench.answer(&[complete("SELECT 1"), ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.session.pinned(), Some("it uses currval() or lastval()"));
+    bench.session = Session::new("", 1 << 30);
+    bench.attach(false);
+    bench.forward(&query("currval s"));
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("DISCARD SEQUENCES"));
+    assert_eq!(bench.server_got(), "Q Q");
+}
+
+#[test]
+fn names_are_one_whether_made_in_sql_or_by_the_protocol() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("PREPARE s (int) AS select $1"));
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("PREPARE metako_1 (int) AS select $1"));
+    bench.answer(&[complete("PREPARE"), ready(TransactionStatus::Idle)].concat());
+    bench.server_got();
+    bench.forward(&[&bind("s")[..], EXECUTE, SYNC].concat());
+    assert_eq!(bench.server_got(), "Bmetako_1 E S");
+    bench.answer(&[TWO, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    // On another server it is made first.
+    bench.session.release();
+    bench.server = Server::new(&Arc::default(), "");
+    bench.client_got();
+    bench.attach(false);
+    bench.forward(&query("EXPLAIN EXECUTE s(1)"));
+    let sent = String::from_utf8_lossy(&bench.to_server).into_owned();
+    assert!(sent.contains("PREPARE metako_1 (int) AS select $1"), "{sent}");
+    assert!(sent.contains("EXPLAIN EXECUTE metako_1(1)"), "{sent}");
+    assert_eq!(bench.server_got(), "Cmetako_maker Pmetako_maker Bmetako_maker E Cmetako_maker S Q");
+    let made = [THREE, ONE, TWO, &complete("PREPARE"), THREE, &ready(TransactionStatus::Idle)].concat();
+    bench.answer(&made);
+    assert_eq!(bench.client_got(), "");
+    bench.answer(&[ROW, &complete("EXPLAIN"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "D C:EXPLAIN ZI");
+    // A name is taken, and gone, whoever made it.
+    bench.forward(&query("DEALLOCATE s"));
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("DEALLOCATE metako_gone_0"));
+    assert_eq!(bench.server_got(), "Cmetako_gone_0 Pmetako_gone_0 S Q");
+    let done = [THREE, ONE, &ready(TransactionStatus::Idle), &complete("DEALLOCATE")].concat();
+    bench.answer(&[done, ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "C:DEALLOCATE ZI");
+    bench.forward(&query("EXECUTE s"));
+    assert_eq!(bench.server_got(), "Q");
+    let unknown = error("26000", "prepared statement \"s\" does not exist");
+    bench.answer(&[unknown, ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
+    bench.forward(&[&parse("s", "select 2")[..], SYNC].concat());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.server_got();
+    bench.forward(&query("PREPARE s AS select 3"));
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("PREPARE metako_2 AS select 3"));
+    let taken = error("42P05", "prepared statement \"metako_2\" already exists");
+    bench.client_got();
+    bench.answer(&[taken, ready(TransactionStatus::Idle)].concat());
+    assert!(String::from_utf8_lossy(&bench.to_client).contains("statement \"s\" already exists"));
+}
+
+#[test]
+fn a_statement_that_cannot_be_made_any_more_fails_for_that_reason() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("PREPARE s AS select a from t"));
+    bench.answer(&[complete("PREPARE"), ready(TransactionStatus::Idle)].concat());
+    bench.session.release();
+    bench.server = Server::new(&Arc::default(), "");
+    bench.attach(false);
+    bench.forward(&query("EXECUTE s"));
+    bench.client_got();
+    let gone = error("42P01", "relation \"t\" does not exist");
+    bench.answer(&[THREE, ONE, TWO, &gone, &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "");
+    let missing = error("26000", "prepared statement \"metako_1\" does not exist");
+    bench.answer(&[missing, ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "E42P01 ZI");
+}
+
+#[test]
+fn a_name_whose_change_was_not_answered_is_waited_for() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    let first = [&parse("s", "insert nonsense")[..], SYNC].concat();
+    let second = [&bind("s")[..], EXECUTE, SYNC].concat();
+    assert_eq!(bench.forward(&[&first[..], &second].concat()), first.len());
+    assert!(!bench.session.wants_input(&bench.server));
+    bench.answer(&[error("42601", "syntax"), ready(TransactionStatus::Idle)].concat());
+    assert!(bench.session.wants_input(&bench.server));
+    bench.server_got();
+    assert_eq!(bench.forward(&second), second.len());
+    assert_eq!(bench.server_got(), "Bs E S");
+}
+
+#[test]
+fn an_unnamed_statement_that_is_not_parsed_yet_is_waited_for() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    let (good, bad) =
+        ([&parse("", "select 1")[..], SYNC].concat(), [&parse("", "syntax")[..], SYNC].concat());
+    let used = [&bind("")[..], SYNC].concat();
+    // A Parse need not wait for the one before; what uses it does.
+    assert_eq!(bench.forward(&[&good[..], &bad, &used].concat()), good.len() + bad.len());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle), &error("42601", "syntax")].concat());
+    bench.answer(&ready(TransactionStatus::Idle));
+    bench.server_got();
+    bench.forward(&used);
+    assert_eq!(bench.server_got(), "Bmetako_none S");
+}
+
+#[test]
+fn a_malformed_message_is_the_servers_to_refuse() {
+    let mut bench = Bench::new();
+    let bad = b"Q\0\0\0\x05x";
+    assert!(matches!(bench.plan(bad), Plan::Route(_)));
+    bench.attach(false);
+    bench.forward(bad);
+    assert_eq!(bench.to_server, bad);
+    bench.answer(&[error("08P01", "invalid string in message"), ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "E08P01 ZI");
+    assert!(bench.session.releasable(&bench.server));
+}
+
+#[test]
+fn what_changes_nothing_may_be_run_again_when_its_server_is_lost() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("begin"));
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "E40001 ZI");
+    bench.server = Server::new(&Arc::default(), "");
+    bench.attach(false);
+    bench.forward(&[query("begin"), query("insert")].concat());
+    assert_eq!(bench.lose(), Loss::Kept);
+    assert_eq!(bench.client_got(), "E08007 ZI E08007 ZI");
+}
+
+#[test]
+fn a_server_that_does_not_become_what_the_session_needs_ends_it() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("set a.b = 1"));
+    bench.answer(&[complete("SET"), ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
+    bench.session.release();
+    bench.server = Server::new(&Arc::default(), "");
+    bench.attach(false);
+    bench.forward(&query("insert"));
+    assert_eq!(bench.answer(&error("57014", "canceling statement")), Effect::Ended);
+    assert_eq!(bench.client_got(), "E08006");
+    assert!(!bench.server.is_clean());
 }
 
 #[test]
@@ -407,7 +722,7 @@ fn a_refusal_of_a_replica_is_not_seen_and_the_unit_can_be_repeated() {
     assert!(bench.server.is_clean());
     bench.to_client.clear();
     bench.server_got();
-    bench.server = Server::new(&[], "");
+    bench.server = Server::new(&Arc::default(), "");
     bench.repeat(false);
     assert_eq!(bench.server_got(), "Q");
     bench.answer(&[ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
@@ -421,7 +736,7 @@ fn a_lost_replica_is_repeated_while_nothing_was_given_and_told_after_that() {
     bench.attach(true);
     bench.forward(&query("select 1"));
     assert_eq!(bench.lose(), Loss::Repeat);
-    bench.server = Server::new(&[], "");
+    bench.server = Server::new(&Arc::default(), "");
     bench.attach(true);
     bench.forward(&query("select 1"));
     bench.answer(ROW);
@@ -440,7 +755,7 @@ fn a_lost_primary_outside_a_block_leaves_the_outcome_unknown_for_each_that_waits
     bench.forward(&[query("insert"), query("select 1")].concat());
     assert_eq!(bench.lose(), Loss::Kept);
     assert_eq!(bench.client_got(), "E08007 ZI E08007 ZI");
-    bench.server = Server::new(&[], "");
+    bench.server = Server::new(&Arc::default(), "");
     bench.attach(false);
     bench.forward(&[parse("", "insert"), bind(""), EXECUTE.to_vec()].concat());
     assert_eq!(bench.lose(), Loss::Kept);

@@ -218,10 +218,10 @@ pub fn no_parameters(out: &mut Vec<u8>) {
 }
 
 /// ParameterStatus.
-pub fn parameter_status(out: &mut Vec<u8>, name: &str, value: &str) {
+pub fn parameter_status(out: &mut Vec<u8>, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
     frame(out, b'S', |out| {
-        text(out, name.as_bytes());
-        text(out, value.as_bytes());
+        text(out, name.as_ref());
+        text(out, value.as_ref());
     });
 }
 

@@ -164,7 +164,7 @@ async fn a_server_that_closes_is_told_from_one_that_speaks_otherwise() {
 async fn answer_tls_request(
     answer: &'static [u8],
     sslmode: SslMode,
-) -> Result<MaybeTls<tokio::net::TcpStream>, ConnectError> {
+) -> Result<MaybeTls<crate::env::Socket>, ConnectError> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let script = async {

@@ -90,7 +90,8 @@ pub fn main() -> ExitCode {
         eprintln!("metako: {error}");
         return Exit::Failed.into();
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // Clients have threads of their own (`env`): this one is for everything else.
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("metako: cannot start: {error}");

@@ -9,13 +9,13 @@ use metako_core::plugin::PickCx;
 use metako_core::route::{self, Choice};
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
-use metako_core::{Epoch, NodeName};
+use metako_core::{Epoch, NodeName, Tick};
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use super::Core;
 use super::hold::Ticket;
-use super::pools::{Attempt, CheckoutError, Lease, Who};
+use super::pools::{Attempt, Cell, CheckoutError, Lease, Who};
 use super::waiting::Progress;
 use crate::backend::{ConnectError, ConnectErrorKind};
 use crate::env::Env;
@@ -35,7 +35,7 @@ pub(super) struct Wanted<'a> {
     /// How much the client sent that would have to be held.
     pub(super) bytes: usize,
     /// Where it is noted what the client waits for.
-    pub(super) progress: Arc<Progress>,
+    pub(super) progress: Option<Arc<Progress>>,
 }
 
 /// A server for a unit.
@@ -63,7 +63,9 @@ pub(super) enum Picked {
 fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>) -> Picked {
     let view = core.view.load();
     let settings = core.settings.load();
-    let cx = PickCx { now: core.env.now(), random: core.next_random(), session: wanted.session, zone: None };
+    // Only a balancer looks at the clock and the number, and only reads come to one.
+    let (now, random) = if wanted.read { (core.env.now(), core.next_random()) } else { (Tick::ZERO, 0) };
+    let cx = PickCx { now, random, session: wanted.session, zone: None };
     let in_flight = |node: &NodeName| settings.in_flight(node);
     match route::choose(&view, wanted.read, &wanted.avoid, &settings.balancer, &cx, in_flight) {
         Choice::Replica(node) => Picked::Node(node.clone(), true, view.epoch),
@@ -105,11 +107,15 @@ pub(super) async fn acquire<E: Env>(
 }
 
 /// Picks a node, and takes a server there that is idle at once, if there is one.
-pub(super) fn try_acquire<E: Env>(core: &Arc<Core<E>>, wanted: &Wanted<'_>) -> First<E> {
+pub(super) fn try_acquire<E: Env>(
+    core: &Arc<Core<E>>,
+    wanted: &Wanted<'_>,
+    known: &mut Option<Arc<Cell<E>>>,
+) -> First<E> {
     let picked = pick(core, wanted);
     if let Picked::Node(node, replica, epoch) = &picked
         && (*replica || nobody_is_held(core))
-        && let Some(lease) = core.pools.try_idle(core, wanted.who, node, *epoch)
+        && let Some(lease) = core.pools.try_idle(core, wanted.who, node, *epoch, known)
         && let Some(lease) = if_current(core, lease, *epoch)
     {
         return First::Found(Found { lease, replica: *replica });
@@ -126,8 +132,8 @@ async fn checkout<E: Env>(
     epoch: Epoch,
 ) -> Result<Lease<E>, CheckoutError> {
     let attempt = core.pools.attempt(core, wanted.who, node, epoch);
-    if let Some(before) = attempt.before() {
-        wanted.progress.in_line(node, before);
+    if let (Some(before), Some(progress)) = (attempt.before(), &wanted.progress) {
+        progress.in_line(node, before);
     }
     finish(core, wanted.who, attempt, epoch).await
 }
@@ -193,7 +199,9 @@ async fn hold_until_found<E: Env>(
             None => enter_line(core, wanted, failover, reason)?,
         };
         let place: &Ticket<'_> = ticket.insert(place);
-        wanted.progress.held(reason);
+        if let Some(progress) = &wanted.progress {
+            progress.held(reason);
+        }
         place.turn().await;
         views.borrow_and_update();
         match pick(core, wanted) {
@@ -203,7 +211,9 @@ async fn hold_until_found<E: Env>(
                 if let Some(before) = attempt.before() {
                     // The primary is there: the others line up in its pool behind this one.
                     ticket = None;
-                    wanted.progress.in_line(&node, before);
+                    if let Some(progress) = &wanted.progress {
+                        progress.in_line(&node, before);
+                    }
                 }
                 match finish(core, wanted.who, attempt, epoch).await {
                     Ok(lease) => return Ok(Found { lease, replica }),

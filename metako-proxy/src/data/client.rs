@@ -13,10 +13,10 @@ use metako_core::session::{Plan, Session, SessionCx};
 use metako_core::wire::write::{self, Report};
 
 use self::greeting::stopping;
-use super::acquire::{First, Found, Wanted, try_acquire};
+use super::acquire::{First, Found, Picked, Wanted, try_acquire};
 use super::buffers::{Outbox, trim};
 use super::clients::Handle;
-use super::pools::Who;
+use super::pools::{Cell, Who};
 use super::relay::ClientSide;
 use super::settings::Settings;
 use super::waiting::{Gone, Waiter, poll_input, wait};
@@ -29,6 +29,8 @@ pub(super) struct ClientTask<E: Env> {
     core: Arc<Core<E>>,
     handle: Arc<Handle>,
     who: Who,
+    /// The pool that served it last.
+    pool: Option<Arc<Cell<E>>>,
     side: ClientSide<MaybeTls<E::Stream>>,
 }
 
@@ -45,7 +47,7 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
     }
     let who = match greeting::who(&core, &mut client) {
         Ok(who) => who,
-        Err(report) => return greeting::say_last(&mut client.stream, &report).await,
+        Err(report) => return Box::pin(greeting::say_last(&mut client.stream, &report)).await,
     };
     let mut session = Session::new(&who.application_name, core.settings.load().config.limits.message_size);
     if mode == PoolMode::Statement {
@@ -61,8 +63,8 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
         timer: None,
         armed: false,
     };
-    let mut task = ClientTask { core: Arc::clone(&core), handle: Arc::clone(&handle), who, side };
-    if task.welcome().await.is_ok() {
+    let mut task = ClientTask { core: Arc::clone(&core), handle: Arc::clone(&handle), who, pool: None, side };
+    if Box::pin(task.welcome()).await.is_ok() {
         // Both outcomes end the connection, and have told the client what there was to tell.
         let _ = task.run().await;
     }
@@ -84,7 +86,7 @@ impl<E: Env> ClientTask<E> {
         let output = &mut self.side.output;
         write::error_response(output.bytes(), report);
         // As far as the client listens; it is not waited for longer than a moment.
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), self.flush()).await;
+        let _ = Box::pin(tokio::time::timeout(std::time::Duration::from_secs(1), self.flush())).await;
         Err(Gone)
     }
 
@@ -110,7 +112,7 @@ impl<E: Env> ClientTask<E> {
             let cx = session_cx(&self.core, &settings);
             let side = &mut self.side;
             match side.session.plan(&side.input, &cx, side.output.bytes()) {
-                Err(fault) => return self.close_with(&fault.report()).await,
+                Err(fault) => return Box::pin(self.close_with(&fault.report())).await,
                 Ok(Plan::Close) => return Ok(()),
                 Ok(Plan::Consumed(taken)) => {
                     side.input.drain(..taken);
@@ -120,7 +122,7 @@ impl<E: Env> ClientTask<E> {
                     tracing::trace!(read = route.read, reason = route.reason, "routed");
                     match self.find(route.read, Vec::new()).await? {
                         Ok(found) => self.work(found, route.read).await?,
-                        Err(report) => self.refuse(&report).await?,
+                        Err(report) => Box::pin(self.refuse(&report)).await?,
                     }
                     if self.side.leaving {
                         return Ok(());
@@ -146,33 +148,52 @@ impl<E: Env> ClientTask<E> {
         if self.side.input.is_empty() {
             trim(&mut self.side.input);
             if self.core.stop.is_asked() {
-                return self.close_with(&stopping()).await;
+                return Box::pin(self.close_with(&stopping())).await;
             }
         }
-        let (side, handle, stop) = (&mut self.side, &self.handle, &self.core.stop);
+        let (side, handle, stop, env) = (&mut self.side, &self.handle, &self.core.stop, &self.core.env);
         let idle = side.input.is_empty();
+        let (mut asked, mut moving) = (!idle, false);
         let read = poll_fn(|cx| {
             if handle.is_ended(cx) || (idle && stop.is_asked()) {
                 return Poll::Ready(None);
+            }
+            if std::mem::take(&mut moving) {
+                env.settle(side.stream.get_mut());
+                side.timer = None;
+            } else if !std::mem::replace(&mut asked, true) && env.moves_on() {
+                moving = true;
+                return Poll::Pending;
             }
             poll_input(&mut side.stream, &mut side.input, cx).map(Some)
         })
         .await;
         match read {
             Some(read) => read,
-            None => self.close_with(&stopping()).await,
+            None => Box::pin(self.close_with(&stopping())).await,
         }
     }
 
     /// Finds a server. While it waits, the client may cancel, leave, or send more.
     async fn find(&mut self, read: bool, avoid: Vec<NodeName>) -> Result<Result<Found<E>, Report>, Gone> {
         let bytes = self.side.input.len();
-        let session = self.handle.number;
-        let mut wanted = Wanted { who: &self.who, read, avoid, session, bytes, progress: Arc::default() };
-        let picked = match try_acquire(&self.core, &wanted) {
-            First::Found(found) => return Ok(Ok(found)),
-            First::Later(picked) => picked,
-        };
+        let wanted =
+            Wanted { who: &self.who, read, avoid, session: self.handle.number, bytes, progress: None };
+        match try_acquire(&self.core, &wanted, &mut self.pool) {
+            First::Found(found) => Ok(Ok(found)),
+            // Boxed, as all that is rare: an idle client's task keeps no room for it.
+            First::Later(picked) => Box::pin(self.wait_for(read, wanted.avoid, picked)).await,
+        }
+    }
+
+    async fn wait_for(
+        &mut self,
+        read: bool,
+        avoid: Vec<NodeName>,
+        picked: Picked,
+    ) -> Result<Result<Found<E>, Report>, Gone> {
+        let (bytes, session) = (self.side.input.len(), self.handle.number);
+        let mut wanted = Wanted { who: &self.who, read, avoid, session, bytes, progress: None };
         let ClientSide { stream, input, output, .. } = &mut self.side;
         wait(&self.core, Waiter { stream, input, output, handle: &self.handle }, &mut wanted, picked).await
     }

@@ -157,7 +157,7 @@ impl<E: Env> DataPlane<E> {
         }
         let crowded = place.number > limit;
         let env = core.env.clone();
-        env.spawn(async move {
+        env.spawn_client(async move {
             connection(core, stream, peer, crowded).await;
             drop(place);
         });
@@ -242,7 +242,8 @@ impl<E: Env> Drop for Place<E> {
 }
 
 /// Serves one connection, whatever it turns out to be.
-async fn connection<E: Env>(core: Arc<Core<E>>, stream: E::Stream, peer: SocketAddr, crowded: bool) {
+async fn connection<E: Env>(core: Arc<Core<E>>, mut stream: E::Stream, peer: SocketAddr, crowded: bool) {
+    core.env.settle(&mut stream);
     let context = core.settings.load().login.clone();
     let env = core.env.clone();
     let entropy = move |bytes: &mut [u8]| env.entropy(bytes);
@@ -252,14 +253,14 @@ async fn connection<E: Env>(core: Arc<Core<E>>, stream: E::Stream, peer: SocketA
         Err(error) => tracing::debug!(%peer, %error, "a connection did not become a session"),
         Ok(Accepted::Cancel { stream, process_id, secret_key }) => {
             if let Some(handle) = core.clients.find(process_id, &secret_key) {
-                handle.cancel(&core.env).await;
+                Box::pin(handle.cancel(&core.env)).await;
             }
             drop(stream);
         }
         Ok(Accepted::Session(mut session)) if crowded => {
             let report = Report::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
                 .with_detail("limits.clients is reached.");
-            client::greeting::say_last(&mut session.stream, &report).await;
+            Box::pin(client::greeting::say_last(&mut session.stream, &report)).await;
         }
         Ok(Accepted::Session(session)) => {
             core.traffic.clients.fetch_add(1, Ordering::Relaxed);
@@ -305,5 +306,22 @@ impl<E: Env> Fence for DataFence<E> {
         core.register.sever(&node, epoch);
         core.pools.close_stale(&core, Some(&node), epoch);
         Box::pin(async move { core.register.wait_gone(&node, epoch).await })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::TokioEnv;
+
+    fn size_of_task<A, B, C, D, F: Future>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// It is most of what an idle client costs.
+    #[test]
+    fn a_clients_task_is_small() {
+        let size = size_of_task(connection::<TokioEnv>);
+        assert!(size <= 3 << 10, "{size} bytes");
     }
 }

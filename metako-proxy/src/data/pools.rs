@@ -2,6 +2,7 @@
 
 mod ahead;
 mod checkout;
+mod idle;
 mod lease;
 mod trouble;
 mod variants;
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 pub(super) use self::checkout::{Attempt, CheckoutError};
+use self::idle::Idle;
 pub(super) use self::lease::Lease;
 use self::trouble::Trouble;
 use self::variants::{Parameters, VARIANTS_MAX, Variants};
@@ -63,7 +65,7 @@ struct InLine<E: Env> {
 
 struct State<E: Env> {
     pool: Pool,
-    idle: BTreeMap<ServerId, Box<ServerConn<E>>>,
+    idle: Idle<Box<ServerConn<E>>>,
     waiting: BTreeMap<WaiterId, InLine<E>>,
     /// Why a connection could not be opened just now.
     trouble: Option<Trouble>,
@@ -87,7 +89,7 @@ impl Address {
 }
 
 /// The pool of one database, user and node.
-pub(super) struct Cell<E: Env> {
+pub(in crate::data) struct Cell<E: Env> {
     node: NodeName,
     /// How the node is reached. Where that changes, the connections are others.
     address: Address,
@@ -137,6 +139,7 @@ impl<E: Env> Cell<E> {
     fn give_back(&self, core: &Core<E>, conn: Box<ServerConn<E>>, reusable: bool) {
         let mut state = self.state.lock();
         let reusable = reusable && !state.retired && conn.epoch == core.view.load().epoch;
+        state.pool.settled(conn.id, core.env.worker());
         let checkin = state.pool.checkin(core.env.now(), conn.id, reusable);
         let closed = match checkin {
             Checkin { close: true, grant } => {
@@ -163,7 +166,7 @@ impl<E: Env> Cell<E> {
     }
 
     fn take_idle(state: &mut State<E>, servers: Vec<ServerId>) -> Vec<Box<ServerConn<E>>> {
-        servers.into_iter().filter_map(|server| state.idle.remove(&server)).collect()
+        servers.into_iter().filter_map(|server| state.idle.remove(server)).collect()
     }
 }
 
@@ -208,16 +211,24 @@ impl<E: Env> Pools<E> {
         self.reported.lock().get(&key).cloned()
     }
 
-    fn report(&self, who: &Who, parameters: &Reported) {
+    /// Notes what a server reported. Gives it as all those share it that were told the same.
+    fn report(&self, who: &Who, parameters: Vec<(String, String)>) -> Reported {
         if who.alone {
-            return;
+            return Arc::new(parameters);
         }
         let key = (who.database.clone(), who.user.clone(), who.variant);
         let mut reported = self.reported.lock();
+        if let Some(known) = reported.get(&key)
+            && **known == parameters
+        {
+            return Arc::clone(known);
+        }
         if reported.len() >= VARIANTS_MAX {
             reported.clear();
         }
-        reported.insert(key, Arc::clone(parameters));
+        let parameters = Arc::new(parameters);
+        reported.insert(key, Arc::clone(&parameters));
+        parameters
     }
 
     fn cell(&self, core: &Core<E>, who: &Who, node: &NodeName) -> Option<Arc<Cell<E>>> {
@@ -237,7 +248,7 @@ impl<E: Env> Pools<E> {
             address: Address::of(configured),
             state: Mutex::new(State {
                 pool,
-                idle: BTreeMap::new(),
+                idle: Idle::default(),
                 waiting: BTreeMap::new(),
                 trouble: None,
                 warm: None,
@@ -312,7 +323,7 @@ impl<E: Env> Pools<E> {
                 core.evidence.report(&cell.node, ServerLoss::Broken);
             }
             for server in dead {
-                closed.extend(state.idle.remove(&server));
+                closed.extend(state.idle.remove(server));
                 let grant = state.pool.lost(now, server);
                 Cell::deliver(core, &mut state, None, grant);
             }

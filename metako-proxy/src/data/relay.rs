@@ -185,16 +185,16 @@ where
 
     fn answer(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, read: usize) -> Result<(), End> {
         let Conn { server, partial, .. } = &mut *self.conn;
-        let Scratch { input, first: made, .. } = scratch;
+        let Scratch { input, first: made, second: said } = scratch;
         let answered = if partial.is_empty() {
-            let answered = self.client.session.answer(server, &input[..read], made);
+            let answered = self.client.session.answer(server, &input[..read], made, said);
             if let Ok(answered) = &answered {
                 partial.extend_from_slice(&input[answered.consumed..read]);
             }
             answered
         } else {
             partial.extend_from_slice(&input[..read]);
-            let answered = self.client.session.answer(server, partial, made);
+            let answered = self.client.session.answer(server, partial, made, said);
             if let Ok(answered) = &answered {
                 partial.drain(..answered.consumed);
                 trim(partial);
@@ -214,6 +214,9 @@ where
             if sent.is_err() && !self.client.leaving {
                 return Err(End::ClientGone);
             }
+        }
+        if !said.is_empty() {
+            self.send(cx, said);
         }
         self.cancelled = false;
         self.count();

@@ -36,7 +36,7 @@ use super::buffers::Outbox;
 use super::client::greeting::{self, say_last, stopping};
 use super::clients::Handle;
 use super::pools::{Lease, Who};
-use super::waiting::{Gone, Progress, Waiter, wait};
+use super::waiting::{Gone, Waiter, wait};
 use crate::env::Env;
 use crate::login::{self, Client, MaybeTls, Protocol};
 
@@ -73,9 +73,9 @@ async fn find<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
         avoid: Vec::new(),
         session: handle.number,
         bytes: input.len(),
-        progress: Arc::new(Progress::default()),
+        progress: None,
     };
-    let picked = match try_acquire(core, &wanted) {
+    let picked = match try_acquire(core, &wanted, &mut None) {
         First::Found(found) => return Ok(Ok(found.lease)),
         First::Later(picked) => picked,
     };

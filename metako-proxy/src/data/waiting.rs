@@ -88,7 +88,8 @@ pub(super) async fn wait<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     picked: Picked,
 ) -> Result<Result<Found<E>, Report>, Gone> {
     let Waiter { stream, input, output, handle } = waiter;
-    let (bytes, progress) = (wanted.bytes, Arc::clone(&wanted.progress));
+    let bytes = wanted.bytes;
+    let progress = Arc::clone(wanted.progress.get_or_insert_default());
     let mut notices = Notices::new(progress);
     handle.wait();
     let watch = poll_fn(|cx| {

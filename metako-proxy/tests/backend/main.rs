@@ -18,11 +18,10 @@ use metako_core::plugin::ProbeFailure;
 use metako_core::wire::read;
 use metako_proxy::backend::{Backend, ConnectError, ConnectErrorKind, ServerTls, Target, cancel, connect};
 use metako_proxy::credential::ServerCredential;
-use metako_proxy::env::TokioEnv;
+use metako_proxy::env::{Socket, TokioEnv};
 use metako_proxy::playground::{Builder, Cluster, Node, StopMode};
 use metako_proxy::stream::MaybeTls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -106,7 +105,7 @@ impl Server {
     }
 }
 
-type Connection = Backend<MaybeTls<TcpStream>>;
+type Connection = Backend<MaybeTls<Socket>>;
 
 async fn log_in(target: &Target) -> Result<Connection, ConnectError> {
     timeout(LIMIT, connect(&TokioEnv::new(), target)).await.expect("no log-in in time")

@@ -204,7 +204,10 @@ impl Client {
     }
 
     fn check(&self, shape: &str, seen: &str) {
-        if self.oracle && shape != seen {
+        // Before PostgreSQL 14 a ParameterStatus comes at once and not before ReadyForQuery, and once for each change.
+        // Whether metako passes them on in the same way is seen when the scripts are compared.
+        let without_reports = |text: &str| text.replace('S', "");
+        if self.oracle && without_reports(shape) != without_reports(seen) {
             // Not a panic of its own: the whole script is reported.
             std::panic::resume_unwind(Box::new(format!("PostgreSQL says {seen}, not {shape}")));
         }

@@ -47,6 +47,11 @@ pub(crate) struct Bench {
 impl Bench {
     /// A cluster with so many replicas, and a data plane in front of it with `extra` in its configuration.
     pub(crate) async fn start(replicas: usize, extra: &str) -> Self {
+        // Clients that change threads after each transaction meet all that several threads can bring.
+        Self::start_in(TokioEnv::restless(2).unwrap(), replicas, extra).await
+    }
+
+    pub(crate) async fn start_in(env: TokioEnv, replicas: usize, extra: &str) -> Self {
         let cluster = tokio::task::spawn_blocking(move || {
             let cluster = running::cluster(replicas, None);
             let names: Vec<String> = (0..replicas).map(|n| format!("node-{}", n + 2)).collect();
@@ -60,12 +65,11 @@ impl Bench {
         let view = Arc::new(ViewCell::new(open(&cluster, "node-1", 1)));
         let traffic = Arc::new(Traffic::default());
         let (sender, evidence) = EvidenceSender::channel();
-        let env = TokioEnv::new();
         let data =
             DataPlane::new(env.clone(), config, Arc::clone(&view), sender, Arc::clone(&traffic)).unwrap();
         let listener = env.bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        env.spawn(Arc::clone(&data).serve(listener));
+        env.spawn_data(Arc::clone(&data).serve(listener));
         Self { cluster, data, view, traffic, evidence, port }
     }
 

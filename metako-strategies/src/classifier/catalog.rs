@@ -1,10 +1,13 @@
 //! What is known of PostgreSQL's own functions, relations and keywords.
 
+use metako_core::plugin::Effects;
+
 /// Functions and relations that are the same on every node and change nothing. Kept sorted.
 #[derive(Debug)]
 pub(super) struct Catalog {
     functions: Vec<&'static str>,
     relations: Vec<&'static str>,
+    traceless: Vec<&'static str>,
 }
 
 impl Catalog {
@@ -12,6 +15,7 @@ impl Catalog {
         Self {
             functions: names(include_str!("functions.txt")),
             relations: names(include_str!("relations.txt")),
+            traceless: names(include_str!("traceless.txt")),
         }
     }
 
@@ -23,6 +27,30 @@ impl Catalog {
     #[cfg(test)]
     pub(super) fn relations(&self) -> &[&'static str] {
         &self.relations
+    }
+
+    #[cfg(test)]
+    pub(super) fn traceless(&self) -> &[&'static str] {
+        &self.traceless
+    }
+
+    /// What a function of that name may leave behind in the session that calls it.
+    pub(super) fn effects(&self, name: &str) -> Effects {
+        match name {
+            "pg_advisory_lock"
+            | "pg_advisory_lock_shared"
+            | "pg_try_advisory_lock"
+            | "pg_try_advisory_lock_shared" => Effects::HOLDS,
+            "pg_advisory_unlock" | "pg_advisory_unlock_shared" | "pg_advisory_unlock_all" => {
+                Effects::RELEASES
+            }
+            "currval" | "lastval" => Effects::SEQUENCES,
+            "setseed" | "pg_replication_origin_session_setup" | "dblink_connect" | "dblink_connect_u" => {
+                Effects::STAYS
+            }
+            _ if self.knows_function(name) || self.traceless.binary_search(&name).is_ok() => Effects::NONE,
+            _ => Effects::OPAQUE,
+        }
     }
 
     /// Whether a function of that name only reads, and answers the same on each node that is up to date.

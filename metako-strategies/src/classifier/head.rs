@@ -1,9 +1,8 @@
 //! The first words of a statement.
 
-use metako_core::plugin::{Class, Classification, Span, TransactionVerb};
+use metako_core::plugin::{Class, Classification, Effects, Span, TransactionVerb};
 
-use super::lexer::{Kind, Lexer};
-use super::name::Name;
+use metako_core::sql::{Kind, Lexer, Name};
 
 /// What the first words say.
 #[derive(Debug, Clone, Copy)]
@@ -11,6 +10,8 @@ pub(super) struct Head {
     /// [`Class::Read`] here means: a read, unless the rest shows more.
     pub(super) verdict: Classification,
     pub(super) form: Form,
+    /// Whether the functions in its text are called: what they leave behind adds to the verdict's effects.
+    pub(super) calls: bool,
 }
 
 /// Statements whose class depends on a word further on.
@@ -25,13 +26,13 @@ pub(super) enum Form {
 /// nothing else.
 pub(super) fn head(lexer: &mut Lexer<'_>) -> Head {
     let words = Words::ahead(lexer);
-    if words.get()[0] != "explain" {
+    if words.names[0].as_str() != "explain" {
         return judge(&words);
     }
     skip_explain(lexer);
     let inner = Words::ahead(lexer);
     let empty = inner.class_of_nothing == Class::Empty && inner.count == 0;
-    if empty || inner.get()[0] == "explain" {
+    if empty || inner.names[0].as_str() == "explain" {
         return plain(Class::Unknown, "EXPLAIN of something that the classifier does not know", words.span);
     }
     judge(&inner)
@@ -71,10 +72,14 @@ impl Words {
                 Kind::Word => {
                     let Some(name) = words.names.get_mut(words.count) else { break };
                     *name = Name::folded(lexer.text(token));
-                    if words.count == 0 {
-                        words.span = token.span;
-                    }
                     words.count += 1;
+                    if words.count == 1 {
+                        words.span = token.span;
+                        if matches!(words.names[0].as_str(), "select" | "values" | "table" | "with") {
+                            // The others say nothing more.
+                            break;
+                        }
+                    }
                 }
                 _ => {
                     if words.count == 0 {
@@ -94,6 +99,37 @@ impl Words {
 }
 
 fn judge(words: &Words) -> Head {
+    let (effects, calls) = left_behind(words);
+    let head = by_class(words);
+    Head { verdict: head.verdict.with_effects(effects), calls, ..head }
+}
+
+/// What a statement that begins with these words leaves behind by itself, and whether the functions in it are called.
+fn left_behind(words: &Words) -> (Effects, bool) {
+    match words.get() {
+        [
+            "select" | "values" | "table" | "with" | "insert" | "update" | "delete" | "merge" | "copy"
+            | "declare" | "prepare" | "execute",
+            ..,
+        ] => (Effects::NONE, true),
+        _ if words.count == 0 && words.class_of_nothing == Class::Empty => (Effects::NONE, false),
+        ["create", ..] if creates_temporary(words.get()) => (Effects::HOLDS, true),
+        [
+            "begin" | "start" | "commit" | "end" | "rollback" | "abort" | "savepoint" | "release" | "set"
+            | "reset" | "deallocate" | "fetch" | "move" | "comment" | "security" | "grant" | "revoke"
+            | "truncate" | "vacuum" | "analyze" | "analyse" | "reindex" | "refresh" | "cluster"
+            | "checkpoint" | "lock" | "notify" | "show",
+            ..,
+        ] => (Effects::NONE, false),
+        ["drop" | "discard" | "close" | "unlisten", ..] => (Effects::RELEASES, false),
+        ["listen", ..] => (Effects::HOLDS, false),
+        ["load", ..] => (Effects::STAYS, false),
+        // DO, CALL, and what runs user's code by the way: CREATE TABLE AS, CREATE EXTENSION, ALTER TABLE ... USING.
+        _ => (Effects::OPAQUE, false),
+    }
+}
+
+fn by_class(words: &Words) -> Head {
     let span = words.span;
     let session = |reason| plain(Class::SessionChanging, reason, span);
     let write = |reason| plain(Class::Write, reason, span);
@@ -104,6 +140,7 @@ fn judge(words: &Words) -> Head {
             ..Classification::new(Class::TransactionControl, reason, span)
         },
         form: Form::Plain,
+        calls: false,
     };
     match words.get() {
         ["select" | "values" | "table" | "with", ..] => plain(Class::Read, "only reads", span),
@@ -158,7 +195,7 @@ fn judge(words: &Words) -> Head {
 }
 
 fn plain(class: Class, reason: &'static str, span: Span) -> Head {
-    Head { verdict: Classification::new(class, reason, span), form: Form::Plain }
+    Head { verdict: Classification::new(class, reason, span), form: Form::Plain, calls: false }
 }
 
 fn creates_temporary(words: [&str; LOOKED_AT]) -> bool {

@@ -1,13 +1,15 @@
 //! `keyword`
 
-use metako_core::plugin::{BuildError, Class, Classification, QueryClassifier, QueryClassifierSpec, Span};
+use metako_core::plugin::{
+    BuildError, Class, Classification, Effects, QueryClassifier, QueryClassifierSpec, Span,
+};
 use metako_core::register_strategy;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::Catalog;
-use super::lexer::Lexer;
 use super::statement;
+use metako_core::sql::Lexer;
 
 /// Tells reads from writes by tokens, without a grammar and without knowledge of the database. A statement is a read
 /// only if it begins like one, and holds no locking clause, no word that modifies data, no view that speaks of one node
@@ -36,11 +38,12 @@ impl QueryClassifier for Keyword {
         let mut lexer = Lexer::new(sql);
         let mut strongest =
             Classification::new(Class::Empty, "nothing but white space and comments", Span::default());
-        let mut statements = 0_usize;
+        let (mut statements, mut effects) = (0_usize, Effects::NONE);
         while !lexer.is_at_end() {
             let verdict = statement::classify(&mut lexer, &self.catalog);
             if verdict.class != Class::Empty {
                 statements += 1;
+                effects = effects.and(verdict.effects);
             }
             if verdict.class > strongest.class {
                 strongest = verdict;
@@ -49,6 +52,6 @@ impl QueryClassifier for Keyword {
         if statements > 1 {
             strongest.transaction = None;
         }
-        strongest
+        strongest.with_effects(effects)
     }
 }

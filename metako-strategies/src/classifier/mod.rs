@@ -3,8 +3,6 @@
 mod catalog;
 mod head;
 mod keyword;
-mod lexer;
-mod name;
 mod statement;
 
 pub use keyword::{Keyword, KeywordSpec};

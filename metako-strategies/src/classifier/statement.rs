@@ -1,12 +1,11 @@
 //! What one statement does: its first words say what kind it is ([`head`]), and the rest is searched for what makes a
 //! read more than a read.
 
-use metako_core::plugin::{Class, Classification, Span};
+use metako_core::plugin::{Class, Classification, Effects, Span};
 
 use super::catalog::{Catalog, changes_session, is_syntax};
 use super::head::{Form, Head, head};
-use super::lexer::{Kind, Lexer, Token};
-use super::name::Name;
+use metako_core::sql::{Kind, Lexer, Name, Token};
 
 /// Reads one statement off `lexer`, up to its `;` or the end.
 pub(super) fn classify(lexer: &mut Lexer<'_>, catalog: &Catalog) -> Classification {
@@ -74,6 +73,16 @@ struct Finding {
     span: Span,
 }
 
+/// Where the name of the table stands that a statement writes to: a parenthesis after it encloses columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    No,
+    /// A part of its name comes next.
+    Next,
+    /// A part of its name was the last token.
+    Named,
+}
+
 /// The search through a statement's tokens.
 struct Body<'c> {
     catalog: &'c Catalog,
@@ -88,6 +97,9 @@ struct Body<'c> {
     group_by: bool,
     /// Where a call of `set_config` is open, and how deep.
     set_config: Option<(usize, Span)>,
+    target: Target,
+    /// What the functions that are called may leave behind.
+    effects: Effects,
     /// Found in any statement, but of account only in DECLARE, COPY and reads.
     with_hold: Option<Finding>,
     to_stdout: Option<Finding>,
@@ -109,6 +121,8 @@ impl<'c> Body<'c> {
             distinct_on: false,
             group_by: false,
             set_config: None,
+            target: Target::No,
+            effects: Effects::NONE,
             with_hold: None,
             to_stdout: None,
             into_temporary: None,
@@ -129,6 +143,7 @@ impl<'c> Body<'c> {
             (_, Kind::Broken(reason)) => note(&mut self.broken, reason, token.span),
             (_, Kind::EscapedName) => {
                 self.name_without_call(seen);
+                self.effects = self.effects.and(Effects::OPAQUE);
                 note(&mut self.unknown, "a name is written in Unicode escapes", token.span);
             }
             _ => self.name_without_call(seen),
@@ -136,6 +151,12 @@ impl<'c> Body<'c> {
         if let Seen::Word(name) = seen {
             self.keyword(name.as_str(), token.span);
         }
+        self.target = match (self.target, seen) {
+            (_, Seen::Word(name)) if matches!(name.as_str(), "into" | "copy") => Target::Next,
+            (Target::Next, Seen::Word(_) | Seen::QuotedName(_)) => Target::Named,
+            (Target::Named, Seen::Symbol(b'.')) => Target::Next,
+            _ => Target::No,
+        };
         if matches!(seen, Seen::Symbol(b')')) {
             self.depth = self.depth.saturating_sub(1);
             self.set_config_closed();
@@ -147,12 +168,20 @@ impl<'c> Body<'c> {
     fn end(&mut self) {
         self.name_without_call(Seen::Start);
         if let Some((_, span)) = self.set_config.take() {
-            note(&mut self.session, SET_CONFIG, span);
+            self.sets_config(span);
         }
+    }
+
+    fn sets_config(&mut self, span: Span) {
+        self.effects = self.effects.and(Effects::OPAQUE);
+        note(&mut self.session, SET_CONFIG, span);
     }
 
     /// A word, before it joins those seen.
     fn keyword(&mut self, word: &str, span: Span) {
+        if !is_of_account(word) {
+            return;
+        }
         match (self.seen[0].word(), word) {
             (_, "with") if matches!(self.seen[0], Seen::Start) => self.cte_list = true,
             (_, "select" | "values" | "table") if self.depth == 0 => self.cte_list = false,
@@ -160,7 +189,12 @@ impl<'c> Body<'c> {
             (_, "insert" | "update" | "delete" | "merge") => {
                 note(&mut self.write, "a part of it modifies data", span);
             }
-            (_, "into") => note(&mut self.write, "SELECT INTO creates a table", span),
+            (before, "into") => {
+                if !matches!(before, "insert" | "merge") {
+                    self.effects = self.effects.and(Effects::HOLDS);
+                }
+                note(&mut self.write, "SELECT INTO creates a table", span);
+            }
             ("into", "temp" | "temporary" | "local" | "global") => {
                 note(&mut self.into_temporary, "SELECT INTO creates a temporary table", span);
             }
@@ -178,7 +212,12 @@ impl<'c> Body<'c> {
 
     /// The name before this token, if there is one, is not called: a column, a table, a type, an alias.
     fn name_without_call(&mut self, next: Seen) {
-        let name = self.seen[0].name();
+        let (Seen::Word(name) | Seen::QuotedName(name)) = &self.seen[0] else { return };
+        if !matches!(name.first(), Some(b'p' | b'l' | b'i')) {
+            // None of those that are looked for.
+            return;
+        }
+        let name = name.as_str();
         if name == "pg_temp" && matches!(next, Seen::Symbol(b'.')) {
             note(&mut self.session, "uses the session's temporary schema", self.span);
         } else if name.starts_with("pg_") && !self.catalog.knows_relation(name) {
@@ -199,15 +238,34 @@ impl<'c> Body<'c> {
         if !matches!(last, Seen::Word(_) | Seen::QuotedName(_)) || self.is_no_call(last, before, earlier) {
             return;
         }
+        let elsewhere = matches!(before, Seen::Symbol(b'.')) && earlier.name() != "pg_catalog";
+        if !self.is_part_of_a_write(last, before) {
+            let set_locally = name == "set_config" && !elsewhere;
+            self.effects = match self.catalog.effects(name) {
+                _ if set_locally => self.effects,
+                _ if elsewhere => self.effects.and(Effects::OPAQUE),
+                effects => self.effects.and(effects),
+            };
+        }
         if name == "set_config" && self.set_config.is_none() {
             self.set_config = Some((self.depth, self.span));
         } else if changes_session(name) {
             note(&mut self.session, "calls a function that changes the session", self.span);
         }
-        let elsewhere = matches!(before, Seen::Symbol(b'.')) && earlier.name() != "pg_catalog";
         if elsewhere || !self.catalog.knows_function(name) {
             note(&mut self.unknown, "calls a function that is not known to only read", self.span);
         }
+    }
+
+    /// Whether `last (` is a clause, or the columns, of a statement that writes; what is not a call there could be one in
+    /// a statement that only reads.
+    fn is_part_of_a_write(&self, last: Seen, before: Seen) -> bool {
+        self.target == Target::Named
+            || matches!((before, last.word()), (Seen::Start, "copy"))
+            || matches!(
+                (before.word(), last.word()),
+                ("on", "conflict") | (_, "set") | ("prepare" | "execute", _)
+            )
     }
 
     /// Whether grammar alone says that `last (` calls nothing.
@@ -240,11 +298,26 @@ impl<'c> Body<'c> {
     fn set_config_closed(&mut self) {
         let Some((_, span)) = self.set_config.take_if(|(depth, _)| *depth == self.depth) else { return };
         if self.seen[0].word() != "true" || !matches!(self.seen[1], Seen::Symbol(b',')) {
-            note(&mut self.session, SET_CONFIG, span);
+            self.sets_config(span);
         }
     }
 
     fn verdict(self, head: Head) -> Classification {
+        let declared = head.form == Form::Declare && self.with_hold.is_some();
+        let mut effects = head.verdict.effects;
+        if head.calls {
+            effects = effects.and(self.effects);
+        }
+        if declared {
+            effects = effects.and(Effects::HOLDS);
+        }
+        if self.broken.is_some() {
+            effects = Effects::OPAQUE;
+        }
+        self.class(head).with_effects(effects)
+    }
+
+    fn class(self, head: Head) -> Classification {
         let reads = head.verdict.class == Class::Read;
         let held = self.with_hold.filter(|_| head.form == Form::Declare);
         let copied = self.to_stdout.filter(|_| head.form == Form::Copy);
@@ -266,6 +339,33 @@ impl<'c> Body<'c> {
             head.verdict
         }
     }
+}
+
+/// Whether [`Body::keyword`] does anything about a word: most are names.
+fn is_of_account(word: &str) -> bool {
+    matches!(
+        word,
+        "with"
+            | "select"
+            | "values"
+            | "table"
+            | "update"
+            | "share"
+            | "no"
+            | "key"
+            | "insert"
+            | "delete"
+            | "merge"
+            | "into"
+            | "temp"
+            | "temporary"
+            | "local"
+            | "global"
+            | "on"
+            | "by"
+            | "hold"
+            | "stdout"
+    )
 }
 
 /// Keywords that may also be names, and after which an expression can begin.

@@ -52,7 +52,7 @@ fn each_statement_has_its_class() {
 #[test]
 fn the_lists_hold_each_name_once_and_in_lower_case() {
     let catalog = Catalog::new();
-    for list in [catalog.functions(), catalog.relations()] {
+    for list in [catalog.functions(), catalog.relations(), catalog.traceless()] {
         for pair in list.windows(2) {
             assert!(pair[0] < pair[1], "{} stands twice", pair[0]);
         }
@@ -197,5 +197,55 @@ proptest! {
         let both = classifier.classify(format!("{}\n;{}", first.1, second.1).as_bytes()).class;
         let hidden = classifier.classify(first.1.as_bytes()).class >= Class::Unknown;
         prop_assert!(both >= alone || hidden, "{both:?}");
+    }
+}
+
+#[test]
+fn what_a_statement_may_leave_behind_is_told() {
+    use metako_core::plugin::Effects;
+    let classifier = keyword();
+    let (none, holds, opaque) = (Effects::NONE, Effects::HOLDS, Effects::OPAQUE);
+    for (sql, effects) in [
+        ("SELECT 1", none),
+        ("SELECT count(*), lower(a) FROM t WHERE b IN (1, 2)", none),
+        ("SELECT nextval('s'), pg_catalog.pg_notify('a', 'b')", none),
+        (
+            "INSERT INTO t (a, b) VALUES (1, (2)) ON CONFLICT (a) DO UPDATE SET (a, b) = (1, 2) RETURNING (a)",
+            none,
+        ),
+        ("INSERT INTO s.t (a) SELECT max(a) FROM x", none),
+        ("INSERT INTO \"s\".\"t\"(a) VALUES (now())", none),
+        ("UPDATE t SET a = coalesce(b, 1) WHERE c = ANY (ARRAY[1])", none),
+        ("DELETE FROM t USING x WHERE t.a = x.a", none),
+        ("COPY t (a, b) FROM STDIN", none),
+        ("BEGIN; INSERT INTO t VALUES (1); COMMIT", none),
+        ("SET a.b = 'c'", none),
+        ("EXECUTE s (1, 2)", none),
+        ("SELECT set_config('a.b', 'c', true)", none),
+        ("SELECT set_config('a.b', 'c', false)", opaque),
+        ("INSERT INTO t (a) VALUES (f(1))", opaque),
+        ("INSERT INTO t (a) SELECT s.lower('x')", opaque),
+        ("EXECUTE s (f(2))", opaque),
+        ("COPY (SELECT f()) TO STDOUT", opaque),
+        ("EXPLAIN ANALYZE SELECT f()", opaque),
+        ("SELECT 1; CALL p()", opaque),
+        ("DO $$ $$", opaque),
+        ("CREATE TABLE t AS SELECT f()", opaque),
+        ("CREATE TEMP TABLE t (a int)", opaque.and(holds)),
+        ("CREATE TEMP TABLE t AS SELECT 1", holds),
+        ("SELECT 1 INTO TEMP t", holds),
+        ("SELECT pg_advisory_lock(1)", holds),
+        ("SELECT pg_advisory_xact_lock(1)", none),
+        ("LISTEN a", holds),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", holds),
+        ("DECLARE c CURSOR FOR SELECT 1", none),
+        ("DROP TABLE t", Effects::RELEASES),
+        ("SELECT pg_advisory_unlock_all()", Effects::RELEASES),
+        ("SELECT currval('s')", Effects::SEQUENCES),
+        ("LOAD 'x'", Effects::STAYS),
+        ("SELECT setseed(0.5)", Effects::STAYS),
+        ("SELECT 'x", opaque),
+    ] {
+        assert_eq!(classifier.classify(sql.as_bytes()).effects, effects, "{sql}");
     }
 }

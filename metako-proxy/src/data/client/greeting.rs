@@ -105,6 +105,7 @@ impl<E: Env> ClientTask<E> {
                 Err(report) => return self.close_with(&report.as_fatal()).await,
             },
         };
+        self.side.session.welcomed(&reported);
         let mut parameters: Vec<(String, String)> = reported.to_vec();
         let version = parameters.iter().find(|(name, _)| name == "server_version");
         let application_name =
@@ -120,7 +121,9 @@ impl<E: Env> ClientTask<E> {
         let key = self.handle.key();
         let welcome = login::welcome(&parameters, key.process_id, &key.secret);
         self.side.output.bytes().extend_from_slice(&welcome);
-        self.flush().await
+        let flushed = self.flush().await;
+        self.side.output = Outbox::default();
+        flushed
     }
 }
 

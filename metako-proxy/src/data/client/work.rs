@@ -62,12 +62,26 @@ impl<E: Env> ClientTask<E> {
             let outcome = Outcome { node: lease.node().as_str(), took, ok };
             self.core.settings.load().balancer.observe(&outcome);
         }
+        if let End::Released = end {
+            self.side.session.release();
+            self.give_back(lease).await;
+            return Ok(Next::Done);
+        }
+        // Boxed: an idle client's task keeps no room for what is rare.
+        Box::pin(self.after(end, lease, repeat, read, avoid)).await
+    }
+
+    /// Does what the end of a unit asks for, when that is not just to give the server back.
+    async fn after(
+        &mut self,
+        end: End,
+        lease: Lease<E>,
+        repeat: bool,
+        read: bool,
+        avoid: &mut Vec<NodeName>,
+    ) -> Result<Next<E>, Gone> {
         match end {
-            End::Released => {
-                self.side.session.release();
-                self.give_back(lease).await;
-                Ok(Next::Done)
-            }
+            End::Released => Ok(Next::Done),
             End::Refused => {
                 avoid.push(lease.node().clone());
                 self.side.output.clear();
@@ -164,8 +178,9 @@ impl<E: Env> ClientTask<E> {
                 let severed = lease.conn().registration.control.is_severed(cx);
                 if severed { Poll::Ready(()) } else { Poll::Pending }
             });
+            let leave = Box::pin(self.handle.leave());
             tokio::select! {
-                usable = self.handle.leave() => usable,
+                usable = leave => usable,
                 () = fenced => false,
             }
         };

@@ -110,20 +110,30 @@ impl<E: Env> Drop for Waiting<'_, E> {
 }
 
 impl<E: Env> Pools<E> {
-    /// Takes an idle connection, if there is one and nobody waits.
+    /// Takes an idle connection, if there is one and nobody waits. `known` is the client's pool, as far as it knows
+    /// it: all pools together are looked at only when it changes.
     pub(in crate::data) fn try_idle(
         &self,
         core: &Arc<Core<E>>,
         who: &Who,
         node: &NodeName,
         epoch: Epoch,
+        known: &mut Option<Arc<Cell<E>>>,
     ) -> Option<Lease<E>> {
-        let cell = self.cell(core, who, node)?;
+        if known.as_ref().is_none_or(|cell| cell.node != *node) {
+            *known = self.cell(core, who, node);
+        }
+        let cell = Arc::clone(known.as_ref()?);
         loop {
             let mut state = cell.state.lock();
-            let server = state.pool.take_idle(who.variant, epoch)?;
-            let mut conn = state.idle.remove(&server)?;
+            if state.retired {
+                *known = None;
+                return None;
+            }
+            let server = state.pool.take_idle(who.variant, epoch, core.env.worker())?;
+            let mut conn = state.idle.remove(server)?;
             drop(state);
+            core.env.settle(conn.stream.get_mut());
             if conn.is_alive() {
                 return Some(Lease::new(core, &cell, conn));
             }
@@ -156,11 +166,12 @@ impl<E: Env> Pools<E> {
             }
             match state.pool.checkout(core.env.now(), who.variant, epoch, patience) {
                 Checkout::Reuse(server) => {
-                    let Some(mut conn) = state.idle.remove(&server) else {
+                    let Some(mut conn) = state.idle.remove(server) else {
                         state.pool.lost(core.env.now(), server);
                         continue;
                     };
                     drop(state);
+                    core.env.settle(conn.stream.get_mut());
                     if conn.is_alive() {
                         return Attempt::Leased(Lease::new(core, &cell, conn));
                     }
@@ -169,7 +180,7 @@ impl<E: Env> Pools<E> {
                     cell.lost(core, server);
                 }
                 Checkout::Open { server, close } => {
-                    let closed = close.and_then(|server| state.idle.remove(&server));
+                    let closed = close.and_then(|server| state.idle.remove(server));
                     drop(state);
                     drop(closed);
                     return Attempt::Later(Later { cell, step: Step::Open(server), before: 0 });
@@ -235,7 +246,10 @@ impl<E: Env> Later<E> {
                 let patience = core.settings.load().config.pool_of(&who.user).wait_timeout;
                 let mut waiting = Waiting { core, cell: &cell, waiter, receiver };
                 match tokio::time::timeout(patience, &mut waiting.receiver).await {
-                    Ok(Ok(Granted::Conn(conn))) => return Ok(Lease::new(core, &cell, conn)),
+                    Ok(Ok(Granted::Conn(mut conn))) => {
+                        core.env.settle(conn.stream.get_mut());
+                        return Ok(Lease::new(core, &cell, conn));
+                    }
                     Ok(Ok(Granted::Open(server))) => server,
                     Ok(Ok(Granted::Refused(error))) => return Err(CheckoutError::Open(error)),
                     Ok(Err(_)) if cell.state.lock().retired => return Err(CheckoutError::NoNode),
@@ -269,14 +283,15 @@ pub(super) async fn open<E: Env>(
             return Err(CheckoutError::Open(error));
         }
     };
-    let reported = Arc::new(backend.parameters);
-    core.pools.report(who, &reported);
+    let reported = core.pools.report(who, backend.parameters);
     let Some(server) = opening.server.take() else { return Err(CheckoutError::NoNode) };
     {
         let mut state = cell.state.lock();
         state.pool.set_epoch(server, epoch);
         state.trouble = None;
-        state.warm = Some(who.clone());
+        if !who.alone {
+            state.warm = Some(who.clone());
+        }
         let grant = state.pool.opened(core.env.now(), server, core.next_random());
         Cell::deliver(core, &mut state, None, grant);
     }

@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use metako_core::Epoch;
-use metako_core::plugin::{Class, Classification, QueryClassifier, Span};
+use metako_core::plugin::{Class, Classification, Effects, QueryClassifier, Span};
 use metako_core::pool::ServerId;
 use metako_core::session::{Interner, Server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
@@ -19,7 +19,7 @@ struct AllWrites;
 
 impl QueryClassifier for AllWrites {
     fn classify(&self, _: &[u8]) -> Classification {
-        Classification::new(Class::Write, "all are", Span::default())
+        Classification::new(Class::Write, "all are", Span::default()).with_effects(Effects::NONE)
     }
 }
 
@@ -46,7 +46,7 @@ async fn with_relay(
     };
     let mut conn = Conn {
         stream: server_stream,
-        server: Server::new(&[], ""),
+        server: Server::new(&Arc::default(), ""),
         id: ServerId(1),
         epoch: Epoch(1),
         cancel: Arc::new(CancelTarget { target, process_id: 1, secret_key: Vec::new() }),

@@ -20,7 +20,7 @@ cases![
     copy_fail_fails_the_copy,
     what_is_left_of_a_copy_is_swallowed,
     flush_and_sync_within_copy_in_are_ignored,
-    another_message_within_copy_in_ends_the_connection,
+    another_message_within_copy_in_ends_the_connection since 14,
     copy_in_a_transaction_fails_the_transaction,
     a_copy_that_is_refused_leaves_its_rows_behind,
     a_large_copy_passes_both_ways,

@@ -21,7 +21,7 @@ cases![
     the_end_of_a_backend_in_a_transaction_is_told,
     the_end_of_a_backend_at_work_is_told,
     a_backend_may_end_itself,
-    a_client_gone_at_work_is_cancelled,
+    a_client_gone_at_work_is_cancelled since 14,
     a_client_gone_in_a_transaction_is_rolled_back,
     a_client_gone_in_a_batch_leaves_nothing,
     a_deadlock_is_an_error_of_one,

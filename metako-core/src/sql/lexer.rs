@@ -1,17 +1,19 @@
-//! PostgreSQL's tokens, as far as a classifier needs them: where strings, names and comments begin and end.
+//! PostgreSQL's tokens, as far as metako needs them: where strings, names and comments begin and end.
 
-use metako_core::plugin::Span;
+use crate::plugin::Span;
 
 /// One token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Token {
-    pub(super) kind: Kind,
-    pub(super) span: Span,
+pub struct Token {
+    /// What it is.
+    pub kind: Kind,
+    /// Where it stands.
+    pub span: Span,
 }
 
 /// What a token is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// A keyword or a name without quotes.
     Word,
     /// `"name"`, quotes included.
@@ -40,7 +42,7 @@ const NUL: &str = "the text holds a NUL byte";
 
 /// Reads tokens off a query text; skips white space and comments. Cheap to copy, so that a copy can look ahead.
 #[derive(Debug, Clone)]
-pub(super) struct Lexer<'a> {
+pub struct Lexer<'a> {
     sql: &'a [u8],
     at: usize,
     utf8: bool,
@@ -48,17 +50,18 @@ pub(super) struct Lexer<'a> {
 }
 
 impl<'a> Lexer<'a> {
-    pub(super) fn new(sql: &'a [u8]) -> Self {
+    /// Before the first token of a text.
+    pub fn new(sql: &'a [u8]) -> Self {
         Self { sql, at: 0, utf8: std::str::from_utf8(sql).is_ok(), broken: false }
     }
 
     /// Whether there is certainly no further token.
-    pub(super) fn is_at_end(&self) -> bool {
+    pub fn is_at_end(&self) -> bool {
         self.at >= self.sql.len()
     }
 
     /// The bytes of a token.
-    pub(super) fn text(&self, token: Token) -> &'a [u8] {
+    pub fn text(&self, token: Token) -> &'a [u8] {
         self.sql.get(token.span.start..token.span.end).unwrap_or_default()
     }
 
@@ -151,7 +154,7 @@ impl<'a> Lexer<'a> {
     }
 
     fn word(&mut self) -> Result<Kind, &'static str> {
-        self.skip_until(|byte| !(starts_word(byte) || byte.is_ascii_digit() || byte == b'$'));
+        self.skip_until(|byte| !IN_WORD[usize::from(byte)]);
         self.check_encoding()?;
         Ok(Kind::Word)
     }
@@ -272,9 +275,22 @@ impl Iterator for Lexer<'_> {
     }
 }
 
-fn starts_word(byte: u8) -> bool {
+const fn starts_word(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || byte == b'_' || !byte.is_ascii()
 }
+
+/// Which bytes go on with a word.
+const IN_WORD: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        #[expect(clippy::cast_possible_truncation, reason = "there are 256 bytes")]
+        let this = byte as u8;
+        table[byte] = starts_word(this) || this.is_ascii_digit() || this == b'$';
+        byte += 1;
+    }
+    table
+};
 
 /// Where `needle` first stands in `text`. The needle begins with `$` and holds no other but its last byte, so a search by
 /// that byte does not go back.

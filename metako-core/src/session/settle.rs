@@ -1,0 +1,372 @@
+//! State of the session that outlives transactions: it is made on each server that the session comes to, and after each
+//! transaction it is found out what the session has become.
+
+use std::sync::Arc;
+
+use super::acts::Act;
+use super::pins::{Answer, Pins, question};
+use super::replies::{Asked, Owed};
+use super::settings::{self, APPLICATION_NAME, Made, Settings, View};
+use super::statements::Undo;
+use super::{Attachment, Here, Server, Session, State, Verdict};
+use crate::plugin::Effects;
+use crate::wire::write::{self, TransactionStatus};
+
+/// What the session may have become in the transaction at hand.
+#[derive(Debug, Default)]
+pub(super) struct Becoming {
+    /// What was sent may have left so much behind, and the server was not asked yet.
+    pub(super) suspect: Effects,
+    /// The same, to be asked after the next unit.
+    later: Effects,
+    /// What the question that is on its way is about.
+    asked: Effects,
+    /// Settings that statements outside blocks have made, and that hold if the unit succeeds.
+    done: Vec<Act>,
+    /// Settings that no list of the server shows, and that may have been made.
+    named: Vec<Box<[u8]>>,
+    /// An error was given in the unit at hand.
+    pub(super) failed: bool,
+    /// How many statements of the Query at hand are done.
+    pub(super) statement: usize,
+}
+
+/// The settings whose change statements explain.
+#[derive(Debug, Default)]
+struct Explained {
+    all: bool,
+    names: Vec<Box<[u8]>>,
+}
+
+impl Explained {
+    fn has(&self, name: &[u8]) -> bool {
+        self.all || self.names.iter().any(|known| known.eq_ignore_ascii_case(name))
+    }
+}
+
+impl Session {
+    /// Makes the server what the session wants it to be. Costs nothing where it is so already.
+    pub(super) fn arrive(&mut self, server: &mut Server, to_server: &mut Vec<u8>) {
+        let known = server.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &self.identity));
+        self.new_here = !known;
+        let mut sql = Vec::new();
+        if !known {
+            if server.unsure {
+                // Functions may have made settings that no list shows.
+                sql.extend_from_slice(b"RESET ALL; ");
+                server.applied = Arc::default();
+                server.unsure = false;
+            }
+            server.last = Some(Arc::clone(&self.identity));
+        }
+        self.make_settings(server, sql, to_server);
+        match &mut self.told {
+            None => {
+                let mut told = View::new(server.reported.base());
+                if let Some(Made::Value(name)) = self.settings.get(APPLICATION_NAME) {
+                    told.set(APPLICATION_NAME, name);
+                }
+                self.told = Some(told);
+            }
+            Some(told) => self.tell_due = !told.is_surely(&server.reported),
+        }
+    }
+
+    /// At the first message to a server: tells the client what is in force there, unless that is about to change.
+    pub(super) fn tell_if_due(&mut self, server: &Server, to_client: &mut Vec<u8>) {
+        if self.tell_due && !server.answers_metako() {
+            self.tell(server, to_client);
+        }
+    }
+
+    /// Sends what turns the settings that the server has into those of the session, behind `sql`.
+    fn make_settings(&mut self, server: &mut Server, mut sql: Vec<u8>, to_server: &mut Vec<u8>) {
+        let mut asked = if sql.is_empty() { Asked::Name } else { Asked::State };
+        if !Arc::ptr_eq(&server.applied, &self.settings) {
+            if !server.applied.is_but_for_the_name(&self.settings) {
+                asked = Asked::State;
+            }
+            server.applied.become_those(&self.settings, &mut sql);
+            server.applied = Arc::clone(&self.settings);
+        }
+        if !sql.is_empty() {
+            self.ask(server, asked, &sql, to_server);
+        }
+    }
+
+    fn ask(&mut self, server: &mut Server, asked: Asked, sql: &[u8], to_server: &mut Vec<u8>) {
+        write::query(to_server, sql);
+        self.unnamed.here = Here::No;
+        // Only sent where nothing is skipped, so it is never given back.
+        let _ = server.replies.sent(Owed::Metako(asked));
+    }
+
+    /// Whether the statement at hand reads what nextval() left on a server that others had before: that is not this
+    /// session's.
+    pub(super) fn reads_others_sequences(&self, server: &Server, verdict: Verdict) -> bool {
+        self.new_here
+            && verdict.effects.has(Effects::SEQUENCES)
+            && server.status == TransactionStatus::Idle
+            && server.replies.outstanding() == 0
+            && !server.replies.unsynced()
+    }
+
+    pub(super) fn discard_sequences(&mut self, server: &mut Server, to_server: &mut Vec<u8>) {
+        self.new_here = false;
+        self.ask(server, Asked::State, b"DISCARD SEQUENCES", to_server);
+    }
+
+    /// Notes what a statement that is sent may leave behind.
+    pub(super) fn note_effects(&mut self, effects: Effects) {
+        self.becoming.suspect = self.becoming.suspect.and(effects);
+        if effects.has(Effects::STAYS) {
+            self.pins.add(Pins::STAYS);
+        }
+        if effects.has(Effects::SEQUENCES) {
+            self.pins.add(Pins::SEQUENCES);
+        }
+    }
+
+    /// Notes the acts of a text that is sent; those on prepared statements are seen to elsewhere. `alone` if it is one
+    /// statement and no block is open: what it sets is then known from its success. Gives what is to be kept for that.
+    pub(super) fn note_acts(&mut self, found: &[(usize, Act)], alone: bool) -> Vec<Act> {
+        let mut kept = Vec::new();
+        for (_, act) in found {
+            match act {
+                Act::Role => self.note_effects(Effects::HOLDS.and(Effects::RELEASES)),
+                Act::Stays => self.note_effects(Effects::STAYS),
+                // No list shows it, and metako could not make it again.
+                Act::SetConfigOfUnknown => self.pins.add(Pins::UNNAMED),
+                Act::Set { .. } | Act::Reset { .. } | Act::ResetAll | Act::DiscardSequences if alone => {
+                    kept.push(act.clone());
+                }
+                Act::Set { name, .. } | Act::Reset { name } | Act::SetConfig { name } => self.look_at(name),
+                Act::ResetAll | Act::Unclear => self.note_effects(Effects::OPAQUE),
+                // DISCARD ALL is seen by its tag.
+                Act::DiscardAll
+                | Act::DiscardSequences
+                | Act::Prepare { .. }
+                | Act::Execute { .. }
+                | Act::Deallocate { .. } => {}
+            }
+        }
+        kept
+    }
+
+    /// A setting may have been made: the server is to be asked.
+    fn look_at(&mut self, name: &[u8]) {
+        self.note_effects(Effects::OPAQUE);
+        if name.contains(&b'.') && !self.becoming.named.iter().any(|known| known.as_ref() == name) {
+            self.becoming.named.push(name.into());
+        }
+    }
+
+    /// A statement succeeded.
+    pub(super) fn succeeded(&mut self, server: &mut Server) {
+        let Server { replies, prepared, .. } = server;
+        let done = self.becoming.statement;
+        if matches!(replies.front(), Some(Owed::Query { .. })) {
+            self.becoming.statement += 1;
+        }
+        let Some(carried) = replies.carried() else { return };
+        for (_, undo) in carried.undo.iter().filter(|(of, _)| *of == done) {
+            if let Undo::Forget(_, statement) = undo {
+                prepared.confirm(statement, carried.unit);
+            }
+        }
+        carried.undo.retain(|(of, _)| *of != done);
+        self.becoming.done.append(&mut carried.acts);
+    }
+
+    /// DISCARD ALL succeeded: nothing is left but what it does not reach.
+    pub(super) fn discarded_all(&mut self) {
+        self.becoming.done.push(Act::ResetAll);
+        self.becoming.suspect = self.becoming.suspect.and(Effects::RELEASES);
+        self.pins.remove(Pins::SEQUENCES);
+        self.pins.remove(Pins::LONG);
+        self.pins.remove(Pins::UNNAMED);
+    }
+
+    /// ReadyForQuery came for the client. Asks the server what the session has become, where that is not known.
+    pub(super) fn found_ready(&mut self, server: &mut Server, to_server: &mut Vec<u8>) {
+        let failed = std::mem::take(&mut self.becoming.failed);
+        self.becoming.statement = 0;
+        let mut explained = Explained::default();
+        if !self.becoming.done.is_empty() {
+            explained = self.finish_acts(server, failed);
+        }
+        if server.status != TransactionStatus::Idle {
+            return;
+        }
+        for (name, before) in std::mem::take(&mut server.touched) {
+            let changed = server.reported.get(&name) != before.as_deref();
+            if changed && settings::is_settable(&name) && !explained.has(&name) {
+                // By a function, or by the node's administrator: its list tells.
+                self.note_effects(Effects::OPAQUE);
+            }
+        }
+        let later = std::mem::take(&mut self.becoming.later);
+        self.note_effects(later);
+        self.settle(server, to_server);
+    }
+
+    /// Once all is answered and no block is open: asks what is not known, and makes what is not right.
+    pub(super) fn settle(&mut self, server: &mut Server, to_server: &mut Vec<u8>) {
+        if !server.replies.settled()
+            || server.status != TransactionStatus::Idle
+            || self.framer.inside_frame()
+            || !self.is_attached()
+        {
+            return;
+        }
+        let suspect = std::mem::take(&mut self.becoming.suspect);
+        if self.kept.is_some() {
+            // It keeps its server whatever that answers.
+            return;
+        }
+        let opaque = suspect.has(Effects::OPAQUE);
+        let may_have_ended = suspect.has(Effects::RELEASES) && self.pins.has(Pins::ASKED);
+        if opaque || suspect.has(Effects::HOLDS) || may_have_ended {
+            self.becoming.asked = suspect;
+            let named = self.becoming.named.iter().map(AsRef::as_ref);
+            let known = self.settings.names().filter(|name| name.contains(&b'.'));
+            let sql = question(
+                opaque,
+                named.chain(known.filter(|name| !self.becoming.named.iter().any(|n| n.as_ref() == *name))),
+            );
+            server.answer = Answer::default();
+            self.ask(server, Asked::Question, &sql, to_server);
+        } else if !Arc::ptr_eq(&server.applied, &self.settings) {
+            self.make_settings(server, Vec::new(), to_server);
+        }
+    }
+
+    fn finish_acts(&mut self, server: &mut Server, failed: bool) -> Explained {
+        let done = std::mem::take(&mut self.becoming.done);
+        if failed || server.status != TransactionStatus::Idle {
+            // Whether they hold is seen when the transaction is over.
+            for act in done {
+                match act {
+                    Act::Set { name, .. } | Act::Reset { name } => self.look_at(&name),
+                    _ => self.note_effects(Effects::OPAQUE),
+                }
+            }
+            return Explained::default();
+        }
+        let mut settings = Settings::clone(&self.settings);
+        let mut explained = Explained::default();
+        for act in done {
+            match &act {
+                Act::Set { name, .. } | Act::Reset { name } => explained.names.push(name.clone()),
+                _ => explained.all |= act == Act::ResetAll,
+            }
+            match act {
+                Act::Set { name, text } => match (server.reported.find(&name), text) {
+                    (Some(value), _) => settings.set(&name, Made::Value(value.into())),
+                    (None, Some(text)) => settings.set(&name, Made::Text(text)),
+                    (None, None) => self.look_at(&name),
+                },
+                Act::Reset { name } => settings.remove(&name),
+                Act::ResetAll => settings = Settings::default(),
+                Act::DiscardSequences => self.pins.remove(Pins::SEQUENCES),
+                _ => {}
+            }
+        }
+        server.unsure &= !explained.all;
+        self.take_settings(server, settings);
+        explained
+    }
+
+    /// The session has these settings now, and its server as well.
+    fn take_settings(&mut self, server: &mut Server, mut settings: Settings) {
+        let on_server = server.reported.get(APPLICATION_NAME).map(|name| Made::Value(name.into()));
+        if settings.get(APPLICATION_NAME).is_none() {
+            // The server went back to the name of the client that it was opened for.
+            settings.set(APPLICATION_NAME, self.start.clone());
+        }
+        let stuck = settings.is_stuck();
+        self.pins.remove(Pins::SETTINGS);
+        if stuck {
+            self.pins.add(Pins::SETTINGS);
+        }
+        let differs = on_server.filter(|name| settings.get(APPLICATION_NAME) != Some(name));
+        self.settings = Arc::new(settings);
+        server.applied = Arc::clone(&self.settings);
+        if let Some(name) = differs {
+            let mut applied = Settings::clone(&self.settings);
+            applied.set(APPLICATION_NAME, name);
+            server.applied = Arc::new(applied);
+        }
+    }
+
+    /// ReadyForQuery came for a query of metako's own.
+    pub(super) fn found_answer(
+        &mut self,
+        server: &mut Server,
+        asked: Asked,
+        to_server: &mut Vec<u8>,
+        to_client: &mut Vec<u8>,
+    ) {
+        server.touched.clear();
+        if asked == Asked::Question {
+            self.learn(server);
+        }
+        self.tell(server, to_client);
+        self.settle(server, to_server);
+    }
+
+    fn learn(&mut self, server: &mut Server) {
+        let Answer { pins, settings: found, broken } = std::mem::take(&mut server.answer);
+        let opaque = std::mem::take(&mut self.becoming.asked).has(Effects::OPAQUE);
+        let Some(pins) = pins.filter(|_| !broken) else {
+            // It is asked again after the next statement.
+            self.becoming.later = Effects::OPAQUE;
+            self.pins.add(Pins::UNASKED);
+            return;
+        };
+        self.pins.remove(Pins::ASKED);
+        let mut pins = pins;
+        if server.reported.has_changed(b"session_authorization") {
+            pins.add(Pins::ROLE);
+        }
+        if opaque {
+            self.becoming.named.clear();
+            server.unsure = true;
+            let mut settings = Settings::default();
+            for (name, value) in found.into_iter().filter(|(name, _)| !name.starts_with(b"transaction_")) {
+                settings.set(&name, Made::Value(value));
+            }
+            let name = server.reported.get(APPLICATION_NAME).map(|name| Made::Value(name.into()));
+            if let Some(name) = name
+                && self.settings.get(APPLICATION_NAME) == Some(&name)
+            {
+                // The server may have it from its log-in.
+                settings.set(APPLICATION_NAME, name);
+            }
+            if settings != *self.settings {
+                self.take_settings(server, settings);
+            }
+        }
+        if matches!(self.state, State::Attached(Attachment::Unit { .. })) {
+            // The session could not write there: the replica is closed after use, and what is on it with it.
+            server.out_of_step |= pins != Pins::NONE;
+        } else {
+            self.pins.add(pins);
+        }
+    }
+
+    /// The client is always told the value in force of a reported parameter.
+    pub(super) fn tell(&mut self, server: &Server, to_client: &mut Vec<u8>) {
+        self.tell_due = false;
+        let before = to_client.len();
+        if let Some(told) = &mut self.told {
+            told.catch_up(&server.reported, |name, value| {
+                write::parameter_status(to_client, name, value);
+            });
+        }
+        if to_client.len() > before {
+            // It is not said twice, so it is not taken back.
+            self.stop_holding_back();
+        }
+    }
+}
