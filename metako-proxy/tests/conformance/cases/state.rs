@@ -323,7 +323,8 @@ fn date_style_is_the_clients_own(stage: &Stage<'_>) {
     }
 }
 
-const LOCKS: &str = "select count(*) from pg_locks where locktype = 'advisory'";
+const LOCKS: &str = "select count(*) from pg_locks where locktype = 'advisory' \
+    and database = (select oid from pg_database where datname = current_database())";
 
 fn session_locks_outlive_rollback_and_commit(stage: &Stage<'_>) {
     let (mut a, mut b) = (stage.client("a"), stage.client("b"));
