@@ -192,7 +192,7 @@ pub enum Replication {
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
     /// It was sent away with a FATAL error.
-    #[error("log-in refused: {} (SQLSTATE {})", .report.message, .report.code)]
+    #[error("log-in refused: {} (SQLSTATE {})", refusals::shown(&.report.message), .report.code)]
     Refused {
         /// What it was told.
         report: Box<Report>,
