@@ -6,7 +6,8 @@ use metako_core::NodeName;
 use metako_core::cluster::{ClusterView, ObservedRole, ReadFitness, Writes};
 use metako_core::pool::ServerId;
 
-use super::checkout::{Opening, open};
+use super::checkout::{CheckoutError, Opening, open};
+use super::trouble::{Blame, blame};
 use super::{Cell, Core, State, Who};
 use crate::env::Env;
 
@@ -23,8 +24,12 @@ pub(super) fn begin<E: Env>(core: &Arc<Core<E>>, cell: &Arc<Cell<E>>, state: &mu
             match open(opening, &who, epoch).await {
                 Ok(lease) => lease.give_back(),
                 Err(error) => {
-                    // Nobody waits for it. Whoever comes is told, and the next round of housekeeping tries again.
+                    // Nobody waits for it. Whoever comes is told, and the next round of housekeeping tries again,
+                    // unless the server does not let this user in any more.
                     tracing::debug!(node = %cell.node, ?error, "a connection could not be opened ahead");
+                    if matches!(&error, CheckoutError::Open(error) if blame(error) == Blame::Client) {
+                        cell.state.lock().warm.take_if(|warm| *warm == who);
+                    }
                     return;
                 }
             }
@@ -37,6 +42,14 @@ fn next<E: Env>(core: &Core<E>, cell: &Cell<E>, state: &mut State<E>) -> Option<
     let view = core.view.load();
     if state.retired || !serves(&view, &cell.node) {
         return None;
+    }
+    if state
+        .warm
+        .as_ref()
+        .is_some_and(|who| !core.settings.load().login.still_knows(&who.user, &who.credential))
+    {
+        // What a client proved once is no word for ever.
+        state.warm = None;
     }
     let who = state.warm.clone()?;
     let now = core.env.now();
