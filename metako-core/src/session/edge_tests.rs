@@ -255,3 +255,14 @@ fn a_notification_that_comes_while_metako_asks_is_the_clients() {
     bench.answer(&left_behind(Some(3), &[]));
     assert_eq!(bench.client_got(), "A");
 }
+
+#[test]
+fn a_server_that_is_lost_before_it_says_what_a_session_left_there_was_bound_to_it() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("listen a"));
+    bench.answer(&[complete("LISTEN"), ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "C:LISTEN ZI");
+    assert_eq!(bench.lose(), Loss::Close);
+    assert_eq!(bench.client_got(), "E57P01");
+}

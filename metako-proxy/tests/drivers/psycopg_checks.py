@@ -502,10 +502,10 @@ def custom_settings():
 @check
 def custom_settings_of_others_are_not_there():
     with connect() as conn, connect() as other:
-        conn.execute("set not.yours = 'value'")
+        conn.execute("set somebody.elses = 'value'")
         for _ in range(3):
-            expect(value(other, "select current_setting('not.yours', true)"), None)
-            expect(value(conn, "select current_setting('not.yours')"), "value")
+            expect(value(other, "select current_setting('somebody.elses', true)"), None)
+            expect(value(conn, "select current_setting('somebody.elses')"), "value")
 
 
 @check
