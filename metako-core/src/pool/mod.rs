@@ -129,6 +129,11 @@ struct Idle {
     since: Tick,
 }
 
+/// Room for one more connection, made by closing an idle one if there was none.
+struct Place {
+    close: Option<ServerId>,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Waiter {
     id: WaiterId,
@@ -214,7 +219,7 @@ impl Pool {
                 return Checkout::Reuse(server);
             }
             if self.may_open(now)
-                && let Some(close) = self.place(self.limits.size as usize)
+                && let Some(Place { close }) = self.place(self.limits.size as usize)
             {
                 let server = self.begin_opening(now, variant, epoch);
                 return Checkout::Open { server, close };
@@ -267,16 +272,16 @@ impl Pool {
     }
 
     /// A place among so many for a new connection, if there is one, or the oldest idle connection can make one: that one.
-    fn place(&mut self, allowed: usize) -> Option<Option<ServerId>> {
+    fn place(&mut self, allowed: usize) -> Option<Place> {
         if self.members.len() < allowed {
-            return Some(None);
+            return Some(Place { close: None });
         }
         if self.idle.is_empty() || self.members.len() > allowed {
             return None;
         }
         let oldest = self.idle.remove(0).server;
         self.members.remove(&oldest);
-        Some(Some(oldest))
+        Some(Place { close: Some(oldest) })
     }
 
     fn begin_opening(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> ServerId {
@@ -400,7 +405,7 @@ impl Pool {
         if !self.may_open(now) {
             return None;
         }
-        let close = self.place(self.allowed(now))?;
+        let Place { close } = self.place(self.allowed(now))?;
         let waiter = self.waiters.pop_front()?;
         let server = self.begin_opening(now, waiter.variant, waiter.epoch.max(self.floor));
         Some(Grant::Open { waiter: waiter.id, server, close })
