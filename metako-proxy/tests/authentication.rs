@@ -187,6 +187,65 @@ fn what_a_log_in_shows_opens_the_servers() {
     }
 }
 
+/// Logs in by start-up parameters as they are, without any proof, and gives all that was answered to them and to a query.
+fn by_parameters(port: u16, parameters: &[(&str, &str)]) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut body = vec![0, 3, 0, 0];
+    for text in parameters.iter().flat_map(|(name, value)| [name, value]) {
+        body.extend_from_slice(text.as_bytes());
+        body.push(0);
+    }
+    body.push(0);
+    let query = b"select current_user, current_database()\0";
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    stream.write_all(&u32::try_from(body.len() + 4).unwrap().to_be_bytes()).unwrap();
+    stream.write_all(&body).unwrap();
+    stream.write_all(b"Q").unwrap();
+    stream.write_all(&u32::try_from(query.len() + 4).unwrap().to_be_bytes()).unwrap();
+    stream.write_all(query).unwrap();
+    stream.write_all(b"X\0\0\0\x04").unwrap();
+    let mut answer = Vec::new();
+    // Who is refused may find the connection reset after that.
+    let _ = stream.read_to_end(&mut answer);
+    text(&answer)
+}
+
+/// User and database are what was checked: a parameter of the same name in other letters is another parameter, here as
+/// with PostgreSQL, and not one that counts at the server.
+#[test]
+fn names_in_other_letters_are_not_taken_for_user_and_database() {
+    let cluster = running::cluster(0, None);
+    create(&cluster, "ann", "");
+    let node = &cluster.nodes()[0];
+    let servers_rules = node.data_dir().join("pg_hba.conf");
+    std::fs::write(&servers_rules, "local all all trust\nhost all all 127.0.0.1/32 trust\n").unwrap();
+    node.sql("SELECT pg_reload_conf()").unwrap();
+    let hba = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(hba.path(), "host app ann all trust\n").unwrap();
+    for mode in ["transaction", "session"] {
+        let extra = format!("auth: {{ hba_file: {} }}\npool: {{ mode: {mode} }}\n", hba.path().display());
+        let metako = Metako::start(&configuration(&cluster, &[], &extra));
+        metako.wait_until_open(0);
+        let fair = by_parameters(metako.port, &[("user", "ann"), ("database", "app")]);
+        assert!(fair.contains("ann") && fair.contains("app"), "{fair}");
+        let superuser = node.sql("SELECT current_user").unwrap().unwrap();
+        for (name, value) in
+            [("USER", superuser.as_str()), ("Database", "postgres"), ("REPLICATION", "true"), ("_PQ_.x", "")]
+        {
+            let parameters = [("user", "ann"), ("database", "app"), (name, value)];
+            let (direct, here) =
+                (by_parameters(node.port(), &parameters), by_parameters(metako.port, &parameters));
+            let refused = format!("unrecognized configuration parameter \"{name}\"");
+            let expected = if direct.contains(&refused) { refused.as_str() } else { "ann" };
+            assert!(
+                direct.contains(expected) && here.contains(expected),
+                "{mode} {name}: {direct:?} {here:?}"
+            );
+        }
+    }
+}
+
 /// An authority with certificates for the server and for clients, as files.
 struct Authority {
     folder: tempfile::TempDir,

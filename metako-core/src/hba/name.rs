@@ -23,7 +23,11 @@ impl Name {
         if pattern.len() > PATTERN_MAX {
             return Err(format!("the regular expression is longer than {PATTERN_MAX} bytes"));
         }
-        let built = regex_lite::RegexBuilder::new(pattern).size_limit(PATTERN_MEMORY_MAX).build();
+        // PostgreSQL's dot stands for a line break as well; a name that holds one is not to get round a rule.
+        let built = regex_lite::RegexBuilder::new(pattern)
+            .dot_matches_new_line(true)
+            .size_limit(PATTERN_MEMORY_MAX)
+            .build();
         built.map(Self::Pattern).map_err(|error| {
             format!("the regular expression `{pattern}` cannot be used: {error} (back references and look-around are not supported)")
         })

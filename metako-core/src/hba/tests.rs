@@ -289,3 +289,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_dot_stands_for_every_character_as_with_postgresql() {
+    let hba = rules("host all /^guest.*$ all reject\nhost all all all trust\n");
+    assert_eq!(line(&hba, "guest one", "shop"), Some(1));
+    assert_eq!(line(&hba, "guest\none", "shop"), Some(1));
+    assert_eq!(line(&hba, "\nguest", "shop"), Some(2));
+}

@@ -1,6 +1,6 @@
 //! The line before a pool: who is served next, and with what.
 
-use super::{Grant, Pool, ServerId, Variant, WaiterId};
+use super::{Grant, Place, Pool, ServerId, Variant, WaiterId};
 use crate::{Epoch, Tick};
 
 /// How often a client that waits is overtaken by clients whose variant fits what came back. Each time saves closing a good
@@ -56,7 +56,7 @@ impl Pool {
         if !self.may_open(now) {
             return None;
         }
-        let close = self.place(self.allowed(now))?;
+        let Place { close } = self.place(self.allowed(now))?;
         let waiter = self.waiters.pop_front()?;
         let server = self.begin_opening(now, waiter.variant, waiter.epoch.max(self.floor));
         Some(Grant::Open { waiter: waiter.id, server, close })

@@ -127,6 +127,11 @@ struct Idle {
     since: Tick,
 }
 
+/// Room for one more connection, made by closing an idle one if there was none.
+struct Place {
+    close: Option<ServerId>,
+}
+
 /// The state of a pool.
 #[derive(Debug)]
 pub struct Pool {
@@ -202,7 +207,7 @@ impl Pool {
                 return Checkout::Reuse(server);
             }
             if self.may_open(now)
-                && let Some(close) = self.place(self.limits.size as usize)
+                && let Some(Place { close }) = self.place(self.limits.size as usize)
             {
                 let server = self.begin_opening(now, variant, epoch);
                 return Checkout::Open { server, close };
@@ -245,16 +250,16 @@ impl Pool {
     }
 
     /// A place among so many for a new connection, if there is one, or the oldest idle connection can make one: that one.
-    fn place(&mut self, allowed: usize) -> Option<Option<ServerId>> {
+    fn place(&mut self, allowed: usize) -> Option<Place> {
         if self.members.len() < allowed {
-            return Some(None);
+            return Some(Place { close: None });
         }
         if self.idle.is_empty() || self.members.len() > allowed {
             return None;
         }
         let oldest = self.idle.remove(0).server;
         self.members.remove(&oldest);
-        Some(Some(oldest))
+        Some(Place { close: Some(oldest) })
     }
 
     fn begin_opening(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> ServerId {

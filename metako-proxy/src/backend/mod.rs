@@ -196,7 +196,18 @@ async fn connect_by<E: Env>(
     }
 }
 
+/// Whether a start-up parameter of this very spelling is none of the server's settings, but decides what the connection
+/// is.
+pub(crate) fn is_no_setting(name: &str) -> bool {
+    matches!(name, "user" | "database" | "replication") || name.starts_with("_pq_.")
+}
+
 fn startup_packet(target: &Target, version: u32) -> Result<Vec<u8>, ConnectErrorKind> {
+    // Of two users the last one counts for servers.
+    if target.parameters.iter().any(|(name, _)| matches!(name.as_str(), "user" | "database")) {
+        let problem = "a further start-up parameter says `user` or `database`, which are settled";
+        return Err(ConnectErrorKind::Authentication(problem.to_owned()));
+    }
     let fixed = [("user", target.user.as_str()), ("database", target.database.as_str())];
     let further = target.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let mut packet = vec![0; 4];

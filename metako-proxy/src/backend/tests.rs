@@ -389,6 +389,17 @@ async fn a_key_that_is_none_cancels_nothing() {
 }
 
 #[tokio::test]
+async fn no_parameter_says_again_who_it_is() {
+    for name in ["user", "database"] {
+        let parameters = vec![(name.to_owned(), "postgres".to_owned())];
+        let target = Target { parameters, ..target(1, SslMode::Disable) };
+        let (result, said) = log_in_as(&target, &clear_text(), &[&[OK, KEY, READY].concat()]).await;
+        assert!(matches!(result, Err(ConnectErrorKind::Authentication(_))), "{name}: {result:?}");
+        assert_eq!(said, b"", "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_name_with_a_zero_byte_is_not_sent() {
     let target = Target { user: "a\0b".to_owned(), ..target(1, SslMode::Disable) };
     let (client, _server) = duplex(64);

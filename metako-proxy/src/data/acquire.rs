@@ -132,10 +132,8 @@ async fn checkout<E: Env>(
     epoch: Epoch,
 ) -> Result<Lease<E>, CheckoutError> {
     let attempt = core.pools.attempt(core, wanted.who, node, epoch);
-    if let Some(before) = attempt.before() {
-        if let Some(progress) = &wanted.progress {
-            progress.in_line(node, before);
-        }
+    if let (Some(before), Some(progress)) = (attempt.before(), &wanted.progress) {
+        progress.in_line(node, before);
     }
     finish(core, wanted.who, attempt, epoch).await
 }

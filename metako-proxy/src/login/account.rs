@@ -1,12 +1,14 @@
 //! What a log-in is checked against.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
+use std::num::NonZeroU32;
 
 use aws_lc_rs::constant_time;
 use md5::{Digest, Md5};
 use metako_core::config::Secret;
 
-use super::scram::{Key, SALT_LEN, Verifier};
+use super::scram::{ITERATIONS, Key, SALT_LEN, Verifier};
 use crate::credential::ServerCredential;
 
 /// MD5 as PostgreSQL writes it: 32 hexadecimal digits.
@@ -37,7 +39,7 @@ impl fmt::Debug for Stored {
 }
 
 impl Stored {
-    /// Reads a secret, told apart as PostgreSQL does. Computing takes a millisecond for a password in clear.
+    /// Reads a secret, told apart as PostgreSQL does; nobody logs in with a SCRAM secret that cannot be read. Computing takes a millisecond for a password in clear.
     pub(super) fn read(secret: &Secret, salt: [u8; SALT_LEN]) -> Self {
         let text = secret.reveal();
         if text.is_empty() {
@@ -48,7 +50,54 @@ impl Stored {
         }
         match Verifier::from_secret(text) {
             Some(verifier) => Self::Scram(verifier),
+            // To take it for a password would make a password of a secret.
+            None if text.starts_with("SCRAM-SHA-256$") => Self::Nothing,
             None => Self::Clear { password: secret.clone(), verifier: Verifier::of_password(text, salt) },
+        }
+    }
+}
+
+impl Stored {
+    /// Whether a log-in may end with that credential, as far as it is told without hashing passwords.
+    pub(super) fn may_give(&self, credential: &ServerCredential) -> bool {
+        match (self, credential) {
+            (Self::Clear { password, .. }, ServerCredential::Password(given)) => password == given,
+            (Self::Scram(verifier), ServerCredential::ScramKeys { client_key, server_key }) => {
+                verifier.is_of_keys(client_key, server_key)
+            }
+            (Self::Md5(hex), ServerCredential::Md5(given)) => hex == given.reveal(),
+            (Self::Scram(_) | Self::Md5(_), ServerCredential::Password(_) | ServerCredential::None) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What a log-in shows of the way in which a user's secret is kept. Strangers are shown what most users are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Manner {
+    /// The method `md5` means MD5.
+    pub(super) md5: bool,
+    iterations: NonZeroU32,
+}
+
+impl Manner {
+    /// What PostgreSQL does if it is not told otherwise.
+    pub(super) const POSTGRESQL: Self = Self { md5: false, iterations: ITERATIONS };
+
+    /// That of most of these; `None` if there are none.
+    pub(super) fn of_most<'a>(all: impl IntoIterator<Item = &'a Stored>) -> Option<Self> {
+        let mut counts: BTreeMap<Self, usize> = BTreeMap::new();
+        for manner in all.into_iter().filter_map(Self::of) {
+            *counts.entry(manner).or_default() += 1;
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map(|(manner, _)| manner)
+    }
+
+    fn of(stored: &Stored) -> Option<Self> {
+        match stored {
+            Stored::Clear { .. } | Stored::Md5(_) => Some(Self { md5: true, iterations: ITERATIONS }),
+            Stored::Scram(verifier) => Some(Self { md5: false, iterations: verifier.iterations() }),
+            Stored::Nothing => None,
         }
     }
 }
@@ -64,12 +113,23 @@ pub(super) struct Account<'a> {
     pub(super) stored: Stored,
     /// Stands in where there is nothing to check against.
     mock: Verifier,
+    strangers: Manner,
 }
 
 impl<'a> Account<'a> {
-    /// `salt` belongs to the name: it is shown if there is no such user.
-    pub(super) fn new(user: &'a str, stored: Stored, salt: [u8; SALT_LEN]) -> Self {
-        Self { user, stored, mock: Verifier::mock(salt) }
+    /// `salt` belongs to the name: it is shown if there is no such user, and `strangers` is what it looks like then.
+    pub(super) fn new(user: &'a str, stored: Stored, salt: [u8; SALT_LEN], strangers: Manner) -> Self {
+        Self { user, stored, mock: Verifier::mock(salt, strangers.iterations), strangers }
+    }
+
+    /// Whether the method `md5` means MD5 for this user: where a SCRAM secret is kept it means SCRAM.
+    pub(super) fn speaks_md5(&self) -> bool {
+        Manner::of(&self.stored).unwrap_or(self.strangers).md5
+    }
+
+    /// Whether [`Self::has_password`] would take too long and lets nobody in.
+    pub(super) fn is_too_costly(&self) -> bool {
+        self.verifier().is_too_costly()
     }
 
     /// What SCRAM is checked against. Nobody passes where only MD5 is known, as with PostgreSQL.
@@ -150,7 +210,7 @@ mod tests {
     const SALT: [u8; SALT_LEN] = [3; SALT_LEN];
 
     fn account(secret: &str) -> Account<'static> {
-        Account::new("app", Stored::read(&Secret::new(secret), SALT), SALT)
+        Account::new("app", Stored::read(&Secret::new(secret), SALT), SALT, Manner::POSTGRESQL)
     }
 
     fn secrets() -> [String; 3] {
@@ -166,8 +226,49 @@ mod tests {
         assert_eq!(account("").stored, Stored::Nothing);
         assert!(matches!(account(&md5[..34]).stored, Stored::Clear { .. }));
         assert!(matches!(account(&md5.replace('m', "M")).stored, Stored::Clear { .. }));
-        assert!(matches!(account("SCRAM-SHA-256$").stored, Stored::Clear { .. }));
+        // What begins like a SCRAM secret is no password, or the secret would be one.
+        let unreadable = scram.replacen('$', "$0x", 1);
+        assert_eq!(account(&unreadable).stored, Stored::Nothing);
+        assert_eq!(account("SCRAM-SHA-256$").stored, Stored::Nothing);
         assert!(!format!("{:?}", account(&md5)).contains(&md5[3..]));
+    }
+
+    #[test]
+    fn what_a_log_in_gave_is_no_longer_given_when_the_secret_is_another() {
+        let [clear, scram, md5] = secrets();
+        let exchanged = |secret: &str| {
+            let other = secret.replace("tiger", "lion");
+            let other = if other == secret { password::md5(b"lion", "app") } else { other };
+            account(&other).stored
+        };
+        for secret in [&clear, &md5] {
+            let account = account(secret);
+            assert!(account.stored.may_give(&account.credential()));
+            assert!(!exchanged(secret).may_give(&account.credential()), "{secret}");
+        }
+        let of_lion = account(&password::scram_sha_256(b"lion")).stored;
+        let keys = |client_key| account(&scram).credential_after_scram(client_key);
+        assert!(!of_lion.may_give(&keys([5; 32])) && !account(&scram).stored.may_give(&keys([5; 32])));
+        let given = ServerCredential::Password(Secret::new("tiger"));
+        assert!(account(&scram).stored.may_give(&given) && account(&md5).stored.may_give(&given));
+        for credential in [given, ServerCredential::None, keys([5; 32])] {
+            assert!(!Stored::Nothing.may_give(&credential), "{credential:?}");
+        }
+    }
+
+    #[test]
+    fn strangers_are_shown_what_most_are() {
+        let [clear, scram, md5] = secrets().map(|secret| account(&secret).stored);
+        let slow = account(&secrets()[1].replacen("4096", "10000", 1)).stored;
+        let strangers = |known: &[&Stored]| {
+            let most = Manner::of_most(known.iter().copied()).expect("some are known");
+            let stranger = Account::new("nobody", Stored::Nothing, SALT, most);
+            (stranger.speaks_md5(), stranger.verifier().iterations().get())
+        };
+        assert_eq!(strangers(&[&clear, &slow, &slow]), (false, 10_000));
+        assert_eq!(strangers(&[&scram, &scram, &slow]), (false, 4096));
+        assert_eq!(strangers(&[&clear, &md5, &scram, &Stored::Nothing]), (true, 4096));
+        assert_eq!(Manner::of_most([&Stored::Nothing]), None);
     }
 
     #[test]
@@ -180,6 +281,16 @@ mod tests {
             assert!(secret == "tiger" || !account(&secret).has_password(&secret), "{secret}");
         }
         assert!(!account("").has_password(""));
+    }
+
+    /// Whoever may set the own password sets the number, too; nobody shall keep a thread busy for minutes.
+    #[test]
+    fn a_secret_that_takes_minutes_to_check_is_not_checked() {
+        let secret = password::scram_sha_256(b"tiger").replacen("4096", "2000000000", 1);
+        let account = account(&secret);
+        assert!(account.is_too_costly());
+        assert!(!account.has_password("tiger"));
+        assert!(!self::account("tiger").is_too_costly());
     }
 
     #[test]

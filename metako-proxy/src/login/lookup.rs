@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::account::Stored;
+use super::account::{Manner, Stored};
 use super::scram::SALT_LEN;
 
 /// How long a question may take, the wait for its turn included.
@@ -56,6 +56,8 @@ impl fmt::Debug for CachedLookup {
 struct Kept {
     found: BTreeMap<String, Answer>,
     missing: BTreeMap<String, Answer>,
+    /// Of those found.
+    manner: Option<Manner>,
 }
 
 struct Answer {
@@ -89,10 +91,15 @@ impl CachedLookup {
             .unwrap_or_else(|_| Err(LookupError(format!("no answer within {ANSWER_MAX:?}"))))
     }
 
+    /// What strangers are to look like: most of the users that were found lately.
+    pub(super) fn manner(&self) -> Manner {
+        self.kept.lock().manner.unwrap_or(Manner::POSTGRESQL)
+    }
+
     /// A log-in by the secret failed: it may be out of date, so that the next log-in asks again.
     pub(super) fn doubt(&self, user: &str) {
         let mut kept = self.kept.lock();
-        let Kept { found, missing } = &mut *kept;
+        let Kept { found, missing, .. } = &mut *kept;
         for answers in [found, missing] {
             if answers.get(user).is_some_and(|answer| answer.at.elapsed() >= DOUBTED_AFTER) {
                 answers.remove(user);
@@ -126,6 +133,7 @@ impl Kept {
             answers.remove(&oldest);
         }
         answers.insert(user.to_owned(), Answer { stored, at: Instant::now() });
+        self.manner = Manner::of_most(self.found.values().map(|answer| &answer.stored)).or(self.manner);
     }
 }
 

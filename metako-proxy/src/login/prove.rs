@@ -29,8 +29,6 @@ impl Proof {
 pub(super) struct Means<'a> {
     /// The hash of metako's certificate, if the connection is encrypted with it.
     pub(super) end_point: Option<&'a [u8]>,
-    /// Whether a server is asked for users that the configuration does not name.
-    pub(super) looks_up: bool,
     pub(super) entropy: Entropy<'a>,
 }
 
@@ -49,18 +47,8 @@ pub(super) async fn prove<S: AsyncRead + AsyncWrite + Unpin>(
         Method::Trust | Method::Cert => Ok(Proof::of(account.credential())),
         Method::Reject => Err(LoginError::refused(wrong_password(account.user))),
         Method::Password => password(incoming, account).await,
-        Method::Md5 if speaks_md5(account, means) => md5(incoming, account, means).await,
+        Method::Md5 if account.speaks_md5() => md5(incoming, account, means).await,
         Method::Md5 | Method::ScramSha256 => scram(incoming, account, means).await,
-    }
-}
-
-/// Whether the method `md5` means MD5 for this user: where a SCRAM secret is kept it means SCRAM. A user who is not known
-/// is taken for one of the kind that most are.
-fn speaks_md5(account: &Account<'_>, means: &Means<'_>) -> bool {
-    match account.stored {
-        Stored::Clear { .. } | Stored::Md5(_) => true,
-        Stored::Scram(_) => false,
-        Stored::Nothing => !means.looks_up,
     }
 }
 
@@ -70,6 +58,12 @@ async fn password<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<Proof, LoginError> {
     incoming.send(&messages::cleartext_password()).await?;
     let given = incoming.password().await?;
+    if account.is_too_costly() {
+        return Err(no_proof(account).because(
+            "the password is not checked: the user's SCRAM secret asks for more than 1000000 iterations; set it again \
+             with a lower scram_iterations, or use the method scram-sha-256",
+        ));
+    }
     match std::str::from_utf8(&given) {
         Ok(given) if account.has_password(given) => {
             Ok(Proof::of(ServerCredential::Password(metako_core::config::Secret::new(given))))

@@ -12,6 +12,8 @@ const LINES_MAX: u32 = 30;
 const SPAN: Duration = Duration::from_secs(10);
 /// The longest name that is shown, in characters.
 const NAME_SHOWN: usize = 80;
+/// As much of a message: PostgreSQL's words with an address, a user and a database of the longest names.
+const MESSAGE_SHOWN: usize = 300;
 
 /// Counts lines.
 #[derive(Debug, Default)]
@@ -31,11 +33,10 @@ impl Refusals {
         if left_out > 0 {
             tracing::info!(left_out, "log-ins were refused without a line of their own");
         }
-        // Names are strangers' words: escaped, and cut.
+        let (sqlstate, message) = (report.code, shown(&report.message));
         let user: String = user.unwrap_or_default().chars().take(NAME_SHOWN).collect();
-        let (sqlstate, message) = (report.code, report.message.escape_debug());
         let reason = reason.unwrap_or("as told to the client");
-        tracing::info!(%peer, user = %user.escape_debug(), sqlstate, %message, reason, "log-in refused");
+        tracing::info!(%peer, user = %user.escape_debug(), sqlstate, message, reason, "log-in refused");
     }
 
     /// Whether there is room for a line; if so, how many were left out before it.
@@ -54,9 +55,22 @@ impl Refusals {
     }
 }
 
+/// What holds the words of strangers, escaped and cut.
+pub(super) fn shown(message: &str) -> String {
+    let cut: String = message.chars().take(MESSAGE_SHOWN).collect();
+    cut.escape_debug().to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_of_strangers_make_no_lines_of_their_own() {
+        let report = Report::fatal("22023", format!("invalid\n{}", "x".repeat(10_000)));
+        let error = super::super::LoginError::refused(report).to_string();
+        assert!(!error.contains('\n') && error.len() < 400, "{error}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn lines_are_rationed_and_what_was_left_out_is_counted() {

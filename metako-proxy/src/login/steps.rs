@@ -82,7 +82,7 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
     let named = shown.as_deref().and_then(certificate::common_name);
     let account = account(cx, &request.user, rule.method).await?;
     let end_point = cx.tls.as_ref().filter(|_| encrypted).and_then(|tls| tls.end_point.as_deref());
-    let means = Means { end_point, looks_up: cx.lookup.is_some(), entropy };
+    let means = Means { end_point, entropy };
     let proof = match prove(incoming, rule.method, &account, &means).await {
         Ok(proof) => proof,
         Err(error) => {
@@ -190,7 +190,8 @@ async fn account<'a>(cx: &LoginContext, user: &'a str, method: Method) -> Result
         }
         (stored, _) => stored,
     };
-    Ok(cx.users.account(user, stored.or(Some(Stored::Nothing))))
+    let strangers = cx.lookup.as_ref().map_or_else(|| cx.users.manner(), |lookup| lookup.manner());
+    Ok(cx.users.account(user, stored.unwrap_or(Stored::Nothing), strangers))
 }
 
 /// Nobody can be told from a stranger while no server answers. The same for both.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use metako_core::config::TlsFiles;
 use rustls::ServerConfig;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 
 use crate::backend::tls_server_end_point;
@@ -59,6 +59,9 @@ impl ServerTls {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = vec![ALPN.to_vec()];
+        // As with PostgreSQL each log-in is a handshake of its own, in which certificates are looked at.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(Self { config: Arc::new(config), end_point: end_point.map(Arc::from) })
     }
 }

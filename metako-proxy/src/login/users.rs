@@ -5,7 +5,7 @@ use std::fmt;
 
 use metako_core::config::{Config, Secret};
 
-use super::account::{Account, Stored};
+use super::account::{Account, Manner, Stored};
 use super::scram::{SALT_LEN, salt_of};
 
 /// The users that the configuration names: each distinct user of a node, for that node's database only, and those of
@@ -13,6 +13,7 @@ use super::scram::{SALT_LEN, salt_of};
 #[derive(Clone)]
 pub struct Users {
     by_name: BTreeMap<String, User>,
+    manner: Manner,
     salt_secret: Vec<u8>,
 }
 
@@ -55,11 +56,16 @@ impl Users {
             let only = Some(user.databases.as_slice()).filter(|databases| !databases.is_empty());
             all.add(&user.name, &user.password, only);
         }
+        all.manner = all.most();
         all
     }
 
     pub(super) fn empty(salt_secret: &[u8; 32]) -> Self {
-        Self { by_name: BTreeMap::new(), salt_secret: salt_secret.to_vec() }
+        Self { by_name: BTreeMap::new(), manner: Manner::POSTGRESQL, salt_secret: salt_secret.to_vec() }
+    }
+
+    fn most(&self) -> Manner {
+        Manner::of_most(self.by_name.values().map(|user| &user.stored)).unwrap_or(Manner::POSTGRESQL)
     }
 
     pub(super) fn add(&mut self, name: &str, password: &Secret, only: Option<&[String]>) {
@@ -88,9 +94,14 @@ impl Users {
         self.by_name.get(name).map(|user| user.stored.clone())
     }
 
-    /// A user by what is known of it, or one whom nobody passes as.
-    pub(super) fn account<'a>(&self, name: &'a str, stored: Option<Stored>) -> Account<'a> {
-        Account::new(name, stored.unwrap_or(Stored::Nothing), self.salt(name))
+    /// A user by what is known of it, or one whom nobody passes as and who looks like `strangers`.
+    pub(super) fn account<'a>(&self, name: &'a str, stored: Stored, strangers: Manner) -> Account<'a> {
+        Account::new(name, stored, self.salt(name), strangers)
+    }
+
+    /// What strangers are to look like where the configuration has all users.
+    pub(super) fn manner(&self) -> Manner {
+        self.manner
     }
 
     /// Whether a user may use a database. To be asked only after the user is known to be who it says. A user whom the
@@ -217,7 +228,12 @@ mod tests {
     #[test]
     fn a_stranger_is_shown_the_same_salt_each_time() {
         let users = users();
-        let shown = |name| users.account(name, users.stored(name)).verifier().clone();
+        let shown = |name| {
+            users
+                .account(name, users.stored(name).unwrap_or(Stored::Nothing), users.manner())
+                .verifier()
+                .clone()
+        };
         assert_eq!(shown("nobody"), shown("nobody"));
         assert_ne!(shown("nobody"), shown("somebody"));
         assert_ne!(shown("app"), shown("report"));

@@ -8,6 +8,7 @@ use metako_core::wire::write::{self, Report};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{ClientTask, Core, Found, Gone, Who};
+use crate::backend;
 use crate::credential::ServerCredential;
 use crate::data::buffers::Outbox;
 use crate::env::Env;
@@ -20,6 +21,8 @@ pub(super) fn who<E: Env>(core: &Core<E>, client: &mut Client<MaybeTls<E::Stream
     for (name, value) in &client.parameters {
         match name.to_ascii_lowercase().as_str() {
             "application_name" => application_name.clone_from(value),
+            // In small letters these would be another user, database or protocol to the server, and nobody proved that.
+            lower if backend::is_no_setting(lower) => parameters.push((name.clone(), value.clone())),
             lower => parameters.push((lower.to_owned(), value.clone())),
         }
     }

@@ -23,8 +23,8 @@ pub(super) fn begin<E: Env>(core: &Arc<Core<E>>, cell: &Arc<Cell<E>>, state: &mu
             match open(opening, &who, epoch).await {
                 Ok(lease) => lease.give_back(),
                 Err(error) => {
-                    // Nobody waits for it. Whoever comes is told, and the next round of housekeeping tries again: not for
-                    // somebody whom the server does not let in.
+                    // Nobody waits for it. Whoever comes is told, and the next round of housekeeping tries again,
+                    // unless the server does not let this user in any more.
                     tracing::debug!(node = %cell.node, ?error, "a connection could not be opened ahead");
                     if matches!(&error, CheckoutError::Open(error) if blame(error) == Blame::Client) {
                         cell.state.lock().warm.take_if(|warm| *warm == who);
@@ -42,6 +42,14 @@ fn next<E: Env>(core: &Core<E>, cell: &Cell<E>, state: &mut State<E>) -> Option<
     let view = core.view.load();
     if state.retired || !serves(&view, &cell.node) {
         return None;
+    }
+    if state
+        .warm
+        .as_ref()
+        .is_some_and(|who| !core.settings.load().login.still_knows(&who.user, &who.credential))
+    {
+        // What a client proved once is no word for ever.
+        state.warm = None;
     }
     let who = state.warm.clone()?;
     let now = core.env.now();

@@ -135,8 +135,9 @@ impl<E: Env> Pools<E> {
             let server = state.pool.take_idle(who.variant, epoch, core.env.worker())?;
             let mut conn = state.idle.remove(server)?;
             drop(state);
-            core.env.settle(conn.stream.get_mut());
+            // Asked before it moves: at first, another worker knows of nothing that has come.
             if conn.is_alive() {
+                core.env.settle(conn.stream.get_mut());
                 return Some(Lease::new(core, &cell, conn));
             }
             core.evidence.report(node, ServerLoss::Broken);
@@ -184,8 +185,8 @@ impl<E: Env> Pools<E> {
                         continue;
                     };
                     drop(state);
-                    core.env.settle(conn.stream.get_mut());
                     if conn.is_alive() {
+                        core.env.settle(conn.stream.get_mut());
                         return Attempt::Leased(Lease::new(core, &cell, conn));
                     }
                     core.evidence.report(node, ServerLoss::Broken);

@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
 
-pub(super) use verifier::{Key, SALT_LEN, Verifier, salt_of};
+pub(super) use verifier::{ITERATIONS, Key, SALT_LEN, Verifier, salt_of};
 
 /// Random bytes in the server's part of the nonce, as PostgreSQL has it.
 pub(super) const NONCE_LEN: usize = 18;

@@ -45,11 +45,21 @@ fn a_secret_of_postgresql_is_taken_as_one() {
     assert_eq!(verifier, Verifier::derive("pencil", &verifier.salt, ITERATIONS));
     assert!(verifier.is_of("pencil"));
     assert!(!verifier.is_of("Pencil"));
-    assert!(!Verifier::mock([0; SALT_LEN]).is_of(""));
+    assert!(!Verifier::mock([0; SALT_LEN], ITERATIONS).is_of(""));
     assert_ne!(verifier.salt, [0; SALT_LEN]);
     for text in ["SCRAM-SHA-256$", "SCRAM-SHA-256$0:AA==$AA==:AA==", "SCRAM-SHA-256$4096:AA==$AA==:AA=="] {
         assert_eq!(Verifier::from_secret(text), None, "{text}");
     }
+}
+
+#[test]
+fn the_keys_of_a_password_are_known_again() {
+    let verifier = rfc_verifier();
+    let exchange = Exchange::begin_with_nonce(&verifier, CLIENT_FIRST, PLAIN, SERVER_NONCE).unwrap();
+    let Proven { client_key, .. } = exchange.finish(CLIENT_FINAL).unwrap();
+    assert!(verifier.is_of_keys(&client_key, &verifier.server_key()));
+    assert!(!verifier.is_of_keys(&[0; 32], &verifier.server_key()));
+    assert!(!verifier.is_of_keys(&client_key, &[0; 32]));
 }
 
 #[test]
@@ -240,7 +250,7 @@ proptest! {
         last in proptest::collection::vec(any::<u8>(), 0..120),
     ) {
         let _ = InitialResponse::parse(&first).and_then(|response| response.data().map(|data| data.is_some()));
-        let verifier = Verifier::mock([1; SALT_LEN]);
+        let verifier = Verifier::mock([1; SALT_LEN], ITERATIONS);
         let _ = Exchange::begin(&verifier, &first, PLAIN, [0; NONCE_LEN]);
         let exchange = Exchange::begin(&verifier, CLIENT_FIRST, PLAIN, [0; NONCE_LEN]).unwrap();
         prop_assert!(exchange.finish(&last).is_err());
@@ -251,7 +261,7 @@ proptest! {
         first in "[nyp][,=a-z]{0,6}(n=[^,]{0,4})?,r=[ -~\u{e4}]{0,20}(,[a-z]=.{0,4})?",
         last in "c=[A-Za-z=]{0,8},r=.{0,20}(,p=[A-Za-z0-9+/=]{0,50})?",
     ) {
-        let verifier = Verifier::mock([1; SALT_LEN]);
+        let verifier = Verifier::mock([1; SALT_LEN], ITERATIONS);
         if let Ok(exchange) = Exchange::begin(&verifier, first.as_bytes(), PLAIN, [0; NONCE_LEN]) {
             prop_assert!(exchange.finish(last.as_bytes()).is_err());
         }

@@ -13,7 +13,11 @@ use base64::engine::general_purpose::STANDARD;
 /// Bytes of salt, as PostgreSQL has it.
 pub(in crate::login) const SALT_LEN: usize = 16;
 
-pub(super) const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("4096 is not zero");
+pub(in crate::login) const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("4096 is not zero");
+
+/// The most rounds of hashing by which a password in clear is checked; this many take a worker thread most of a second.
+/// (With SCRAM it is the client that computes.)
+const ITERATIONS_MAX: u32 = 1_000_000;
 
 /// `ClientKey`, `StoredKey` or `ServerKey`.
 pub(in crate::login) type Key = [u8; SHA256_OUTPUT_LEN];
@@ -37,10 +41,10 @@ impl fmt::Debug for Verifier {
 
 impl Verifier {
     /// Of a user who does not exist: nobody can tell it from a real one before the log-in fails.
-    pub(in crate::login) fn mock(salt: [u8; SALT_LEN]) -> Self {
+    pub(in crate::login) fn mock(salt: [u8; SALT_LEN], iterations: NonZeroU32) -> Self {
         Self {
             salt: salt.to_vec(),
-            iterations: ITERATIONS,
+            iterations,
             stored_key: [0; SHA256_OUTPUT_LEN],
             server_key: [0; SHA256_OUTPUT_LEN],
             mock: true,
@@ -77,11 +81,32 @@ impl Verifier {
         })
     }
 
-    /// Whether this is the password. Takes a millisecond of computing, whatever the answer.
+    /// Whether computing it again from a password would take too long.
+    pub(in crate::login) fn is_too_costly(&self) -> bool {
+        self.iterations.get() > ITERATIONS_MAX
+    }
+
+    /// How often the password is hashed.
+    pub(in crate::login) fn iterations(&self) -> NonZeroU32 {
+        self.iterations
+    }
+
+    /// Whether this is the password; never where that [takes too long](Self::is_too_costly). Takes a millisecond of
+    /// computing for each few thousand iterations, whatever the answer.
     pub(in crate::login) fn is_of(&self, password: &str) -> bool {
+        if self.is_too_costly() {
+            return false;
+        }
         let given = Self::derive(password, &self.salt, self.iterations);
         let fits = constant_time::verify_slices_are_equal(&given.stored_key, &self.stored_key).is_ok();
         fits && !self.mock
+    }
+
+    /// Whether these are the keys of the password.
+    pub(in crate::login) fn is_of_keys(&self, client_key: &Key, server_key: &Key) -> bool {
+        let stored = constant_time::verify_slices_are_equal(&hash(client_key), &self.stored_key).is_ok();
+        let server = constant_time::verify_slices_are_equal(server_key, &self.server_key).is_ok();
+        stored && server && !self.mock
     }
 
     /// The `ClientKey` that a proof shows, if it is the right one. Takes the same time whatever the answer.

@@ -225,3 +225,33 @@ async fn tls_may_begin_at_once_if_the_protocol_is_named() {
     let client = over_tls(client, world.connector(None, &[b"postgresql"])).await;
     assert_eq!(client.get_ref().1.alpn_protocol(), Some(ALPN));
 }
+
+/// A certificate is looked at in every handshake: what was good an hour ago may have expired, or be of an authority that
+/// is no longer known.
+#[tokio::test]
+async fn no_tls_session_is_resumed() {
+    let world = world("hostssl all all all cert");
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let mut roots = RootCertStore::empty();
+        roots.add(world.own.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let (chain, key) = identity(&world.authority, "app");
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .unwrap();
+        let connector = TlsConnector::from(Arc::new(client));
+        for _ in 0..3 {
+            let (client, session) = serve_session(world.cx.clone());
+            let mut client = over_tls(client, connector.clone()).await;
+            client.write_all(&startup(3 << 16, b"user\0app\0database\0shop\0")).await.unwrap();
+            // With this the client has read all that the server sent for later handshakes, too.
+            assert_eq!(frame(&mut client).await.0, b'R');
+            let (_, connection) = client.get_ref();
+            assert_eq!(connection.handshake_kind(), Some(rustls::HandshakeKind::Full));
+            session.await.unwrap();
+        }
+    }
+}

@@ -90,3 +90,20 @@ async fn a_server_that_cannot_be_asked_lets_nobody_in() {
     let LoginError::Refused { reason: Some(reason), .. } = error else { panic!("{error}") };
     assert_eq!(reason, "auth.query: the query is wrong");
 }
+
+/// The server's first message of SCRAM shows salt and iterations: they tell nothing.
+#[tokio::test]
+async fn strangers_are_asked_for_as_many_iterations_as_users() {
+    let slow = |password: &[u8]| password::scram_sha_256(password).replacen("4096", "10000", 1);
+    let secrets = [("ann", slow(b"tiger")), ("joe", slow(b"lion"))];
+    let server = Arc::new(Server { secrets: secrets.into(), asked: AtomicUsize::new(0) });
+    let cx = LoginContext::of_users(Users::empty(&[9; 32]), Some(server));
+    for user in ["ann", "nobody", "joe", "somebody"] {
+        let (mut client, _outcome) = serve(cx.clone());
+        client.write_all(&startup(3 << 16, format!("user\0{user}\0").as_bytes())).await.unwrap();
+        assert_eq!(frame(&mut client).await.0, b'R');
+        client.write_all(&sasl_initial(b"SCRAM-SHA-256", Some(b"n,,n=,r=abc"))).await.unwrap();
+        let (_, first) = frame(&mut client).await;
+        assert!(first.ends_with(b",i=10000"), "{user}: {}", first.escape_ascii());
+    }
+}
