@@ -58,10 +58,10 @@ pub(super) fn concerns(sql: &[u8]) -> bool {
     if HEADS.iter().any(|head| is(head)) {
         return true;
     }
-    let executes = || contains_word(sql, b"execute");
-    let several =
-        || read::may_be_several(sql) && HEADS.iter().any(|head| contains_word(sql, head.as_bytes()));
-    (is("explain") || is("create") || word.is_empty()) && executes() || several()
+    // Behind a comment, or in a later statement, it may stand anywhere.
+    let hidden = word.is_empty() || read::may_be_several(sql);
+    hidden && HEADS.iter().any(|head| contains_word(sql, head.as_bytes()))
+        || (is("explain") || is("create")) && contains_word(sql, b"execute")
 }
 
 /// Whether `set_config` occurs.
@@ -417,6 +417,10 @@ mod tests {
         for text in ["SELECT 1", "UPDATE t SET a = 1", "BEGIN", "INSERT INTO t VALUES (1); SELECT 2", ""] {
             assert!(!concerns(text.as_bytes()), "{text}");
         }
-        assert!(concerns(b"/* x */ EXECUTE s") && concerns(b"SELECT 1; RESET ALL"));
+        for text in
+            ["/* x */ EXECUTE s", "-- x\nset a.b = 1", "\x0bRESET ALL", "SELECT 1; RESET ALL", ";set a.b = 1"]
+        {
+            assert!(concerns(text.as_bytes()) && !take_apart(text.as_bytes()).0.is_empty(), "{text}");
+        }
     }
 }

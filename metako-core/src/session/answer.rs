@@ -135,6 +135,8 @@ impl Session {
         let own_query = server.answers_metako();
         let pass = if own_query { Pass::Swallow } else { Pass::AsIs };
         match header.tag {
+            // It answers nothing: what a client listens to is its own, whatever metako asks meanwhile.
+            b'A' => return Pass::AsIs,
             b'E' => return self.answer_error(server, header, body, to_client),
             b'N' if ends_connection(read::error(body).code) => return Pass::Swallow,
             b'S' => {

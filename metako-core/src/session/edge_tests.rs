@@ -238,3 +238,31 @@ fn an_unnamed_statement_whose_parse_was_skipped_is_never_anothers() {
     bench.forward(&used);
     assert_eq!(bench.server_got(), "Bmetako_none E S");
 }
+
+#[test]
+fn a_notification_that_comes_while_metako_asks_is_the_clients() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("listen a"));
+    bench.answer(&[complete("LISTEN"), ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "C:LISTEN ZI");
+    let mut notification = Vec::new();
+    write::frame(&mut notification, b'A', |out| out.extend_from_slice(b"\0\0\0\x07a\0payload\0"));
+    // In pieces, as any frame may come.
+    let (front, rest) = notification.split_at(9);
+    bench.answer(front);
+    bench.answer(rest);
+    bench.answer(&left_behind(Some(3), &[]));
+    assert_eq!(bench.client_got(), "A");
+}
+
+#[test]
+fn a_server_that_is_lost_before_it_says_what_a_session_left_there_was_bound_to_it() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("listen a"));
+    bench.answer(&[complete("LISTEN"), ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "C:LISTEN ZI");
+    assert_eq!(bench.lose(), Loss::Close);
+    assert_eq!(bench.client_got(), "E57P01");
+}

@@ -1,6 +1,8 @@
 //! What a client gets when its server connection is gone.
 
 use super::local::LostBlock;
+use super::pins::Pins;
+use super::replies::{Asked, Owed};
 use super::{Attachment, Open, Server, Session, State};
 use crate::config::UnknownOutcome;
 use crate::wire::write::{self, Report, TransactionStatus};
@@ -35,6 +37,10 @@ impl Session {
         if server.framer.inside_frame() && !server.swallow_rest && !self.is_holding_back() {
             // Part of a message was given; nothing can be said in the middle of it.
             return Loss::Close;
+        }
+        if server.replies.front() == Some(&Owed::Metako(Asked::Question)) {
+            // It may have held a lock or a table that the client believes it has.
+            self.pins.add(Pins::UNASKED);
         }
         if let Some(reason) = self.pinned() {
             let message = format!("terminating connection: node {} was lost ({})", cx.node, cx.cause);

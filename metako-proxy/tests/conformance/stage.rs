@@ -162,9 +162,11 @@ fn start_metako(cluster: &Cluster, place: Place, files: &tempfile::TempDir) -> M
         .flat_map(|line| [line, "\n"])
         .collect();
     let folder = files.path().display();
+    let users: String = [USER, PLAIN, "locked"]
+        .map(|name| format!("  - {{ name: {name}, password: \"{PASSWORD}\" }}\n"))
+        .concat();
     let own = format!(
-        "users:\n  - {{ name: {USER}, password: \"{PASSWORD}\" }}\n  - {{ name: {PLAIN}, password: \"{PASSWORD}\" }}\n\
-         pool: {{ mode: {}, size: 8 }}\nload_balancer: {{ split: off }}\n\
+        "users:\n{users}pool: {{ mode: {}, size: 8 }}\nload_balancer: {{ split: off }}\n\
          health_check: {{ interval: 20s, timeout: 15s }}\nfailover: {{ mode: manual }}\n\
          security: {{ tls_enabled: true, cert_file: {folder}/server.crt, key_file: {folder}/server.key }}\n",
         place.name()

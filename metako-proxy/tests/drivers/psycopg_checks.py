@@ -476,7 +476,7 @@ def settings_by_set():
     with connect() as conn, connect() as other:
         wanted = [("timezone", "Asia/Tokyo"), ("datestyle", "German, DMY"), ("statement_timeout", "1min"),
                   ("search_path", "pg_catalog"), ("work_mem", "11MB"), ("extra_float_digits", "0"),
-                  ("default_transaction_isolation", "repeatable read"), ("my.own", "value")]
+                  ("default_transaction_isolation", "repeatable read")]
         clean = [value(other, "select current_setting(%s, true)", [name]) for name, _ in wanted]
         for name, text in wanted:
             conn.execute(sql.SQL("set {} = {}").format(sql.SQL(name), sql.SQL(text) if name == "datestyle"
@@ -489,7 +489,23 @@ def settings_by_set():
         expect(conn.info.timezone.key, "Asia/Tokyo")
         expect(conn.info.parameter_status("DateStyle"), "German, DMY")
         conn.execute("reset all")
-        expect([value(conn, "select current_setting(%s, true)", [name]) for name, _ in wanted[:-1]], clean[:-1])
+        expect([value(conn, "select current_setting(%s, true)", [name]) for name, _ in wanted], clean)
+
+
+@check
+def custom_settings():
+    with connect() as conn:
+        conn.execute("set my.own = 'value'")
+        expect([value(conn, "select current_setting('my.own')") for _ in range(5)], ["value"] * 5)
+
+
+@check
+def custom_settings_of_others_are_not_there():
+    with connect() as conn, connect() as other:
+        conn.execute("set somebody.elses = 'value'")
+        for _ in range(3):
+            expect(value(other, "select current_setting('somebody.elses', true)"), None)
+            expect(value(conn, "select current_setting('somebody.elses')"), "value")
 
 
 @check

@@ -75,11 +75,11 @@ fn steps() -> Vec<Step> {
     vec![
         step("between statements", query("select 1"), Some(b'Z'), query("select 2"), &["TCZI"]),
         step("a write runs", query(INSERT), None, Vec::new(), &["E08007ZI"]),
-        step("a read runs", query("select pg_sleep(3600)"), None, Vec::new(), &["TE08007ZI"]),
+        step("a read runs", query("select pg_sleep(3600)"), None, Vec::new(), &["TE40001ZI"]),
         step("a batch runs", [&execute(INSERT)[..], SYNC].concat(), None, Vec::new(), &["12E08007ZI"]),
         step("the second batch of three runs", three, None, Vec::new(), &["12CZI12E08007ZIE08007ZI"]),
         step("in COPY in", query("copy t from stdin"), Some(b'G'), copied, &["E08007ZI"]),
-        step("after Parse", parsed, Some(b'1'), [&bind("")[..], EXECUTE, SYNC].concat(), &["E08007ZI"]),
+        step("after Parse", parsed, Some(b'1'), [&bind("")[..], EXECUTE, SYNC].concat(), &["E40001ZI"]),
         step("a large result is on its way", query(ROWS), Some(b'D'), Vec::new(), IN_AN_ANSWER),
         step("COPY out is on its way", copy_out, Some(b'd'), Vec::new(), IN_AN_ANSWER),
         step("with a temporary table", temporary, Some(b'Z'), query("select 1"), &["E57P01closed"]),

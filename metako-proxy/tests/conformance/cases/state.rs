@@ -323,7 +323,8 @@ fn date_style_is_the_clients_own(stage: &Stage<'_>) {
     }
 }
 
-const LOCKS: &str = "select count(*) from pg_locks where locktype = 'advisory'";
+const LOCKS: &str = "select count(*) from pg_locks where locktype = 'advisory' \
+    and database = (select oid from pg_database where datname = current_database())";
 
 fn session_locks_outlive_rollback_and_commit(stage: &Stage<'_>) {
     let (mut a, mut b) = (stage.client("a"), stage.client("b"));
@@ -608,7 +609,9 @@ fn the_process_id_is_that_of_the_backend(stage: &Stage<'_>) {
 }
 
 fn nothing_is_left_of_a_client_that_is_gone(stage: &Stage<'_>) {
-    let state = "select (select string_agg(name || setting, ',' order by name) from pg_settings where source = 'session'), \
+    // A setting that was set back to what it was is no trace of another.
+    let state = "select (select string_agg(name || setting, ',' order by name) from pg_settings where source = 'session' \
+                 and setting is distinct from reset_val and name <> 'transaction_read_only'), \
                  (select count(*) from pg_prepared_statements where name in ('s', 'p')), \
                  (select count(*) from pg_cursors where is_holdable), pg_my_temp_schema() <> 0, \
                  (select count(*) from pg_listening_channels()), current_user, current_schemas(false)";
