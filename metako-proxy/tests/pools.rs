@@ -82,6 +82,40 @@ async fn a_minimum_is_opened_ahead_and_filled_up_again() {
     assert_eq!(bench.processes("two").len(), 1, "its own settings hold for a user");
 }
 
+/// What a user once proved is no word for ever: with the user, or its password, goes what is opened in its name ahead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_opened_ahead_for_who_is_gone_from_the_configuration() {
+    let bench = Bench::start("pool: { min: 2 }", "{ min: 2 }");
+    for user in ["one", "two"] {
+        bench.connect(user).await.simple_query("SELECT 1").await.unwrap();
+        bench.wait_for_processes(user, 2);
+    }
+    let with = std::fs::read_to_string(bench.metako.config()).unwrap();
+    let without: String =
+        with.lines().filter(|line| !line.contains("name: one,")).flat_map(|line| [line, "\n"]).collect();
+    assert_ne!(with.lines().count(), without.lines().count());
+    bench.metako.rewrite(&without);
+    let reload = bench.metako.command(&["reload"]);
+    assert!(reload.status.success(), "{}", text(&reload.stderr));
+    let end = |user: &str| {
+        let sql =
+            format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{user}'");
+        bench.cluster.nodes()[0].sql(&sql).unwrap();
+    };
+    // What is opened ahead is looked at in rounds; two of them are seen to pass.
+    for _ in 0..2 {
+        let before = bench.processes("two");
+        end("one");
+        end("two");
+        eventually("other processes stand in for those that were ended", || {
+            let found = bench.processes("two");
+            let new = found.len() == 2 && found.iter().all(|pid| !before.contains(pid));
+            if new { Ok(()) } else { Err(format!("{found:?}")) }
+        });
+    }
+    bench.wait_for_processes("one", 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_reserve_serves_who_waited_long_and_a_user_may_have_settings_of_its_own() {
     let bench = Bench::start(

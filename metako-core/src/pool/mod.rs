@@ -78,16 +78,24 @@ pub enum Checkout {
 /// What a client that waited gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grant {
-    /// The connection that was just given back.
+    /// An idle connection, which may be the one that was just given back. If it turns out to be dead, another one may be
+    /// opened under its number, as in [`Checkout::Open`].
     Reuse(WaiterId, ServerId),
     /// Leave to open a connection, as in [`Checkout::Open`].
-    Open(WaiterId, ServerId),
+    Open {
+        /// Who may.
+        waiter: WaiterId,
+        /// The number.
+        server: ServerId,
+        /// An idle connection of another variant that has to be closed for it; it no longer counts.
+        close: Option<ServerId>,
+    },
 }
 
 /// What becomes of a connection that is given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkin {
-    /// It has to be closed; it no longer counts.
+    /// It has to be closed; it no longer counts. Otherwise it is idle now, as long as the grant does not name it.
     pub close: bool,
     /// A waiting client that is served now.
     pub grant: Option<Grant>,
@@ -121,10 +129,16 @@ struct Idle {
     since: Tick,
 }
 
+/// Room for one more connection, made by closing an idle one if there was none.
+struct Place {
+    close: Option<ServerId>,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Waiter {
     id: WaiterId,
     variant: Variant,
+    epoch: Epoch,
     since: Tick,
     deadline: Tick,
     overtaken: u8,
@@ -157,9 +171,19 @@ impl Pool {
         }
     }
 
-    /// Changes the bounds. What is above them now shrinks as connections come back and expire.
-    pub fn set_limits(&mut self, limits: PoolLimits) {
+    /// Changes the bounds. Idle connections that are too many now are returned, to be closed, and no longer count; those in
+    /// use are closed when they come back.
+    pub fn set_limits(&mut self, limits: PoolLimits) -> Vec<ServerId> {
         self.limits = limits;
+        self.shed()
+    }
+
+    /// Gives up idle connections beyond the size, the oldest first.
+    fn shed(&mut self) -> Vec<ServerId> {
+        let surplus = self.members.len().saturating_sub(self.limits.size as usize);
+        let gone: Vec<_> = self.idle.iter().take(surplus).map(|idle| idle.server).collect();
+        self.drop_idle(&gone);
+        gone
     }
 
     /// Connections open or being opened.
@@ -187,22 +211,39 @@ impl Pool {
         self.waiters.len()
     }
 
-    /// A client wants a connection of a variant, opened in `epoch` or later. Clients that wait already come first.
+    /// A client wants a connection of a variant, opened in `epoch` or later. Clients that wait already come first, but for an
+    /// idle connection that is of no use to them.
     pub fn checkout(&mut self, now: Tick, variant: Variant, epoch: Epoch, patience: Duration) -> Checkout {
         if self.waiters.is_empty() {
             if let Some(server) = self.take_idle(variant, epoch, Worker::NONE) {
                 return Checkout::Reuse(server);
             }
-            if let Some((server, close)) = self.room(now, variant, epoch) {
+            if self.may_open(now)
+                && let Some(Place { close }) = self.place(self.limits.size as usize)
+            {
+                let server = self.begin_opening(now, variant, epoch);
                 return Checkout::Open { server, close };
             }
+        } else if let Some(server) = self.overtake_to_idle(now, variant, epoch) {
+            return Checkout::Reuse(server);
         }
         if self.waiters.len() >= self.limits.waiters {
             return Checkout::Full;
         }
         let id = WaiterId(self.number());
-        self.waiters.push_back(Waiter { id, variant, since: now, deadline: now + patience, overtaken: 0 });
+        let deadline = now + patience;
+        self.waiters.push_back(Waiter { id, variant, epoch, since: now, deadline, overtaken: 0 });
         Checkout::Wait(id)
+    }
+
+    /// An idle connection for a client that has just come, past all who wait.
+    fn overtake_to_idle(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> Option<ServerId> {
+        if self.waiters.iter().any(|waiter| waiter.variant == variant) || !self.may_overtake(now) {
+            return None;
+        }
+        let at = self.idle.iter().rposition(|idle| self.serves(idle.server, variant, epoch))?;
+        self.overtaken(self.waiters.len());
+        Some(self.idle.remove(at).server)
     }
 
     /// An idle connection of a variant, opened in `epoch` or later, if there is one and nobody waits: one of `worker`'s,
@@ -230,23 +271,23 @@ impl Pool {
         self.members.get(&server).is_some_and(|member| member.variant == variant && member.epoch >= epoch)
     }
 
-    /// A place for a new connection, if there is one or an idle connection can make one.
-    fn room(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> Option<(ServerId, Option<ServerId>)> {
-        if !self.may_open(now) {
+    /// A place among so many for a new connection, if there is one, or the oldest idle connection can make one: that one.
+    fn place(&mut self, allowed: usize) -> Option<Place> {
+        if self.members.len() < allowed {
+            return Some(Place { close: None });
+        }
+        if self.idle.is_empty() || self.members.len() > allowed {
             return None;
         }
-        let mut close = None;
-        if self.members.len() >= self.limits.size as usize {
-            if self.idle.is_empty() || self.members.len() > self.limits.size as usize {
-                return None;
-            }
-            let oldest = self.idle.remove(0).server;
-            self.members.remove(&oldest);
-            close = Some(oldest);
-        }
+        let oldest = self.idle.remove(0).server;
+        self.members.remove(&oldest);
+        Some(Place { close: Some(oldest) })
+    }
+
+    fn begin_opening(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> ServerId {
         let server = ServerId(self.number());
         self.members.insert(server, Member::opening(now, variant, epoch));
-        Some((server, close))
+        server
     }
 
     /// Whether the pace allows one more connection to be opened now.
@@ -300,9 +341,7 @@ impl Pool {
         if under_way || !self.waiters.is_empty() || self.members.len() >= wanted || !self.may_open(now) {
             return None;
         }
-        let server = ServerId(self.number());
-        self.members.insert(server, Member::opening(now, variant, epoch));
-        Some(server)
+        Some(self.begin_opening(now, variant, epoch))
     }
 
     /// A connection comes back. `reusable` says whether it is in a state that the next client may find it in.
@@ -310,53 +349,25 @@ impl Pool {
         let Some(member) = self.members.get(&server).copied() else {
             return Checkin { close: true, grant: None };
         };
+        // One beyond the size goes on to whoever waits.
+        let size = self.limits.size as usize;
+        let reserve = if self.waiters.is_empty() { 0 } else { self.limits.reserve as usize };
         let fresh = reusable
             && member.epoch >= self.floor
             && !member.is_old(now, &self.limits)
-            && self.members.len() <= self.allowed(now);
+            && self.members.len() <= size + reserve;
         if !fresh {
             return Checkin { close: true, grant: self.lost(now, server) };
         }
-        match self.next_for(member.variant, now) {
-            None => {
-                self.idle.push(Idle { server, since: now });
-                Checkin { close: false, grant: None }
+        self.idle.push(Idle { server, since: now });
+        match self.grant(now) {
+            // Nobody can have it, and it is one too many.
+            None if self.members.len() > size => Checkin { close: true, grant: self.lost(now, server) },
+            Some(Grant::Open { waiter, server: opened, close: Some(closed) }) if closed == server => {
+                Checkin { close: true, grant: Some(Grant::Open { waiter, server: opened, close: None }) }
             }
-            Some(waiter) if waiter.variant == member.variant => {
-                Checkin { close: false, grant: Some(Grant::Reuse(waiter.id, server)) }
-            }
-            Some(waiter) => {
-                self.members.remove(&server);
-                let grant = self.open_for(now, waiter);
-                Checkin { close: true, grant: Some(grant) }
-            }
+            grant => Checkin { close: false, grant },
         }
-    }
-
-    /// Who gets a connection of that variant: the first in line, or the first whom it fits as it is, as long as the first
-    /// in line has not been overtaken too often. `None` if nobody can have it now.
-    fn next_for(&mut self, variant: Variant, now: Tick) -> Option<Waiter> {
-        let first = self.waiters.front()?;
-        let patient = first.overtaken < OVERTAKEN_MAX || !self.may_open(now);
-        if first.variant == variant || !patient {
-            return self.waiters.pop_front();
-        }
-        match self.waiters.iter().position(|waiter| waiter.variant == variant) {
-            Some(at) => {
-                for overtaken in self.waiters.iter_mut().take(at) {
-                    overtaken.overtaken = overtaken.overtaken.saturating_add(1);
-                }
-                self.waiters.remove(at)
-            }
-            None if self.may_open(now) => self.waiters.pop_front(),
-            None => None,
-        }
-    }
-
-    fn open_for(&mut self, now: Tick, waiter: Waiter) -> Grant {
-        let server = ServerId(self.number());
-        self.members.insert(server, Member::opening(now, waiter.variant, self.floor));
-        Grant::Open(waiter.id, server)
     }
 
     /// A connection is gone, or was not opened after all. Its place goes to a client that waits.
@@ -366,13 +377,53 @@ impl Pool {
         self.grant(now)
     }
 
-    /// Leave for the first in line to open a connection, if there is a place and the pace allows it.
+    /// What the next in line can have now, if anything.
     fn grant(&mut self, now: Tick) -> Option<Grant> {
-        if self.members.len() >= self.allowed(now) || !self.may_open(now) {
+        if self.waiters.is_empty() {
             return None;
         }
+        self.grant_idle(now).or_else(|| self.grant_open(now))
+    }
+
+    /// An idle connection for the first whom one fits, unless that would be the turn of the first in line.
+    fn grant_idle(&mut self, now: Tick) -> Option<Grant> {
+        let fitting = |waiter: &Waiter| {
+            self.idle.iter().rposition(|idle| self.serves(idle.server, waiter.variant, waiter.epoch))
+        };
+        let (at, idle) =
+            self.waiters.iter().enumerate().find_map(|(at, waiter)| Some((at, fitting(waiter)?)))?;
+        if at > 0 && !self.may_overtake(now) {
+            return None;
+        }
+        self.overtaken(at);
+        let waiter = self.waiters.remove(at)?;
+        Some(Grant::Reuse(waiter.id, self.idle.remove(idle).server))
+    }
+
+    /// Leave for the first in line to open a connection, if there is a place and the pace allows it.
+    fn grant_open(&mut self, now: Tick) -> Option<Grant> {
+        if !self.may_open(now) {
+            return None;
+        }
+        let Place { close } = self.place(self.allowed(now))?;
         let waiter = self.waiters.pop_front()?;
-        Some(self.open_for(now, waiter))
+        let server = self.begin_opening(now, waiter.variant, waiter.epoch.max(self.floor));
+        Some(Grant::Open { waiter: waiter.id, server, close })
+    }
+
+    /// Whether the first in line can be overtaken: not so often yet, or it could not be served now all the same.
+    fn may_overtake(&self, now: Tick) -> bool {
+        let allowed = self.allowed(now);
+        let place = self.members.len() < allowed || (self.members.len() == allowed && !self.idle.is_empty());
+        let servable = place && self.may_open(now);
+        !servable || self.waiters.front().is_none_or(|first| first.overtaken < OVERTAKEN_MAX)
+    }
+
+    /// The first so many in line were overtaken.
+    fn overtaken(&mut self, first: usize) {
+        for waiter in self.waiters.iter_mut().take(first) {
+            waiter.overtaken = waiter.overtaken.saturating_add(1);
+        }
     }
 
     /// The epoch in which a connection is opened, as far as it is known better than at checkout.
@@ -389,12 +440,12 @@ impl Pool {
         self.waiters.len() < before
     }
 
-    /// Idle connections that are to be closed now: too old, or idle for too long and not needed for `min`. They no longer
-    /// count.
+    /// Idle connections that are to be closed now: too old, beyond the size, or idle for too long and not needed for `min`.
+    /// They no longer count.
     pub fn expire(&mut self, now: Tick) -> Vec<ServerId> {
         let limits = self.limits;
+        let mut gone = self.shed();
         let mut spare = self.members.len().saturating_sub(limits.min as usize);
-        let mut gone = Vec::new();
         for idle in &self.idle {
             let old = self.members.get(&idle.server).is_none_or(|member| member.is_old(now, &limits));
             if old || (spare > 0 && now.since(idle.since) >= limits.idle_timeout) {

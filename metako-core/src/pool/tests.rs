@@ -62,7 +62,7 @@ fn clients_wait_in_line_and_a_line_that_is_too_long_takes_nobody() {
     assert_eq!(pool.checkin(Tick::ZERO, first, true).grant, Some(Grant::Reuse(one, first)));
     let broken = pool.checkin(Tick::ZERO, second, false);
     assert!(broken.close);
-    assert!(matches!(broken.grant, Some(Grant::Open(waiter, _)) if waiter == three));
+    assert!(matches!(broken.grant, Some(Grant::Open { waiter, .. }) if waiter == three));
 }
 
 #[test]
@@ -76,7 +76,9 @@ fn another_variant_takes_the_place_of_an_idle_connection() {
     }
     let Checkout::Wait(waiter) = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) else { panic!() };
     let back = pool.checkin(Tick::ZERO, second, true);
-    assert!(back.close && matches!(back.grant, Some(Grant::Open(granted, _)) if granted == waiter));
+    assert!(
+        back.close && matches!(back.grant, Some(Grant::Open { waiter: granted, .. }) if granted == waiter)
+    );
     assert_eq!(pool.len(), 2);
 }
 
@@ -137,7 +139,9 @@ fn the_reserve_is_for_those_who_waited_long_and_goes_when_nobody_waits() {
     let (first, second) = (open(&mut pool, A), open(&mut pool, A));
     let (one, two) = (wait(&mut pool, seconds(0), A), wait(&mut pool, seconds(4), A));
     assert_eq!(pool.serve_waiters(Tick::from_millis(4999)), []);
-    let [Grant::Open(granted, third)] = pool.serve_waiters(seconds(5))[..] else { panic!() };
+    let [Grant::Open { waiter: granted, server: third, .. }] = pool.serve_waiters(seconds(5))[..] else {
+        panic!()
+    };
     assert_eq!(granted, one);
     // The one behind has waited for less, and then the reserve is used up.
     assert_eq!(pool.opened(seconds(5), third, 0), None);
@@ -191,8 +195,10 @@ fn a_few_are_opened_at_a_time_and_each_success_lets_in_the_next() {
     let second = wait(&mut pool, Tick::ZERO, A);
     let granted = pool.opened(Tick::ZERO, opening[0], 0);
     // Whoever came first after the eight got the place.
-    assert!(matches!(granted, Some(Grant::Open(waiter, _)) if waiter < second), "{granted:?}");
-    assert!(matches!(pool.lost(Tick::ZERO, opening[1]), Some(Grant::Open(waiter, _)) if waiter == second));
+    assert!(matches!(granted, Some(Grant::Open { waiter, .. }) if waiter < second), "{granted:?}");
+    assert!(
+        matches!(pool.lost(Tick::ZERO, opening[1]), Some(Grant::Open { waiter, .. }) if waiter == second)
+    );
 }
 
 #[test]
@@ -223,7 +229,9 @@ fn after_a_failure_nobody_knocks_for_a_while_and_then_one_alone() {
     let (first, second) = (wait_or_open(&mut pool, now), wait_or_open(&mut pool, now));
     let (Checkout::Open { server, .. }, Checkout::Wait(waiter)) = (first, second) else { panic!() };
     assert_eq!(pool.serve_waiters(now), []);
-    assert!(matches!(pool.opened(now, server, 0), Some(Grant::Open(granted, _)) if granted == waiter));
+    assert!(
+        matches!(pool.opened(now, server, 0), Some(Grant::Open { waiter: granted, .. }) if granted == waiter)
+    );
     pool.failed(now, server, 0);
     assert_eq!(pool.pauses_until(now), Some(now + Duration::from_millis(50)), "jitter, and begun anew");
 }
@@ -242,7 +250,90 @@ fn variants_overtake_each_other_a_few_times_at_most() {
         assert_eq!(pool.checkin(Tick::ZERO, server, true).grant, Some(Grant::Reuse(*other, server)));
     }
     let turn = pool.checkin(Tick::ZERO, server, true);
-    assert!(turn.close && matches!(turn.grant, Some(Grant::Open(waiter, _)) if waiter == first), "{turn:?}");
+    assert!(
+        turn.close && matches!(turn.grant, Some(Grant::Open { waiter, .. }) if waiter == first),
+        "{turn:?}"
+    );
+}
+
+#[test]
+fn what_is_idle_serves_those_whom_it_fits_while_others_wait_for_the_end_of_a_pause() {
+    let mut pool = Pool::new(PoolLimits { waiters: 20, ..LIMITS });
+    let idle = open(&mut pool, A);
+    pool.checkin(Tick::ZERO, idle, true);
+    let Checkout::Open { server, .. } = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) else { panic!() };
+    pool.failed(Tick::ZERO, server, 1000);
+    let used = match pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE) {
+        Checkout::Reuse(server) => server,
+        other => panic!("{other:?}"),
+    };
+    let waiter = wait(&mut pool, Tick::ZERO, B);
+    assert_eq!(pool.checkin(Tick::ZERO, used, true), Checkin { close: false, grant: None });
+    for _ in 0..5 {
+        assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE), Checkout::Reuse(idle));
+        pool.checkin(Tick::ZERO, idle, true);
+    }
+    // The pause is over: now it is the other one's turn.
+    let served = pool.serve_waiters(seconds(1));
+    assert!(matches!(served[..], [Grant::Open { waiter: granted, .. }] if granted == waiter), "{served:?}");
+}
+
+#[test]
+fn an_idle_connection_makes_room_for_one_who_waits() {
+    let mut pool = Pool::new(PoolLimits { waiters: 20, ..LIMITS });
+    let (idle, used) = (open(&mut pool, A), open(&mut pool, A));
+    pool.checkin(Tick::ZERO, idle, true);
+    let Checkout::Open { server: failing, close } = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) else {
+        panic!()
+    };
+    assert_eq!(close, Some(idle));
+    pool.failed(Tick::ZERO, failing, 1000);
+    let first = wait(&mut pool, Tick::ZERO, B);
+    pool.checkin(Tick::ZERO, used, true);
+    assert!(matches!(pool.serve_waiters(seconds(1))[..], [Grant::Open { waiter, .. }] if waiter == first));
+
+    // All places are taken and eight are being opened, so that there is a line beside what is idle.
+    let mut pool = Pool::new(PoolLimits { size: 9, waiters: 20, ..LIMITS });
+    let idle = open(&mut pool, A);
+    let opening: Vec<_> = (0..8)
+        .map(|_| match pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) {
+            Checkout::Open { server, close: None } => server,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    pool.checkin(Tick::ZERO, idle, true);
+    let waiter = wait(&mut pool, Tick::ZERO, B);
+    let granted = pool.opened(Tick::ZERO, opening[0], 0);
+    let Some(Grant::Open { waiter: served, close, .. }) = granted else { panic!("{granted:?}") };
+    assert_eq!((served, close), (waiter, Some(idle)));
+    assert_eq!(pool.len(), 9);
+}
+
+#[test]
+fn one_beyond_the_size_goes_on_to_whoever_waits_however_short() {
+    let mut pool = Pool::new(PoolLimits { reserve: 1, ..LIMITS });
+    let (_, _) = (open(&mut pool, A), open(&mut pool, A));
+    let one = wait(&mut pool, seconds(0), A);
+    let [Grant::Open { waiter: granted, server: third, .. }] = pool.serve_waiters(seconds(5))[..] else {
+        panic!()
+    };
+    assert_eq!(granted, one);
+    pool.opened(seconds(5), third, 0);
+    let two = wait(&mut pool, seconds(5), A);
+    assert_eq!(pool.checkin(seconds(6), third, true).grant, Some(Grant::Reuse(two, third)));
+    assert!(pool.checkin(seconds(7), third, true).close);
+}
+
+#[test]
+fn a_smaller_size_closes_what_is_idle_beyond_it() {
+    let mut pool = Pool::new(LIMITS);
+    let (first, second) = (open(&mut pool, A), open(&mut pool, A));
+    pool.checkin(Tick::ZERO, first, true);
+    pool.checkin(Tick::ZERO, second, true);
+    assert_eq!(pool.set_limits(PoolLimits { size: 1, ..LIMITS }), [first]);
+    // Others get the place that is left.
+    let room = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE);
+    assert!(matches!(room, Checkout::Open { close: Some(closed), .. } if closed == second), "{room:?}");
 }
 
 #[derive(Debug, Clone)]
@@ -306,7 +397,10 @@ impl World {
                 let variant = if a { A } else { B };
                 match self.pool.checkout(now, variant, epoch, PATIENCE) {
                     Checkout::Reuse(server) => {
-                        assert!(self.line.is_empty(), "served past those who wait");
+                        for (_, other, overtaken) in &mut self.line {
+                            assert_ne!(*other, variant, "served past those who wait");
+                            *overtaken += 1;
+                        }
                         self.used.push(server);
                     }
                     Checkout::Open { server, .. } => {
@@ -365,12 +459,19 @@ impl World {
         for grant in self.pool.serve_waiters(self.now) {
             self.granted(Some(grant));
         }
+        let taken = self.used.len() + self.opening.len();
+        assert!(
+            self.line.is_empty() || !self.pool.may_open(self.now) || taken >= self.limits.size as usize,
+            "{:?} wait beside {:?}",
+            self.line,
+            self.pool.idle
+        );
     }
 
     /// Each grant names somebody who waits, the first of its variant.
     fn granted(&mut self, grant: Option<Grant>) {
         let Some(grant) = grant else { return };
-        let (Grant::Reuse(waiter, server) | Grant::Open(waiter, server)) = grant;
+        let (Grant::Reuse(waiter, server) | Grant::Open { waiter, server, .. }) = grant;
         let at = self.line.iter().position(|(id, ..)| *id == waiter).expect("it waits");
         let (_, variant, _) = self.line.remove(at);
         for (_, other, overtaken) in &mut self.line[..at] {
@@ -379,7 +480,7 @@ impl World {
         }
         match grant {
             Grant::Reuse(..) => self.used.push(server),
-            Grant::Open(..) => self.opening.push(server),
+            Grant::Open { .. } => self.opening.push(server),
         }
     }
 
@@ -390,6 +491,17 @@ impl World {
         assert_eq!(self.pool.waiting(), self.line.len());
         // Whoever waits does so because every place is taken, by a client or for one, or because of a failure.
         assert!(self.line.is_empty() || self.ever_failed || self.used.len() + self.opening.len() >= size);
+        // What is idle is of use to nobody who waits, but for the one whose turn it is to have its place.
+        let fits = |variant: Variant| {
+            self.pool.idle.iter().any(|idle| self.pool.members[&idle.server].variant == variant)
+        };
+        let unused = self.line.iter().any(|(_, variant, _)| fits(*variant));
+        assert!(
+            !unused || self.line[0].2 >= OVERTAKEN_MAX,
+            "{:?} wait beside {:?}",
+            self.line,
+            self.pool.idle
+        );
         if !self.ever_failed {
             assert!(self.line.iter().all(|(.., overtaken)| *overtaken <= OVERTAKEN_MAX), "{:?}", self.line);
         }

@@ -125,7 +125,7 @@ impl Tally {
 
     /// Whether all that the server sent were whole messages, so that another can follow.
     pub fn between_messages(&self) -> bool {
-        !self.flow.unknown && !self.from_server.inside_frame()
+        !self.from_server.failed && !self.from_server.inside_frame()
     }
 
     /// Whether the client said that it leaves.

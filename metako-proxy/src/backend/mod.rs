@@ -22,6 +22,7 @@ use std::pin::Pin;
 
 use metako_core::NodeName;
 use metako_core::config::Node;
+use metako_core::wire::write;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 pub use end_point::tls_server_end_point;
@@ -97,6 +98,29 @@ pub struct Backend<S> {
     pub process_id: i32,
     /// Its secret, for cancels: four bytes in protocol 3.0, up to 256 in 3.2. Empty if the server named none.
     pub secret_key: Vec<u8>,
+    /// What it had to say beside that.
+    pub notices: Notices,
+}
+
+/// The most that is kept of a server's notices during log-in, in bytes; further ones are dropped.
+const NOTICES_MAX: usize = 16 << 10;
+
+/// Notices of a server during log-in, as whole messages.
+#[derive(Debug, Default)]
+pub struct Notices {
+    /// Those that came before the first parameter.
+    pub first: Vec<u8>,
+    /// The others.
+    pub last: Vec<u8>,
+}
+
+impl Notices {
+    fn push(&mut self, first: bool, body: &[u8]) {
+        if self.first.len() + self.last.len() + body.len() <= NOTICES_MAX {
+            let kept = if first { &mut self.first } else { &mut self.last };
+            write::frame(kept, b'N', |kept| kept.extend_from_slice(body));
+        }
+    }
 }
 
 impl<S> fmt::Debug for Backend<S> {
@@ -215,6 +239,7 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
 
     let mut parameters = Vec::new();
     let mut key = None;
+    let mut notices = Notices::default();
     let mut ready = false;
     // What the server sent after ReadyForQuery in the same packet is read as well: notices, parameters, or the end.
     while !ready || !frames.is_empty() {
@@ -225,7 +250,8 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
                 remember(&mut parameters, name, value);
             }
             b'K' if !ready => key = Some(cancel_key(&message.body)?),
-            b'N' | b'A' => {}
+            b'N' => notices.push(parameters.is_empty(), &message.body),
+            b'A' => {}
             b'E' => return Err(server_error(&message.body)),
             b'Z' if !ready && message.body.as_ref() == b"I" => ready = true,
             _ => {
@@ -235,7 +261,7 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
         }
     }
     let (process_id, secret_key) = key.unwrap_or_default();
-    Ok(Backend { stream, parameters, process_id, secret_key })
+    Ok(Backend { stream, parameters, process_id, secret_key, notices })
 }
 
 /// Reads a BackendKeyData.

@@ -178,10 +178,10 @@ async fn hold<E: Env>(core: &Arc<Core<E>>, wanted: &Wanted<'_>, reason: String) 
         let waited = begun.elapsed();
         Err(Report::error(sqlstate::CANNOT_CONNECT_NOW, format!("no primary to write to: {reason}"))
             .with_detail(format!(
-                "The statement was held for {}ms (failover.hold_timeout) and never sent.",
+                "Held for {}ms (failover.hold_timeout); nothing was sent to a server.",
                 waited.as_millis()
             ))
-            .with_hint("Nothing was changed: it can be run again."))
+            .with_hint("Nothing was changed: try again."))
     })
 }
 
@@ -236,7 +236,7 @@ fn enter_line<'a, E: Env>(
 ) -> Result<Ticket<'a>, Report> {
     core.hold.enter(&core.traffic, failover, wanted.bytes).map_err(|bound| {
         Report::error(sqlstate::CANNOT_CONNECT_NOW, format!("no primary to write to: {reason}"))
-            .with_detail(format!("The statement was not sent and not held, because {bound}."))
+            .with_detail(format!("Nothing was sent to a server, and nothing was held, because {bound}."))
             .with_hint("Try again later.")
     })
 }
@@ -289,10 +289,10 @@ fn told(error: &CheckoutError, node: &NodeName) -> Report {
             format!("no server connection to node {node} became free"),
         )
         .with_detail(format!(
-            "Waited for {}ms (pool.wait_timeout); the statement was not sent.",
+            "Waited for {}ms (pool.wait_timeout); nothing was sent to a server.",
             waited.as_millis()
         ))
-        .with_hint("Run it again, or raise pool.size."),
+        .with_hint("Try again, or raise pool.size."),
         CheckoutError::Full => Report::error(
             sqlstate::TOO_MANY_CONNECTIONS,
             format!("too many clients wait for a server connection to node {node}"),

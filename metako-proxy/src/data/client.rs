@@ -31,6 +31,8 @@ pub(super) struct ClientTask<E: Env> {
     who: Who,
     /// The pool that served it last.
     pool: Option<Arc<Cell<E>>>,
+    /// It was not told yet that it may send.
+    logs_in: bool,
     side: ClientSide<MaybeTls<E::Stream>>,
 }
 
@@ -63,7 +65,8 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
         timer: None,
         armed: false,
     };
-    let mut task = ClientTask { core: Arc::clone(&core), handle: Arc::clone(&handle), who, pool: None, side };
+    let (core, handle) = (Arc::clone(&core), Arc::clone(&handle));
+    let mut task = ClientTask { core, handle, who, pool: None, logs_in: true, side };
     if Box::pin(task.welcome()).await.is_ok() {
         // Both outcomes end the connection, and have told the client what there was to tell.
         let _ = task.run().await;
@@ -195,7 +198,8 @@ impl<E: Env> ClientTask<E> {
         let (bytes, session) = (self.side.input.len(), self.handle.number);
         let mut wanted = Wanted { who: &self.who, read, avoid, session, bytes, progress: None };
         let ClientSide { stream, input, output, .. } = &mut self.side;
-        wait(&self.core, Waiter { stream, input, output, handle: &self.handle }, &mut wanted, picked).await
+        let waiter = Waiter { stream, input, output, handle: &self.handle, logs_in: self.logs_in };
+        wait(&self.core, waiter, &mut wanted, picked).await
     }
 }
 

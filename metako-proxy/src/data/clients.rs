@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -91,12 +91,9 @@ impl Handle {
         self.state.lock().waiting = false;
     }
 
-    /// Resolves when the wait is cancelled or the connection has to end.
-    pub(super) async fn interrupted(&self) {
-        std::future::poll_fn(|cx| {
-            if self.is_ended(cx) || self.state.lock().cancelled { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+    /// Whether the wait was cancelled; see [`Self::is_ended`] for who is woken then.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.state.lock().cancelled
     }
 
     /// A server is in use: cancels go there.

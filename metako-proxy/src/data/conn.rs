@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
 use super::buffers::{poll_read, with_scratch};
-use crate::backend::Target;
+use crate::backend::{Notices, Target};
 
 /// Names and values of parameters that a server reports, in its order.
 pub(super) type Reported = Arc<Vec<(String, String)>>;
@@ -63,6 +63,8 @@ pub(super) struct Conn<S> {
     pub(super) cancel: Arc<CancelTarget>,
     /// What the server reported after log-in.
     pub(super) reported: Reported,
+    /// What it had to say during log-in, for the client that it was opened for.
+    pub(super) notices: Notices,
     /// The beginning of a message that has not come whole.
     pub(super) partial: Vec<u8>,
     /// Comes last: the register forgets the connection when its socket is closed.

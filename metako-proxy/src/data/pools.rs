@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use metako_core::cluster::ServerLoss;
 use metako_core::config::{Node, NodeTls};
 use metako_core::pool::{Checkin, Grant, Pool, ServerId, Variant, WaiterId};
-use metako_core::{Epoch, NodeName};
+use metako_core::{Epoch, NodeName, Tick};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -56,6 +56,12 @@ enum Granted<E: Env> {
     Refused(ConnectError),
 }
 
+/// What became of a connection that came back.
+struct Back<E: Env> {
+    grant: Option<Grant>,
+    closed: Option<Box<ServerConn<E>>>,
+}
+
 /// A client that waits.
 struct InLine<E: Env> {
     sender: oneshot::Sender<Granted<E>>,
@@ -69,7 +75,7 @@ struct State<E: Env> {
     waiting: BTreeMap<WaiterId, InLine<E>>,
     /// Why a connection could not be opened just now.
     trouble: Option<Trouble>,
-    /// For whom connections are opened ahead: whoever opened the last one.
+    /// For whom connections are opened ahead: whoever opened the last one that others may use.
     warm: Option<Who>,
     /// The node is gone from the configuration: nothing is kept.
     retired: bool,
@@ -98,22 +104,22 @@ pub(in crate::data) struct Cell<E: Env> {
 }
 
 impl<E: Env> Cell<E> {
-    /// Hands on what a grant names, to the next in line if its client has gone.
-    fn deliver(
-        core: &Core<E>,
-        state: &mut State<E>,
-        mut conn: Option<Box<ServerConn<E>>>,
-        grant: Option<Grant>,
-    ) {
+    /// Hands on what a grant names, to the next in line if its client has gone. `returned` was in use until now; what else is
+    /// idle may have died meanwhile.
+    fn deliver(core: &Core<E>, state: &mut State<E>, returned: Option<ServerId>, grant: Option<Grant>) {
         let mut next = grant;
         while let Some(grant) = next.take() {
             let now = core.env.now();
             let (waiter, granted) = match grant {
-                Grant::Reuse(waiter, _) => match conn.take() {
-                    Some(conn) => (waiter, Granted::Conn(conn)),
-                    None => return,
-                },
-                Grant::Open(waiter, server) => (waiter, Granted::Open(server)),
+                Grant::Reuse(waiter, server) => {
+                    let mut conn = state.idle.remove(server);
+                    drop(conn.take_if(|conn| returned != Some(server) && !conn.is_alive()));
+                    (waiter, conn.map_or(Granted::Open(server), Granted::Conn))
+                }
+                Grant::Open { waiter, server, close } => {
+                    drop(close.and_then(|server| state.idle.remove(server)));
+                    (waiter, Granted::Open(server))
+                }
             };
             let refused = match state.waiting.remove(&waiter) {
                 Some(line) => line.sender.send(granted).err(),
@@ -122,39 +128,29 @@ impl<E: Env> Cell<E> {
             next = match refused {
                 None | Some(Granted::Refused(_)) => None,
                 Some(Granted::Open(server)) => state.pool.lost(now, server),
-                Some(Granted::Conn(back)) => {
-                    let checkin = state.pool.checkin(now, back.id, true);
-                    if matches!(checkin, Checkin { close: false, grant: None }) {
-                        state.idle.insert(back.id, back);
-                        None
-                    } else {
-                        conn = (!checkin.close).then_some(back);
-                        checkin.grant
-                    }
-                }
+                Some(Granted::Conn(conn)) => Self::back(state, now, conn, true).grant,
             };
         }
+    }
+
+    /// Puts a connection with those that are idle, unless it has to be closed.
+    fn back(state: &mut State<E>, now: Tick, conn: Box<ServerConn<E>>, reusable: bool) -> Back<E> {
+        let server = conn.id;
+        let Checkin { close, grant } = state.pool.checkin(now, server, reusable);
+        if close {
+            return Back { grant, closed: Some(conn) };
+        }
+        state.idle.insert(server, conn);
+        Back { grant, closed: None }
     }
 
     fn give_back(&self, core: &Core<E>, conn: Box<ServerConn<E>>, reusable: bool) {
         let mut state = self.state.lock();
         let reusable = reusable && !state.retired && conn.epoch == core.view.load().epoch;
         state.pool.settled(conn.id, core.env.worker());
-        let checkin = state.pool.checkin(core.env.now(), conn.id, reusable);
-        let closed = match checkin {
-            Checkin { close: true, grant } => {
-                Self::deliver(core, &mut state, None, grant);
-                Some(conn)
-            }
-            Checkin { close: false, grant: None } => {
-                state.idle.insert(conn.id, conn);
-                None
-            }
-            Checkin { close: false, grant } => {
-                Self::deliver(core, &mut state, Some(conn), grant);
-                None
-            }
-        };
+        let server = conn.id;
+        let Back { grant, closed } = Self::back(&mut state, core.env.now(), conn, reusable);
+        Self::deliver(core, &mut state, Some(server), grant);
         drop(state);
         drop(closed);
     }
@@ -275,7 +271,8 @@ impl<E: Env> Pools<E> {
             let stays =
                 settings.node(key.node.as_str()).is_some_and(|node| Address::of(node) == cell.address);
             if stays {
-                state.pool.set_limits(settings.pool_limits(&key.user));
+                let surplus = state.pool.set_limits(settings.pool_limits(&key.user));
+                closed.extend(Cell::take_idle(&mut state, surplus));
                 let grants = state.pool.serve_waiters(core.env.now());
                 for grant in grants {
                     Cell::deliver(core, &mut state, None, Some(grant));

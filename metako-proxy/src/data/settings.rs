@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use metako_core::NodeName;
-use metako_core::config::{Config, Node};
+use metako_core::config::{Config, Node, PoolMode};
 use metako_core::plugin::{
     BuildError, Candidate, Class, Classification, LoadBalancer, Outcome, PickCx, QueryClassifier, Span,
 };
@@ -93,7 +93,8 @@ impl Settings {
         let pool = self.config.pool_of(user);
         PoolLimits {
             size: pool.size,
-            min: pool.min,
+            // In session mode nobody can use what was opened before it came.
+            min: if pool.mode == PoolMode::Session { 0 } else { pool.min },
             reserve: pool.reserve,
             reserve_after: pool.reserve_after,
             waiters: self.config.limits.clients,

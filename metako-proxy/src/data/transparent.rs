@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use metako_core::cluster::ServerLoss;
+use metako_core::config::UnknownOutcome;
 use metako_core::wire::sqlstate;
 use metako_core::wire::tally::Tally;
 use metako_core::wire::write::Report;
@@ -33,12 +34,16 @@ use self::relay::{End, Relay};
 use super::Core;
 use super::acquire::{First, Wanted, try_acquire};
 use super::buffers::Outbox;
-use super::client::greeting::{self, say_last, stopping};
-use super::clients::Handle;
+use super::client::greeting::{self, say_behind, stopping};
+use super::clients::{Handle, Key, deliver};
 use super::pools::{Lease, Who};
 use super::waiting::{Gone, Waiter, wait};
+use crate::backend::Notices;
 use crate::env::Env;
 use crate::login::{self, Client, MaybeTls, Protocol};
+
+/// Bytes of a ReadyForQuery.
+const READY: usize = 6;
 
 /// Serves a client whose bytes are nobody else's business, to its end.
 pub(super) async fn serve<E: Env>(
@@ -49,13 +54,13 @@ pub(super) async fn serve<E: Env>(
     let who = greeting::who_alone(&core, &client);
     let protocol = client.protocol;
     let Client { mut stream, leftover, .. } = client;
-    let mut input = leftover;
-    match find(&core, &handle, &who, &mut stream, &mut input).await {
+    let (mut input, mut output) = (leftover, Outbox::default());
+    match find(&core, &handle, &who, &mut stream, (&mut input, &mut output)).await {
         Ok(Ok(lease)) => {
             drop(who);
             relay(&core, &handle, lease, stream, &input, protocol).await;
         }
-        Ok(Err(report)) => say_last(&mut stream, &report.as_fatal()).await,
+        Ok(Err(report)) => say_behind(&mut stream, &mut output, &report.as_fatal()).await,
         Err(Gone) => {}
     }
 }
@@ -65,7 +70,7 @@ async fn find<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     handle: &Handle,
     who: &Who,
     stream: &mut S,
-    input: &mut Vec<u8>,
+    (input, output): (&mut Vec<u8>, &mut Outbox),
 ) -> Result<Result<Lease<E>, Report>, Gone> {
     let mut wanted = Wanted {
         who,
@@ -79,8 +84,7 @@ async fn find<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
         First::Found(found) => return Ok(Ok(found.lease)),
         First::Later(picked) => picked,
     };
-    let mut output = Outbox::default();
-    let waiter = Waiter { stream, input, output: &mut output, handle };
+    let waiter = Waiter { stream, input, output, handle, logs_in: true };
     let found = wait(core, waiter, &mut wanted, picked).await?;
     Ok(found.map(|found| found.lease))
 }
@@ -99,49 +103,85 @@ async fn relay<E: Env>(
     handle.serve(&cancel);
     let key = handle.key();
     let reported = Arc::clone(&lease.conn().reported);
+    let notices = std::mem::take(&mut lease.conn().notices);
     let mut to_client = Outbox::default();
-    to_client.bytes().extend_from_slice(&login::welcome(&reported, key.process_id, &key.secret));
+    to_client.bytes().extend_from_slice(&welcome(&notices, &reported, &key));
     let node = lease.node().clone();
     let knows_its_role = reported.iter().any(|(name, _)| name == "in_hot_standby");
     let mut tally = Tally::new(core.settings.load().config.limits.message_size);
     let (conn, traffic) = lease.parts();
     let mut relay = Relay::new(core, handle, &mut stream, &mut conn.stream, to_client);
     let end = relay.run(&mut tally, &conn.registration.control, traffic, input).await;
-    let may_speak = tally.between_messages() && relay.to_client_is_empty();
     if relay.was_read_only() && !knows_its_role {
         core.evidence.report(&node, ServerLoss::ReadOnly);
     }
+    let mut rest = relay.into_rest();
     tracing::debug!(%node, ?end, "a client and the server connection of its own part");
-    let report = match end {
-        End::ClientLeft => None,
-        End::ServerEnded(cause) => {
-            if !tally.server_ended() || tally.server_shut_down() {
-                core.evidence.report(&node, ServerLoss::Broken);
-            }
-            if tally.is_busy() {
-                traffic.failed.fetch_add(1, Ordering::Relaxed);
-            }
-            // Where the server said why, there is nothing to add.
-            (!tally.server_ended()).then(|| lost(node.as_str(), &cause))
+    if let End::ServerEnded(_) = end {
+        if !tally.server_ended() || tally.server_shut_down() {
+            core.evidence.report(&node, ServerLoss::Broken);
         }
-        End::Severed => Some(lost(node.as_str(), "fenced off, because the primary changes")),
+        if tally.is_busy() {
+            traffic.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    // The server's socket is closed before anything else is said: nothing of that server can follow.
+    drop(lease);
+    let unknown = core.settings.load().config.cluster.failover.unknown_outcome;
+    let report = match &end {
+        End::ClientLeft => None,
+        // Where the server said why, there is nothing to add.
+        End::ServerEnded(_) if tally.server_ended() => None,
+        End::ServerEnded(cause) => lost(&tally, node.as_str(), cause, unknown),
+        // What a fenced server said last must not reach the client any more.
+        End::Severed if !rest.is_empty() => None,
+        End::Severed => lost(&tally, node.as_str(), "fenced off, because the primary changes", unknown),
         End::Stopped => Some(stopping()),
         End::TooLong(error) => Some(Report::fatal(sqlstate::PROTOCOL_VIOLATION, error.to_string())),
     };
-    // The server's socket is closed before anything else is said: nothing of that server can follow.
-    drop(lease);
-    if let Some(report) = report
-        && may_speak
-    {
-        say_last(&mut stream, &report).await;
-    }
+    let said = async {
+        if let Some(report) = &report
+            && tally.between_messages()
+        {
+            say_behind(&mut stream, &mut rest, report).await;
+        }
+    };
+    let stopped = async {
+        // The server would go on with what nobody waits for.
+        if matches!(end, End::Stopped | End::TooLong(_)) && tally.is_busy() {
+            // If it does not arrive, the statement ends when it next speaks to the connection.
+            let _ = deliver(&core.env, &cancel).await;
+        }
+    };
+    tokio::join!(said, stopped);
 }
 
-fn lost(node: &str, cause: &str) -> Report {
-    Report::fatal(
-        sqlstate::ADMIN_SHUTDOWN,
-        format!("terminating connection: the connection to node {node} was lost ({cause})"),
-    )
-    .with_detail("The session had that server connection for itself.")
-    .with_hint("Connect again; what the session had set up on the server is gone.")
+/// What a client is told between AuthenticationOk and its first message, with its server's notices where they were.
+fn welcome(notices: &Notices, reported: &[(String, String)], key: &Key) -> Vec<u8> {
+    let mut told = notices.first.clone();
+    told.extend_from_slice(&login::welcome(reported, key.process_id, &key.secret));
+    let ready = told.split_off(told.len() - READY);
+    [told, notices.last.clone(), ready].concat()
+}
+
+/// What a client is told whose server is gone; nothing, where `failover.unknown_outcome` says so.
+fn lost(tally: &Tally, node: &str, cause: &str, unknown: UnknownOutcome) -> Option<Report> {
+    let report = if tally.is_busy() && !tally.is_streaming() {
+        let code = match unknown {
+            UnknownOutcome::TransactionResolutionUnknown => sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
+            UnknownOutcome::StatementCompletionUnknown => sqlstate::STATEMENT_COMPLETION_UNKNOWN,
+            UnknownOutcome::Close => return None,
+        };
+        Report::fatal(code, format!("node {node} was lost before it answered ({cause})"))
+            .with_detail("Whether the statement took effect is not known.")
+            .with_hint("Connect again, and look before repeating it: it may have been committed.")
+    } else {
+        Report::fatal(
+            sqlstate::ADMIN_SHUTDOWN,
+            format!("terminating connection: the connection to node {node} was lost ({cause})"),
+        )
+        .with_detail("The session had that server connection for itself.")
+        .with_hint("Connect again; what the session had set up on the server is gone.")
+    };
+    Some(report)
 }

@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep};
 use super::Core;
 use super::acquire::{Found, Picked, Wanted, acquire};
 use super::buffers::{Outbox, poll_read, with_scratch};
+use super::client::greeting::{say_behind, stopping};
 use super::clients::Handle;
 use super::pools::Lease;
 use crate::env::Env;
@@ -76,6 +77,15 @@ pub(super) struct Waiter<'a, S> {
     pub(super) input: &'a mut Vec<u8>,
     pub(super) output: &'a mut Outbox,
     pub(super) handle: &'a Handle,
+    /// It waits to be let in, with nothing open: a stop sends it away at once.
+    pub(super) logs_in: bool,
+}
+
+/// What ends a wait early.
+enum Early {
+    Gone,
+    Cancelled,
+    Stopped,
 }
 
 /// Finds a server on the node that was picked, or another. `Err` inside is what the client is to be told.
@@ -87,7 +97,7 @@ pub(super) async fn wait<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     wanted: &mut Wanted<'_>,
     picked: Picked,
 ) -> Result<Result<Found<E>, Report>, Gone> {
-    let Waiter { stream, input, output, handle } = waiter;
+    let Waiter { stream, input, output, handle, logs_in } = waiter;
     let bytes = wanted.bytes;
     let progress = Arc::clone(wanted.progress.get_or_insert_default());
     let mut notices = Notices::new(progress);
@@ -96,39 +106,51 @@ pub(super) async fn wait<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
         while input.len() < bytes.max(READ_AHEAD_MAX) {
             match poll_input(stream, input, cx) {
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(gone)) => return Poll::Ready(gone),
+                Poll::Ready(Err(Gone)) => return Poll::Ready(Early::Gone),
                 Poll::Pending => break,
             }
         }
+        if handle.is_ended(cx) || (logs_in && core.stop.is_asked()) {
+            return Poll::Ready(Early::Stopped);
+        }
+        if handle.is_cancelled() {
+            return Poll::Ready(Early::Cancelled);
+        }
         match notices.poll(stream, output, cx) {
             Ok(()) => Poll::Pending,
-            Err(gone) => Poll::Ready(gone),
+            Err(Gone) => Poll::Ready(Early::Gone),
         }
     });
     let found = tokio::select! {
         biased;
         found = Box::pin(acquire(core, wanted, picked)) => Ok(found),
-        () = handle.interrupted() => Ok(Err(cancelled())),
-        gone = watch => Err(gone),
+        early = watch => Err(early),
     };
     handle.stop_waiting();
-    match found? {
-        Ok(mut found) if !output.is_empty() => {
-            finish_notice(stream, output, &mut found.lease).await?;
+    match found {
+        Ok(Ok(mut found)) if !output.is_empty() => {
+            finish_notice(stream, output, handle, &mut found.lease).await?;
             Ok(Ok(found))
         }
-        found => Ok(found),
+        Ok(found) => Ok(found),
+        Err(Early::Gone) => Err(Gone),
+        Err(Early::Cancelled) => Ok(Err(cancelled())),
+        Err(Early::Stopped) => {
+            say_behind(stream, output, &stopping()).await;
+            Err(Gone)
+        }
     }
 }
 
-/// Sends what remains of a notice before anything else is put behind it. A fence does not wait for a client.
+/// Sends what remains of a notice before anything else is put behind it. Neither a fence nor a stop waits for a client.
 async fn finish_notice<E: Env, S: AsyncWrite + Unpin>(
     stream: &mut S,
     output: &mut Outbox,
+    handle: &Handle,
     lease: &mut Lease<E>,
 ) -> Result<(), Gone> {
     poll_fn(|cx| {
-        if lease.conn().registration.control.is_severed(cx) {
+        if handle.is_ended(cx) || lease.conn().registration.control.is_severed(cx) {
             return Poll::Ready(Err(Gone));
         }
         output.poll_flush(stream, cx).map_err(|_| Gone)

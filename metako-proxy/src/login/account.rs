@@ -57,6 +57,21 @@ impl Stored {
     }
 }
 
+impl Stored {
+    /// Whether a log-in may end with that credential, as far as it is told without hashing passwords.
+    pub(super) fn may_give(&self, credential: &ServerCredential) -> bool {
+        match (self, credential) {
+            (Self::Clear { password, .. }, ServerCredential::Password(given)) => password == given,
+            (Self::Scram(verifier), ServerCredential::ScramKeys { client_key, server_key }) => {
+                verifier.is_of_keys(client_key, server_key)
+            }
+            (Self::Md5(hex), ServerCredential::Md5(given)) => hex == given.reveal(),
+            (Self::Scram(_) | Self::Md5(_), ServerCredential::Password(_) | ServerCredential::None) => true,
+            _ => false,
+        }
+    }
+}
+
 /// What a log-in shows of the way in which a user's secret is kept. Strangers are shown what most users are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Manner {
@@ -216,6 +231,29 @@ mod tests {
         assert_eq!(account(&unreadable).stored, Stored::Nothing);
         assert_eq!(account("SCRAM-SHA-256$").stored, Stored::Nothing);
         assert!(!format!("{:?}", account(&md5)).contains(&md5[3..]));
+    }
+
+    #[test]
+    fn what_a_log_in_gave_is_no_longer_given_when_the_secret_is_another() {
+        let [clear, scram, md5] = secrets();
+        let exchanged = |secret: &str| {
+            let other = secret.replace("tiger", "lion");
+            let other = if other == secret { password::md5(b"lion", "app") } else { other };
+            account(&other).stored
+        };
+        for secret in [&clear, &md5] {
+            let account = account(secret);
+            assert!(account.stored.may_give(&account.credential()));
+            assert!(!exchanged(secret).may_give(&account.credential()), "{secret}");
+        }
+        let of_lion = account(&password::scram_sha_256(b"lion")).stored;
+        let keys = |client_key| account(&scram).credential_after_scram(client_key);
+        assert!(!of_lion.may_give(&keys([5; 32])) && !account(&scram).stored.may_give(&keys([5; 32])));
+        let given = ServerCredential::Password(Secret::new("tiger"));
+        assert!(account(&scram).stored.may_give(&given) && account(&md5).stored.may_give(&given));
+        for credential in [given, ServerCredential::None, keys([5; 32])] {
+            assert!(!Stored::Nothing.may_give(&credential), "{credential:?}");
+        }
     }
 
     #[test]

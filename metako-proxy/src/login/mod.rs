@@ -84,6 +84,14 @@ impl LoginContext {
         })
     }
 
+    /// Whether a user could have that credential by a log-in of now. Where only the server can tell, it is asked.
+    pub(crate) fn still_knows(&self, user: &str, credential: &ServerCredential) -> bool {
+        match self.users.stored(user) {
+            Some(stored) => stored.may_give(credential),
+            None => self.lookup.is_some() || *credential == ServerCredential::None,
+        }
+    }
+
     /// These users and nothing else.
     fn of_users(users: Users, lookup: Option<Arc<dyn SecretLookup>>) -> Self {
         Self {

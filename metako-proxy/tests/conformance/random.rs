@@ -24,16 +24,18 @@ const SEED: [u8; 32] = *b"metako answers as PostgreSQL doe";
 /// Closing so often what is not there, in the end: nothing else in a sequence has such an answer.
 const MARKER: usize = 7;
 
-/// All that a session can leave behind, as a second client sees it.
+/// All that a session can leave behind, as a second client sees it. A setting that metako set back to what it was is of
+/// the session too, and no trace of another.
 const STATE: &str = "select \
-    (select string_agg(name || '=' || setting, ',' order by name) from pg_settings where source = 'session'), \
-    (select string_agg(name, ',' order by name) from pg_prepared_statements where from_sql), \
+    (select string_agg(name || '=' || setting, ',' order by name) from pg_settings where source = 'session' \
+        and setting is distinct from reset_val and name <> 'transaction_read_only'), \
+    (select string_agg(name, ',' order by name) from pg_prepared_statements where from_sql and name not like 'metako%'), \
     (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()), \
     (select count(*) from pg_cursors where name <> ''), \
     (select count(*) from pg_class where relnamespace = pg_my_temp_schema()), \
     (select count(*) from pg_listening_channels()), \
     current_user, session_user, current_schemas(false), \
-    current_setting('timezone'), current_setting('application_name'), current_setting('own.setting', true)";
+    current_setting('timezone'), current_setting('application_name'), nullif(current_setting('own.setting', true), '')";
 
 #[test]
 fn random_sequences_are_answered_as_by_postgresql() {

@@ -288,9 +288,11 @@ async fn a_reload_drops_nobody_and_a_stop_lets_transactions_end() {
 async fn a_balancer_of_another_crate_places_reads_and_learns_how_they_went() {
     let bench = Bench::start(1, "load_balancer: { algorithm: noting }").await;
     let client = bench.client().await;
+    client.simple_query("create table t ()").await.unwrap();
     for _ in 0..5 {
+        // Its success comes with the end of the unit; an error would come before, and what is sent then goes behind it.
+        client.simple_query("insert into t default values").await.unwrap();
         assert_eq!(text(&client, "select 1").await, "1");
-        client.simple_query("insert into pg_catalog.nothing values (1)").await.unwrap_err();
     }
     bench.settled().await;
     assert_eq!(noting::GOOD.load(Ordering::Relaxed), bench.reads("node-2"));

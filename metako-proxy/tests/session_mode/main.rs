@@ -4,6 +4,7 @@
 
 #[path = "../relay/bench.rs"]
 mod bench;
+mod hard_ends;
 mod parity;
 #[path = "../running/mod.rs"]
 mod running;
@@ -38,11 +39,17 @@ impl Bench {
     /// From now on the superuser, and one more, may use any database, and replicate.
     fn open_to_all(&self, extra: &str) {
         let users = format!(
-            "users:\n  - {{ name: guest, password: guest }}\n  - {{ name: {}, password: \"{}\" }}\n",
+            "  - {{ name: guest, password: guest }}\n  - {{ name: {}, password: \"{}\" }}\n",
             Cluster::SUPERUSER,
             self.cluster.superuser_password()
         );
-        let yaml = self.cluster.metako_yaml("127.0.0.1:6432").replace("users:\n", &users);
+        self.reconfigure(&users, extra);
+    }
+
+    /// From now on these users count as well, and what `extra` says.
+    fn reconfigure(&self, users: &str, extra: &str) {
+        let yaml =
+            self.cluster.metako_yaml("127.0.0.1:6432").replace("users:\n", &format!("users:\n{users}"));
         let config =
             load_text("session.yaml", &format!("{yaml}\n{extra}\n"), &bench::NoSecrets).unwrap().config;
         self.data.reconfigure(config.into()).unwrap();

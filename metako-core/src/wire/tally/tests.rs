@@ -154,8 +154,8 @@ proptest! {
         tally.received(&server);
         if tally.flow.unknown {
             prop_assert!(!tally.is_idle());
-            prop_assert!(!tally.between_messages());
         }
+        prop_assert!(!tally.from_server.failed || !tally.between_messages());
     }
 }
 
@@ -227,6 +227,7 @@ fn only_what_is_above_the_limit_and_below_postgresqls_own_is_refused_here() {
     let head = |length: u32| [&b"Q"[..], &length.to_be_bytes()].concat();
     let mut tally = Tally::new(1000);
     assert!(matches!(tally.sent(&head(1005)), Err(FrameError::Length { length: 1005, longest: 1000, .. })));
+    assert!(tally.between_messages(), "the client can be told why");
     for length in [0, 3, 0x4000_0004, u32::MAX] {
         let mut tally = Tally::new(1000);
         // The server refuses it in its own words.

@@ -67,10 +67,16 @@ pub(in crate::data) fn who_alone<E: Env>(core: &Core<E>, client: &Client<MaybeTl
 
 /// Tells a client why its connection ends, as far as it listens.
 pub(in crate::data) async fn say_last<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, report: &Report) {
-    let mut bytes = Vec::new();
-    write::error_response(&mut bytes, report);
-    let mut output = Outbox::default();
-    output.bytes().extend_from_slice(&bytes);
+    say_behind(stream, &mut Outbox::default(), report).await;
+}
+
+/// The same, behind what is on its way to the client already: whole messages.
+pub(in crate::data) async fn say_behind<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    output: &mut Outbox,
+    report: &Report,
+) {
+    write::error_response(output.bytes(), report);
     // A client that does not take its last message within a second is not waited for.
     let said = poll_fn(|cx| output.poll_flush(stream, cx));
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), said).await;
@@ -108,6 +114,7 @@ impl<E: Env> ClientTask<E> {
                 Err(report) => return self.close_with(&report.as_fatal()).await,
             },
         };
+        self.logs_in = false;
         self.side.session.welcomed(&reported);
         let mut parameters: Vec<(String, String)> = reported.to_vec();
         let version = parameters.iter().find(|(name, _)| name == "server_version");

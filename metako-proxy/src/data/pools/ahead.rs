@@ -2,29 +2,33 @@
 
 use std::sync::Arc;
 
-use metako_core::NodeName;
 use metako_core::cluster::{ClusterView, ObservedRole, ReadFitness, Writes};
 use metako_core::pool::ServerId;
+use metako_core::{Epoch, NodeName};
 
-use super::checkout::{Opening, open};
+use super::checkout::{CheckoutError, Opening, open};
+use super::trouble::{Blame, blame};
 use super::{Cell, Core, State, Who};
 use crate::env::Env;
 
 /// Has a connection opened in a task of its own, if there are fewer than `pool.min`; after that the next one.
 pub(super) fn begin<E: Env>(core: &Arc<Core<E>>, cell: &Arc<Cell<E>>, state: &mut State<E>) {
-    let Some((server, who)) = next(core, cell, state) else { return };
+    let Some(first) = next(core, cell, state) else { return };
     let (core, cell) = (Arc::clone(core), Arc::clone(cell));
     let env = core.env.clone();
     env.spawn(async move {
-        let mut wanted = Some((server, who));
-        while let Some((server, who)) = wanted.take() {
-            let epoch = core.view.load().epoch;
+        let mut wanted = Some(first);
+        while let Some((server, who, epoch)) = wanted.take() {
             let opening = Opening::new(&core, &cell, server);
             match open(opening, &who, epoch).await {
                 Ok(lease) => lease.give_back(),
                 Err(error) => {
-                    // Nobody waits for it. Whoever comes is told, and the next round of housekeeping tries again.
+                    // Nobody waits for it. Whoever comes is told, and the next round of housekeeping tries again,
+                    // unless the server does not let this user in any more.
                     tracing::debug!(node = %cell.node, ?error, "a connection could not be opened ahead");
+                    if matches!(&error, CheckoutError::Open(error) if blame(error) == Blame::Client) {
+                        cell.state.lock().warm.take_if(|warm| *warm == who);
+                    }
                     return;
                 }
             }
@@ -33,17 +37,26 @@ pub(super) fn begin<E: Env>(core: &Arc<Core<E>>, cell: &Arc<Cell<E>>, state: &mu
     });
 }
 
-fn next<E: Env>(core: &Core<E>, cell: &Cell<E>, state: &mut State<E>) -> Option<(ServerId, Who)> {
+/// A place for a connection, for whom it is, and the epoch in which the node serves clients.
+fn next<E: Env>(core: &Core<E>, cell: &Cell<E>, state: &mut State<E>) -> Option<(ServerId, Who, Epoch)> {
     let view = core.view.load();
     if state.retired || !serves(&view, &cell.node) {
         return None;
+    }
+    if state
+        .warm
+        .as_ref()
+        .is_some_and(|who| !core.settings.load().login.still_knows(&who.user, &who.credential))
+    {
+        // What a client proved once is no word for ever.
+        state.warm = None;
     }
     let who = state.warm.clone()?;
     let now = core.env.now();
     if state.trouble.as_ref().is_some_and(|trouble| trouble.concerns(now, &who)) {
         return None;
     }
-    Some((state.pool.ahead(now, who.variant, view.epoch)?, who))
+    Some((state.pool.ahead(now, who.variant, view.epoch)?, who, view.epoch))
 }
 
 /// Whether clients are sent to a node.

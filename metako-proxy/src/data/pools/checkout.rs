@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::trouble::{Blame, Trouble, blame};
 use super::{Cell, Core, Granted, InLine, Lease, Pools, Who};
-use crate::backend::{self, ConnectError, ConnectErrorKind, Target};
+use crate::backend::{self, ConnectError, ConnectErrorKind, Notices, Target};
 use crate::data::conn::{CancelTarget, Conn};
 use crate::env::Env;
 
@@ -57,6 +57,8 @@ pub(in crate::data) struct Later<E: Env> {
     step: Step<E>,
     /// Clients that were in line before.
     before: usize,
+    /// How long it may wait for its turn.
+    patience: Duration,
 }
 
 enum Step<E: Env> {
@@ -152,9 +154,20 @@ impl<E: Env> Pools<E> {
         node: &NodeName,
         epoch: Epoch,
     ) -> Attempt<E> {
+        let patience = core.settings.load().config.pool_of(&who.user).wait_timeout;
+        self.attempt_within(core, who, node, epoch, patience)
+    }
+
+    fn attempt_within(
+        &self,
+        core: &Arc<Core<E>>,
+        who: &Who,
+        node: &NodeName,
+        epoch: Epoch,
+        patience: Duration,
+    ) -> Attempt<E> {
         let Some(cell) = self.cell(core, who, node) else { return Attempt::Failed(CheckoutError::NoNode) };
         loop {
-            let patience = core.settings.load().config.pool_of(&who.user).wait_timeout;
             let mut state = cell.state.lock();
             let now = core.env.now();
             let trouble = state.trouble.as_ref().filter(|trouble| trouble.concerns(now, who));
@@ -184,7 +197,7 @@ impl<E: Env> Pools<E> {
                     let closed = close.and_then(|server| state.idle.remove(server));
                     drop(state);
                     drop(closed);
-                    return Attempt::Later(Later { cell, step: Step::Open(server), before: 0 });
+                    return Attempt::Later(Later { cell, step: Step::Open(server), before: 0, patience });
                 }
                 Checkout::Wait(waiter) if let Some(error) = refusal => {
                     state.pool.cancel(waiter);
@@ -196,7 +209,12 @@ impl<E: Env> Pools<E> {
                     state.waiting.insert(waiter, InLine { sender, variant, credential });
                     let before = state.pool.waiting().saturating_sub(1);
                     drop(state);
-                    return Attempt::Later(Later { cell, step: Step::Wait(waiter, receiver), before });
+                    return Attempt::Later(Later {
+                        cell,
+                        step: Step::Wait(waiter, receiver),
+                        before,
+                        patience,
+                    });
                 }
                 Checkout::Full => return Attempt::Failed(CheckoutError::Full),
             }
@@ -213,22 +231,24 @@ impl<E: Env> Later<E> {
         epoch: Epoch,
     ) -> Result<Lease<E>, CheckoutError> {
         let begun = Instant::now();
-        let patience = core.settings.load().config.pool_of(&who.user).wait_timeout;
+        let patience = self.patience;
         let mut later = self;
         loop {
             let cell = Arc::clone(&later.cell);
             match later.finish_once(core, who, epoch).await {
                 // The server gives no more than it gave already: one of those comes back.
                 Err(CheckoutError::Open(error)) if blame(&error) == Blame::Full && cell.has_others() => {
-                    if begun.elapsed() >= patience {
+                    let left = patience.saturating_sub(begun.elapsed());
+                    if left.is_zero() {
                         return Err(CheckoutError::Open(error));
                     }
-                    match core.pools.attempt(core, who, &cell.node, epoch) {
+                    match core.pools.attempt_within(core, who, &cell.node, epoch, left) {
                         Attempt::Leased(lease) => return Ok(lease),
                         Attempt::Later(next) => later = next,
                         Attempt::Failed(error) => return Err(error),
                     }
                 }
+                Err(CheckoutError::Patience(_)) => return Err(CheckoutError::Patience(patience)),
                 done => return done,
             }
         }
@@ -240,11 +260,10 @@ impl<E: Env> Later<E> {
         who: &Who,
         epoch: Epoch,
     ) -> Result<Lease<E>, CheckoutError> {
-        let Self { cell, step, .. } = self;
+        let Self { cell, step, patience, .. } = self;
         let server = match step {
             Step::Open(server) => server,
             Step::Wait(waiter, receiver) => {
-                let patience = core.settings.load().config.pool_of(&who.user).wait_timeout;
                 let mut waiting = Waiting { core, cell: &cell, waiter, receiver };
                 match tokio::time::timeout(patience, &mut waiting.receiver).await {
                     Ok(Ok(Granted::Conn(mut conn))) => {
@@ -307,6 +326,7 @@ pub(super) async fn open<E: Env>(
             secret_key: backend.secret_key,
         }),
         reported,
+        notices: if who.alone { backend.notices } else { Notices::default() },
         partial: Vec::new(),
         registration: core.register.enter(&cell.node, epoch),
     };

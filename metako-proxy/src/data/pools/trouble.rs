@@ -56,6 +56,8 @@ pub(super) enum Blame {
 pub(super) fn blame(error: &ConnectError) -> Blame {
     match &error.kind {
         ConnectErrorKind::Server(error) => match error.sqlstate.get(..2) {
+            // A library that a start-up parameter names and that is not there; a database that is being dropped.
+            _ if matches!(error.sqlstate.as_str(), "58P01" | "58P02" | "57P04" | "57014") => Blame::Client,
             Some("53") => Blame::Full,
             Some("08" | "57" | "58" | "XX") => Blame::Node,
             _ => Blame::Client,
@@ -124,7 +126,8 @@ mod tests {
         let server =
             |code| of(ConnectErrorKind::Server(Box::new(ServerError::new("FATAL", code, "no", None))));
         assert_eq!(["28P01", "28000", "3D000", "42704", "22023", ""].map(server), [Blame::Client; 6]);
-        assert_eq!(["57P03", "57P01", "08006", "58000", "XX000"].map(server), [Blame::Node; 5]);
+        assert_eq!(["58P01", "58P02", "57P04", "57014"].map(server), [Blame::Client; 4]);
+        assert_eq!(["57P03", "57P01", "08006", "58030", "XX000"].map(server), [Blame::Node; 5]);
         assert_eq!(["53300", "53200"].map(server), [Blame::Full; 2]);
         assert_eq!(of(ConnectErrorKind::Authentication("no".to_owned())), Blame::Client);
         for kind in [

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use super::super::clients::Clients;
 use super::super::conn::{CancelTarget, Register};
 use super::*;
-use crate::backend::{ServerTls, Target};
+use crate::backend::{Notices, ServerTls, Target};
 use crate::credential::ServerCredential;
 use crate::env::TokioEnv;
 use crate::login::Protocol;
@@ -51,6 +51,7 @@ async fn with_relay(
         epoch: Epoch(1),
         cancel: Arc::new(CancelTarget { target, process_id: 1, secret_key: Vec::new() }),
         reported: Arc::default(),
+        notices: Notices::default(),
         partial: Vec::new(),
         registration: register.enter(&"n".into(), Epoch(1)),
     };

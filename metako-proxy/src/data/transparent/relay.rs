@@ -109,9 +109,9 @@ where
         }
     }
 
-    /// Whether the client has, or its socket, all that was for it.
-    pub(super) fn to_client_is_empty(&self) -> bool {
-        self.to_client.is_empty()
+    /// What the client has not taken.
+    pub(super) fn into_rest(self) -> Outbox {
+        self.to_client
     }
 
     /// Whether the server refused to write because its transactions are read-only.
@@ -298,3 +298,6 @@ where
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests;

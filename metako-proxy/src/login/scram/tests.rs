@@ -53,6 +53,16 @@ fn a_secret_of_postgresql_is_taken_as_one() {
 }
 
 #[test]
+fn the_keys_of_a_password_are_known_again() {
+    let verifier = rfc_verifier();
+    let exchange = Exchange::begin_with_nonce(&verifier, CLIENT_FIRST, PLAIN, SERVER_NONCE).unwrap();
+    let Proven { client_key, .. } = exchange.finish(CLIENT_FINAL).unwrap();
+    assert!(verifier.is_of_keys(&client_key, &verifier.server_key()));
+    assert!(!verifier.is_of_keys(&[0; 32], &verifier.server_key()));
+    assert!(!verifier.is_of_keys(&client_key, &[0; 32]));
+}
+
+#[test]
 fn what_was_not_offered_is_refused() {
     let verifier = rfc_verifier();
     for first in [

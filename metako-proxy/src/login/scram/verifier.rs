@@ -102,6 +102,13 @@ impl Verifier {
         fits && !self.mock
     }
 
+    /// Whether these are the keys of the password.
+    pub(in crate::login) fn is_of_keys(&self, client_key: &Key, server_key: &Key) -> bool {
+        let stored = constant_time::verify_slices_are_equal(&hash(client_key), &self.stored_key).is_ok();
+        let server = constant_time::verify_slices_are_equal(server_key, &self.server_key).is_ok();
+        stored && server && !self.mock
+    }
+
     /// The `ClientKey` that a proof shows, if it is the right one. Takes the same time whatever the answer.
     pub(super) fn client_key(&self, auth_message: &[u8], proof: &Key) -> Option<Key> {
         let signature = hmac(&self.stored_key, auth_message);

@@ -609,7 +609,9 @@ fn the_process_id_is_that_of_the_backend(stage: &Stage<'_>) {
 }
 
 fn nothing_is_left_of_a_client_that_is_gone(stage: &Stage<'_>) {
-    let state = "select (select string_agg(name || setting, ',' order by name) from pg_settings where source = 'session'), \
+    // A setting that was set back to what it was is no trace of another.
+    let state = "select (select string_agg(name || setting, ',' order by name) from pg_settings where source = 'session' \
+                 and setting is distinct from reset_val and name <> 'transaction_read_only'), \
                  (select count(*) from pg_prepared_statements where name in ('s', 'p')), \
                  (select count(*) from pg_cursors where is_holdable), pg_my_temp_schema() <> 0, \
                  (select count(*) from pg_listening_channels()), current_user, current_schemas(false)";
