@@ -117,6 +117,31 @@ async fn nothing_is_opened_ahead_for_who_is_gone_from_the_configuration() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn somebody_whom_the_server_lets_in_no_more_is_not_tried_again_and_again() {
+    let bench = Bench::start("pool: { min: 2 }", "{ min: 1 }");
+    let (one, two) = (bench.connect("one").await, bench.connect("two").await);
+    one.simple_query("SELECT 1").await.unwrap();
+    two.simple_query("SELECT 1").await.unwrap();
+    let node = &bench.cluster.nodes()[0];
+    let end = |pid: &str| node.sql(&format!("SELECT pg_terminate_backend({pid})")).unwrap();
+    let processes = bench.wait_for_processes("one", 2);
+    node.sql("ALTER ROLE one PASSWORD 'another'").unwrap();
+    end(&processes[0]);
+    let refusals = || node.log_tail(1000).matches("password authentication failed for user \"one\"").count();
+    eventually("it is tried", || if refusals() > 0 { Ok(()) } else { Err("no refusal".to_owned()) });
+    // Pools are looked after in turn: each time that the other one is filled up, so would be this one.
+    for _ in 0..4 {
+        let before = bench.wait_for_processes("two", 1);
+        end(&before[0]);
+        eventually("another process stands in for the one that was ended", || {
+            let found = bench.processes("two");
+            if found.len() == 1 && found != before { Ok(()) } else { Err(format!("{found:?}")) }
+        });
+    }
+    assert_eq!(refusals(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_reserve_serves_who_waited_long_and_a_user_may_have_settings_of_its_own() {
     let bench = Bench::start(
         "pool: { size: 1, reserve: 1, reserve_after: 200ms }",

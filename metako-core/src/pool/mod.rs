@@ -5,17 +5,15 @@
 //! connections are reused last in, first out, so that the surplus grows old and is closed; clients of one variant are
 //! served first in, first out, and those of other variants overtake each of them a few times at most.
 
+mod line;
 mod pace;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use self::line::Waiter;
 use self::pace::Pace;
 use crate::{Epoch, Tick};
-
-/// How often a client that waits is overtaken by clients whose variant fits what came back. Each time saves closing a good
-/// connection and opening another.
-const OVERTAKEN_MAX: u8 = 3;
 
 /// Which start-up parameters a connection began with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,16 +132,6 @@ struct Place {
     close: Option<ServerId>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Waiter {
-    id: WaiterId,
-    variant: Variant,
-    epoch: Epoch,
-    since: Tick,
-    deadline: Tick,
-    overtaken: u8,
-}
-
 /// The state of a pool.
 #[derive(Debug)]
 pub struct Pool {
@@ -236,16 +224,6 @@ impl Pool {
         Checkout::Wait(id)
     }
 
-    /// An idle connection for a client that has just come, past all who wait.
-    fn overtake_to_idle(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> Option<ServerId> {
-        if self.waiters.iter().any(|waiter| waiter.variant == variant) || !self.may_overtake(now) {
-            return None;
-        }
-        let at = self.idle.iter().rposition(|idle| self.serves(idle.server, variant, epoch))?;
-        self.overtaken(self.waiters.len());
-        Some(self.idle.remove(at).server)
-    }
-
     /// An idle connection of a variant, opened in `epoch` or later, if there is one and nobody waits: one of `worker`'s,
     /// if it has any.
     pub fn take_idle(&mut self, variant: Variant, epoch: Epoch, worker: Worker) -> Option<ServerId> {
@@ -293,17 +271,6 @@ impl Pool {
     /// Whether the pace allows one more connection to be opened now.
     fn may_open(&self, now: Tick) -> bool {
         self.pace.allows(now, self.members.values().filter(|member| member.opening).count())
-    }
-
-    /// How many connections there may be now: more than the size while the first in line has waited for long.
-    fn allowed(&self, now: Tick) -> usize {
-        let size = self.limits.size as usize;
-        match self.waiters.front() {
-            Some(first) if now.since(first.since) >= self.limits.reserve_after => {
-                size + self.limits.reserve as usize
-            }
-            _ => size,
-        }
     }
 
     fn number(&mut self) -> u64 {
@@ -377,67 +344,11 @@ impl Pool {
         self.grant(now)
     }
 
-    /// What the next in line can have now, if anything.
-    fn grant(&mut self, now: Tick) -> Option<Grant> {
-        if self.waiters.is_empty() {
-            return None;
-        }
-        self.grant_idle(now).or_else(|| self.grant_open(now))
-    }
-
-    /// An idle connection for the first whom one fits, unless that would be the turn of the first in line.
-    fn grant_idle(&mut self, now: Tick) -> Option<Grant> {
-        let fitting = |waiter: &Waiter| {
-            self.idle.iter().rposition(|idle| self.serves(idle.server, waiter.variant, waiter.epoch))
-        };
-        let (at, idle) =
-            self.waiters.iter().enumerate().find_map(|(at, waiter)| Some((at, fitting(waiter)?)))?;
-        if at > 0 && !self.may_overtake(now) {
-            return None;
-        }
-        self.overtaken(at);
-        let waiter = self.waiters.remove(at)?;
-        Some(Grant::Reuse(waiter.id, self.idle.remove(idle).server))
-    }
-
-    /// Leave for the first in line to open a connection, if there is a place and the pace allows it.
-    fn grant_open(&mut self, now: Tick) -> Option<Grant> {
-        if !self.may_open(now) {
-            return None;
-        }
-        let Place { close } = self.place(self.allowed(now))?;
-        let waiter = self.waiters.pop_front()?;
-        let server = self.begin_opening(now, waiter.variant, waiter.epoch.max(self.floor));
-        Some(Grant::Open { waiter: waiter.id, server, close })
-    }
-
-    /// Whether the first in line can be overtaken: not so often yet, or it could not be served now all the same.
-    fn may_overtake(&self, now: Tick) -> bool {
-        let allowed = self.allowed(now);
-        let place = self.members.len() < allowed || (self.members.len() == allowed && !self.idle.is_empty());
-        let servable = place && self.may_open(now);
-        !servable || self.waiters.front().is_none_or(|first| first.overtaken < OVERTAKEN_MAX)
-    }
-
-    /// The first so many in line were overtaken.
-    fn overtaken(&mut self, first: usize) {
-        for waiter in self.waiters.iter_mut().take(first) {
-            waiter.overtaken = waiter.overtaken.saturating_add(1);
-        }
-    }
-
     /// The epoch in which a connection is opened, as far as it is known better than at checkout.
     pub fn set_epoch(&mut self, server: ServerId, epoch: Epoch) {
         if let Some(member) = self.members.get_mut(&server) {
             member.epoch = epoch;
         }
-    }
-
-    /// A client waits no longer. Whether it was still waiting: if not, its grant is under way and has to be given back.
-    pub fn cancel(&mut self, waiter: WaiterId) -> bool {
-        let before = self.waiters.len();
-        self.waiters.retain(|waiting| waiting.id != waiter);
-        self.waiters.len() < before
     }
 
     /// Idle connections that are to be closed now: too old, beyond the size, or idle for too long and not needed for `min`.
@@ -457,14 +368,6 @@ impl Pool {
         gone
     }
 
-    /// Clients whose patience has ended. They no longer wait.
-    pub fn overdue(&mut self, now: Tick) -> Vec<WaiterId> {
-        let gone = self.waiters.iter().filter(|waiter| waiter.deadline <= now).map(|waiter| waiter.id);
-        let gone: Vec<_> = gone.collect();
-        self.waiters.retain(|waiter| waiter.deadline > now);
-        gone
-    }
-
     /// Connections of an epoch before `floor` serve nobody any more: those that are idle, to be closed now, are
     /// returned and no longer count; those in use are closed when they come back.
     pub fn raise_floor(&mut self, floor: Epoch) -> Vec<ServerId> {
@@ -481,12 +384,6 @@ impl Pool {
             self.members.remove(server);
         }
         self.idle.retain(|idle| !gone.contains(&idle.server));
-    }
-
-    /// Clients that can be served because places became free by closing idle connections or by a larger size, because the
-    /// first has waited so long that the reserve is for it, or because a pause after a failure is over.
-    pub fn serve_waiters(&mut self, now: Tick) -> Vec<Grant> {
-        std::iter::from_fn(|| self.grant(now)).collect()
     }
 }
 

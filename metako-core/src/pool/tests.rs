@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::line::OVERTAKEN_MAX;
 use super::*;
 
 const LIMITS: PoolLimits = PoolLimits {

@@ -320,7 +320,9 @@ impl<E: Env> Pools<E> {
                 core.evidence.report(&cell.node, ServerLoss::Broken);
             }
             for server in dead {
-                closed.extend(state.idle.remove(server));
+                // One that is not there any more was found dead when it was given to a client, which opens another as it.
+                let Some(conn) = state.idle.remove(server) else { continue };
+                closed.push(conn);
                 let grant = state.pool.lost(now, server);
                 Cell::deliver(core, &mut state, None, grant);
             }
