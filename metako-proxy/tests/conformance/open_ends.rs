@@ -3,7 +3,7 @@
 use crate::grammar::{End, Message, Sequence};
 
 /// The sequence without any of that.
-pub(crate) fn without(mut sequence: Sequence) -> Sequence {
+pub(crate) fn without(mut sequence: Sequence, version: u32) -> Sequence {
     // Of a malformed body and an unknown message in one send only the second is answered.
     if sequence.end == End::LyingLength {
         sequence.end = End::HalfMessage;
@@ -16,6 +16,8 @@ pub(crate) fn without(mut sequence: Sequence) -> Sequence {
                 // A Sync or Flush with a body is answered like one without, where there is no server to ask.
                 Message::Malformed(tag, _) => !matches!(tag, b'S' | b'H'),
                 Message::CopyData(_) | Message::CopyDone | Message::CopyFail => true,
+                // PostgreSQL 13 reports an application_name at RESET that was not changed.
+                Message::Query(sql) | Message::Parse { sql, .. } if version < 14 && resets(sql) => false,
                 // Other messages behind a COPY in the same send leave one or the other without its answer.
                 Message::Query(sql) if sql.contains("from stdin") => true,
                 _ => !copies,
@@ -23,4 +25,8 @@ pub(crate) fn without(mut sequence: Sequence) -> Sequence {
         });
     }
     sequence
+}
+
+fn resets(sql: &str) -> bool {
+    sql == "reset all" || sql == "discard all"
 }
