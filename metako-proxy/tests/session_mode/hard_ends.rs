@@ -7,7 +7,7 @@ use metako_proxy::playground::Cluster;
 use tokio::time::timeout;
 
 use crate::bench::{Bench, LIMIT, held};
-use crate::wire::{Wire, field, query};
+use crate::wire::{Wire, query};
 use crate::{SESSION, fatal};
 
 const PARAMETERS: [(&str, &str); 2] = [("user", Cluster::SUPERUSER), ("database", Cluster::DATABASE)];
