@@ -1,17 +1,17 @@
 #!/bin/bash
-# `make driver-suites`: the test suites of PostgreSQL and of drivers, run by hand against PostgreSQL itself, and against
-# metako in session and in transaction mode, each on a fresh server. Prints how many tests passed in each.
+# `make driver-suites`: PostgreSQL's own tests, run by hand against PostgreSQL itself, and against metako in session and in
+# transaction mode, each on a fresh server. Prints how many tests passed in each.
 #
-#   SUITES="regress isolation pipeline psycopg asyncpg pg8000 node-postgres"   which; all by default
-#   MODES="direct session transaction"                                        against what; all by default
-#   METAKO=target/release/metako                                              which binary; built if it is missing
+#   SUITES="regress isolation pipeline"          which; all by default
+#   MODES="direct session transaction"           against what; all by default
+#   METAKO=target/release/metako                 which binary; built if it is missing
 #
 # What is downloaded and built stays in target/suites. Results of every test: target/suites/results/SUITE-MODE.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 home=$root/target/suites
-suites=${SUITES:-regress isolation pipeline psycopg asyncpg pg8000 node-postgres}
+suites=${SUITES:-regress isolation pipeline}
 modes=${MODES:-direct session transaction}
 export DEBIAN_FRONTEND=noninteractive
 

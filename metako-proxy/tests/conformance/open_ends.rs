@@ -9,12 +9,18 @@ pub(crate) fn without(mut sequence: Sequence) -> Sequence {
         sequence.end = End::HalfMessage;
     }
     for batch in &mut sequence.batches {
-        batch.retain(|message| !is_open(message));
+        let mut copies = false;
+        batch.retain(|message| {
+            copies |= matches!(message, Message::Query(sql) if sql.contains("from stdin"));
+            match message {
+                // A Sync or Flush with a body is answered like one without, where there is no server to ask.
+                Message::Malformed(tag, _) => !matches!(tag, b'S' | b'H'),
+                Message::CopyData(_) | Message::CopyDone | Message::CopyFail => true,
+                // Other messages behind a COPY in the same send leave one or the other without its answer.
+                Message::Query(sql) if sql.contains("from stdin") => true,
+                _ => !copies,
+            }
+        });
     }
     sequence
-}
-
-fn is_open(message: &Message) -> bool {
-    // A Sync or Flush with a body is answered like one without, where there is no server to ask.
-    matches!(message, Message::Malformed(b'S' | b'H', _))
 }
