@@ -118,6 +118,11 @@ impl Tally {
         self.flow.copy.both
     }
 
+    /// Whether the client sent what is no message, for which the server closes without a word.
+    pub fn client_broke_off(&self) -> bool {
+        self.from_client.failed
+    }
+
     /// Whether the server owes an answer, so that there is something to cancel.
     pub fn is_busy(&self) -> bool {
         self.flow.outstanding > 0 || self.flow.unsynced || self.flow.unknown

@@ -118,7 +118,8 @@ async fn relay<E: Env>(
     let mut rest = relay.into_rest();
     tracing::debug!(%node, ?end, "a client and the server connection of its own part");
     if let End::ServerEnded(_) = end {
-        if !tally.server_ended() || tally.server_shut_down() {
+        let unexplained = !tally.server_ended() && !tally.client_broke_off();
+        if unexplained || tally.server_shut_down() {
             core.evidence.report(&node, ServerLoss::Broken);
         }
         if tally.is_busy() {
@@ -130,8 +131,8 @@ async fn relay<E: Env>(
     let unknown = core.settings.load().config.cluster.failover.unknown_outcome;
     let report = match &end {
         End::ClientLeft => None,
-        // Where the server said why, there is nothing to add.
-        End::ServerEnded(_) if tally.server_ended() => None,
+        // Where the server said why, or the client knows, there is nothing to add.
+        End::ServerEnded(_) if tally.server_ended() || tally.client_broke_off() => None,
         End::ServerEnded(cause) => lost(&tally, node.as_str(), cause, unknown),
         // What a fenced server said last must not reach the client any more.
         End::Severed if !rest.is_empty() => None,
