@@ -73,7 +73,8 @@ fn steps() -> Vec<Step> {
     let copy_out = query(&format!("copy ({ROWS}) to stdout"));
     let temporary = query("create temp table mine (id int)");
     vec![
-        step("between statements", query("select 1"), Some(b'Z'), query("select 2"), &["TCZI"]),
+        // A process is gone from PostgreSQL's lists a moment before its socket is closed: until then nobody can know.
+        step("between statements", query("select 1"), Some(b'Z'), query("select 2"), &["TCZI", "E40001ZI"]),
         step("a write runs", query(INSERT), None, Vec::new(), &["E08007ZI"]),
         step("a read runs", query("select pg_sleep(3600)"), None, Vec::new(), &["TE40001ZI"]),
         step("a batch runs", [&execute(INSERT)[..], SYNC].concat(), None, Vec::new(), &["12E08007ZI"]),
