@@ -28,8 +28,9 @@ impl Pool {
         Some(self.idle.remove(at).server)
     }
 
-    /// What the next in line can have now, if anything.
-    pub(super) fn grant(&mut self, now: Tick) -> Option<Grant> {
+    /// What the next in line can have now, if anything. To be asked again after each grant until there is none: what comes
+    /// back may let one open a connection and another use what is idle.
+    pub fn grant(&mut self, now: Tick) -> Option<Grant> {
         if self.waiters.is_empty() {
             return None;
         }

@@ -471,17 +471,19 @@ impl World {
 
     /// Each grant names somebody who waits, the first of its variant.
     fn granted(&mut self, grant: Option<Grant>) {
-        let Some(grant) = grant else { return };
-        let (Grant::Reuse(waiter, server) | Grant::Open { waiter, server, .. }) = grant;
-        let at = self.line.iter().position(|(id, ..)| *id == waiter).expect("it waits");
-        let (_, variant, _) = self.line.remove(at);
-        for (_, other, overtaken) in &mut self.line[..at] {
-            assert_ne!(*other, variant, "not first come, first served");
-            *overtaken += 1;
-        }
-        match grant {
-            Grant::Reuse(..) => self.used.push(server),
-            Grant::Open { .. } => self.opening.push(server),
+        let mut next = grant;
+        while let Some(grant) = next.take().or_else(|| self.pool.grant(self.now)) {
+            let (Grant::Reuse(waiter, server) | Grant::Open { waiter, server, .. }) = grant;
+            let at = self.line.iter().position(|(id, ..)| *id == waiter).expect("it waits");
+            let (_, variant, _) = self.line.remove(at);
+            for (_, other, overtaken) in &mut self.line[..at] {
+                assert_ne!(*other, variant, "not first come, first served");
+                *overtaken += 1;
+            }
+            match grant {
+                Grant::Reuse(..) => self.used.push(server),
+                Grant::Open { .. } => self.opening.push(server),
+            }
         }
     }
 
@@ -492,6 +494,17 @@ impl World {
         assert_eq!(self.pool.waiting(), self.line.len());
         // Whoever waits does so because every place is taken, by a client or for one, or because of a failure.
         assert!(self.line.is_empty() || self.ever_failed || self.used.len() + self.opening.len() >= size);
+        // What is idle is of use to nobody who waits, but for the one whose turn it is to have its place.
+        let fits = |variant: Variant| {
+            self.pool.idle.iter().any(|idle| self.pool.members[&idle.server].variant == variant)
+        };
+        let unused = self.line.iter().any(|(_, variant, _)| fits(*variant));
+        assert!(
+            !unused || self.line[0].2 >= OVERTAKEN_MAX,
+            "{:?} wait beside {:?}",
+            self.line,
+            self.pool.idle
+        );
         if !self.ever_failed {
             assert!(self.line.iter().all(|(.., overtaken)| *overtaken <= OVERTAKEN_MAX), "{:?}", self.line);
         }

@@ -104,8 +104,8 @@ pub(in crate::data) struct Cell<E: Env> {
 }
 
 impl<E: Env> Cell<E> {
-    /// Hands on what a grant names, to the next in line if its client has gone. `returned` was in use until now; what else is
-    /// idle may have died meanwhile.
+    /// Hands on what a grant names, to the next in line if its client has gone, and what there is for others in line.
+    /// `returned` was in use until now; what else is idle may have died meanwhile.
     fn deliver(core: &Core<E>, state: &mut State<E>, returned: Option<ServerId>, grant: Option<Grant>) {
         let mut next = grant;
         while let Some(grant) = next.take() {
@@ -130,6 +130,7 @@ impl<E: Env> Cell<E> {
                 Some(Granted::Open(server)) => state.pool.lost(now, server),
                 Some(Granted::Conn(conn)) => Self::back(state, now, conn, true).grant,
             };
+            next = next.or_else(|| state.pool.grant(now));
         }
     }
 
