@@ -198,9 +198,7 @@ impl Session {
             b'G' => {
                 self.open_up();
                 self.awaited = Awaited::Unbounded;
-                if let Some(skipped) = server.replies.copy_in() {
-                    self.undo(server, skipped);
-                }
+                server.replies.copy_in();
             }
             b'H' | b'W' => {
                 self.open_up();
@@ -278,7 +276,7 @@ impl Session {
         if server.replies.is_preparing() {
             // The Query behind it fails too, and is told why.
             server.stand_in = Some(body.to_vec());
-            for skipped in server.replies.failed() {
+            for skipped in server.replies.failed(fields.code) {
                 self.undo(server, skipped);
             }
             return Pass::Swallow;
@@ -299,7 +297,7 @@ impl Session {
         {
             stale.expire();
         }
-        for skipped in server.replies.failed() {
+        for skipped in server.replies.failed(fields.code) {
             self.undo(server, skipped);
         }
         if refused || self.refused {

@@ -137,6 +137,9 @@ impl Session {
     /// Whether the frame at the start of `input` uses a name that something not answered may have changed: what the
     /// name means depends on the answer.
     fn has_to_wait(&mut self, server: &Server, input: &[u8]) -> bool {
+        if server.replies.copying_in() {
+            return false;
+        }
         let in_block = server.status != TransactionStatus::Idle || self.open.steers;
         if in_block && input.first() == Some(&b'P') && !self.framer.inside_frame() {
             // In a block that failed nothing is parsed: whether this one has is not known yet.

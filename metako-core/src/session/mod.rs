@@ -329,7 +329,10 @@ impl Session {
     /// Whether more of the client may be read: not while an answer to a complete unit is awaited, or too many are.
     pub fn wants_input(&self, server: &Server) -> bool {
         let complete = matches!(self.state, State::Attached(Attachment::Unit { complete: true, .. }));
-        let waits = self.waiting && (server.replies.outstanding() > 0 || server.answers_metako());
+        // In a COPY nothing is answered before the client has ended it.
+        let waits = self.waiting
+            && !server.replies.copying_in()
+            && (server.replies.outstanding() > 0 || server.answers_metako());
         !complete && !waits && !self.is_done_here(server) && !server.replies.full()
     }
 

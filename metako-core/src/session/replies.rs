@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::acts::Act;
 use super::statements::{Statement, Undo};
+use crate::wire::sqlstate;
 
 /// How many answers may be owed before no more of the client is read. A server sends what fills its buffer (8 kB,
 /// fewer than two thousand answers) without being asked, so the bound cannot lock both sides.
@@ -103,6 +104,9 @@ pub(super) struct Replies {
     unsynced: bool,
     /// The server takes COPY data from the client, and the client has not ended the COPY.
     copy_in: bool,
+    /// What is owed next but one was sent into a COPY, where it has no place: refused as such, it is not run; but the COPY may
+    /// have failed before, and then it is.
+    intruder: bool,
     unit: u64,
 }
 
@@ -113,7 +117,18 @@ impl Replies {
     /// Notes that a message was sent. Gives it back if the server will skip it.
     pub(super) fn sent(&mut self, message: Owed) -> Option<Owed> {
         if self.copy_in {
-            return self.sent_during_copy(message);
+            match message {
+                Owed::CopyEnd => {
+                    self.copy_in = false;
+                    return None;
+                }
+                // The server reads it during COPY and does nothing about it.
+                Owed::Sync => return None,
+                _ => {
+                    self.copy_in = false;
+                    self.intruder = true;
+                }
+            }
         }
         match message {
             Owed::CopyEnd if self.owed.is_empty() || self.skipping => return None,
@@ -128,20 +143,6 @@ impl Replies {
             _ => self.unit += u64::from(!self.unsynced),
         }
         self.owed.push_back(message);
-        None
-    }
-
-    fn sent_during_copy(&mut self, message: Owed) -> Option<Owed> {
-        match message {
-            Owed::CopyEnd => self.copy_in = false,
-            // The server reads it during COPY and does nothing about it.
-            Owed::Sync => {}
-            // Ends the COPY with an error and is not run.
-            _ => {
-                self.copy_in = false;
-                return Some(message);
-            }
-        }
         None
     }
 
@@ -193,8 +194,7 @@ impl Replies {
     }
 
     /// The server entered COPY FROM STDIN: what was sent behind the command belongs to the COPY until it was ended.
-    /// Gives the message that ends it with an error, if one was sent.
-    pub(super) fn copy_in(&mut self) -> Option<Owed> {
+    pub(super) fn copy_in(&mut self) {
         let extended = matches!(self.front(), Some(Owed::Execute { .. }));
         loop {
             match self.owed.get(1) {
@@ -203,25 +203,29 @@ impl Replies {
                 }
                 Some(Owed::CopyEnd) => {
                     self.owed.remove(1);
-                    return None;
+                    return;
                 }
-                // The error will skip it together with all up to the next Sync.
-                Some(_) if extended => return None,
-                Some(_) => return self.owed.remove(1),
+                Some(_) => {
+                    self.intruder = true;
+                    return;
+                }
                 None => {
                     self.copy_in = true;
                     self.unsynced |= extended;
-                    return None;
+                    return;
                 }
             }
         }
     }
 
-    /// An error answered what comes next: in the extended protocol, it and all up to the next Sync are gone.
-    pub(super) fn failed(&mut self) -> Discarded {
+    /// An error of that SQLSTATE answered what comes next: in the extended protocol, it and all up to the next Sync are gone.
+    pub(super) fn failed(&mut self, code: &[u8]) -> Discarded {
         self.copy_in = false;
+        let intruder = std::mem::take(&mut self.intruder);
         if !self.front().is_some_and(Owed::is_extended) {
-            return Vec::new();
+            // PostgreSQL 13 has read it and goes on; newer servers end the connection.
+            let refused = intruder && code == sqlstate::PROTOCOL_VIOLATION.as_bytes();
+            return if refused { self.owed.remove(1).into_iter().collect() } else { Vec::new() };
         }
         let until = self.owed.iter().position(Owed::is_sync);
         if until.is_none() {
@@ -233,6 +237,7 @@ impl Replies {
 
     /// ReadyForQuery came: the answer that it ends.
     pub(super) fn ready(&mut self) -> Option<Owed> {
+        self.intruder = false;
         while let Some(owed) = self.pop() {
             if owed.ends_ready() {
                 return Some(owed);
@@ -274,6 +279,7 @@ impl Replies {
         self.skipping = false;
         self.unsynced = false;
         self.copy_in = false;
+        self.intruder = false;
         self.owed.drain(..).rev().collect()
     }
 }
@@ -297,7 +303,7 @@ mod tests {
     #[test]
     fn an_error_skips_to_the_next_sync_and_the_unit_behind_it_runs() {
         let mut replies = owed(&[BIND, EXECUTE, Owed::Sync, BIND, Owed::Sync]);
-        assert_eq!(replies.failed(), [EXECUTE, BIND]);
+        assert_eq!(replies.failed(b"22012"), [EXECUTE, BIND]);
         assert_eq!(replies.ready(), Some(Owed::Sync));
         assert_eq!(replies.pop(), Some(BIND));
         assert_eq!(replies.ready(), Some(Owed::Sync));
@@ -307,7 +313,7 @@ mod tests {
     #[test]
     fn after_an_error_without_sync_even_a_query_is_skipped() {
         let mut replies = owed(&[BIND]);
-        replies.failed();
+        replies.failed(b"22012");
         assert_eq!(replies.sent(QUERY), Some(QUERY));
         assert!(!replies.settled());
         assert_eq!(replies.sent(Owed::Sync), None);
@@ -319,7 +325,7 @@ mod tests {
     #[test]
     fn a_sync_inside_an_extended_copy_is_not_answered() {
         let mut replies = owed(&[EXECUTE, Owed::Sync]);
-        assert_eq!(replies.copy_in(), None);
+        replies.copy_in();
         assert!(replies.copying_in() && !replies.settled());
         replies.sent(Owed::CopyEnd);
         replies.sent(Owed::Sync);
@@ -331,7 +337,7 @@ mod tests {
     #[test]
     fn a_copy_that_was_sent_in_one_go_is_settled_by_its_sync() {
         let mut replies = owed(&[EXECUTE, Owed::CopyEnd, Owed::Sync]);
-        assert_eq!(replies.copy_in(), None);
+        replies.copy_in();
         assert!(!replies.copying_in());
         assert_eq!(replies.pop(), Some(EXECUTE));
         assert_eq!(replies.ready(), Some(Owed::Sync));
@@ -339,20 +345,32 @@ mod tests {
     }
 
     #[test]
-    fn a_query_sent_into_a_simple_copy_ends_it_and_is_not_answered() {
-        let mut replies = owed(&[QUERY]);
-        replies.copy_in();
-        assert_eq!(replies.sent(QUERY), Some(QUERY));
-        replies.failed();
-        assert_eq!(replies.ready(), Some(QUERY));
-        assert!(replies.settled());
+    fn a_query_sent_into_a_copy_is_refused_as_such_or_runs_behind_a_copy_that_had_failed() {
+        for ahead in [true, false] {
+            for (code, answers) in [(b"08P01", 1), (b"22P02", 2)] {
+                let mut replies = owed(&[QUERY]);
+                if ahead {
+                    assert_eq!(replies.sent(QUERY), None);
+                }
+                replies.copy_in();
+                if !ahead {
+                    assert_eq!(replies.sent(QUERY), None);
+                }
+                assert_eq!(replies.failed(code).len(), 2 - answers);
+                for _ in 0..answers {
+                    assert!(!replies.settled());
+                    assert_eq!(replies.ready(), Some(QUERY));
+                }
+                assert!(replies.settled());
+            }
+        }
     }
 
     #[test]
     fn the_end_of_a_copy_that_failed_already_is_not_answered() {
         let mut replies = owed(&[QUERY]);
         replies.copy_in();
-        replies.failed();
+        replies.failed(b"22012");
         assert_eq!(replies.sent(Owed::CopyEnd), None);
         assert_eq!(replies.ready(), Some(QUERY));
         assert_eq!(replies.sent(Owed::CopyEnd), None);

@@ -9,18 +9,13 @@ pub(crate) fn without(mut sequence: Sequence, version: u32) -> Sequence {
         sequence.end = End::HalfMessage;
     }
     for batch in &mut sequence.batches {
-        let mut copies = false;
         batch.retain(|message| {
-            copies |= matches!(message, Message::Query(sql) if sql.contains("from stdin"));
             match message {
                 // A Sync or Flush with a body is answered like one without, where there is no server to ask.
                 Message::Malformed(tag, _) => !matches!(tag, b'S' | b'H'),
-                Message::CopyData(_) | Message::CopyDone | Message::CopyFail => true,
                 // PostgreSQL 13 reports an application_name at RESET that was not changed.
                 Message::Query(sql) | Message::Parse { sql, .. } if version < 14 && resets(sql) => false,
-                // Other messages behind a COPY in the same send leave one or the other without its answer.
-                Message::Query(sql) if sql.contains("from stdin") => true,
-                _ => !copies,
+                _ => true,
             }
         });
     }

@@ -3,8 +3,8 @@
 use crate::cases::cases;
 use crate::client::Client;
 use crate::send::{
-    COPY_DONE, FLUSH, SYNC, batch, bind, copy_data, copy_fail, describe_portal, execute, message, parse,
-    query, run,
+    COPY_DONE, FLUSH, SYNC, batch, bind, close_statement, copy_data, copy_fail, describe_portal, execute,
+    message, parse, query, run,
 };
 use crate::stage::Stage;
 
@@ -21,6 +21,8 @@ cases![
     what_is_left_of_a_copy_is_swallowed,
     flush_and_sync_within_copy_in_are_ignored,
     another_message_within_copy_in_ends_the_connection since 14,
+    another_message_sent_ahead_of_a_copy_ends_the_connection since 14,
+    what_follows_a_copy_that_failed_is_answered,
     copy_in_a_transaction_fails_the_transaction,
     a_copy_that_is_refused_leaves_its_rows_behind,
     a_large_copy_passes_both_ways,
@@ -188,6 +190,35 @@ fn another_message_within_copy_in_ends_the_connection(stage: &Stage<'_>) {
     let mut c = stage.client("c");
     c.asks("select count(*) from t", "TDCZ");
     c.leave();
+}
+
+fn another_message_sent_ahead_of_a_copy_ends_the_connection(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("create table t (id int)", "CZ");
+    a.send(&batch(&[
+        &query("select 1; copy t from stdin; select 2"),
+        &run("select 3"),
+        &copy_fail("enough"),
+        SYNC,
+    ]));
+    a.says_at_last("TDCGE08P01E08P01");
+}
+
+fn what_follows_a_copy_that_failed_is_answered(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("create table t (id int)", "CZ");
+    a.send(&batch(&[
+        &query("copy t from stdin"),
+        &copy_data(b"one\n"),
+        &query("select id from t where id > $1"),
+        &copy_fail("enough"),
+        SYNC,
+        &close_statement("nothing"),
+        SYNC,
+    ]));
+    a.says("GE22P02ZE42P02ZZ3Z");
+    a.asks("select count(*) from t", "TDCZ");
+    a.leave();
 }
 
 fn copy_in_a_transaction_fails_the_transaction(stage: &Stage<'_>) {
