@@ -102,12 +102,21 @@ pub(super) struct Replies {
     skipping: bool,
     /// Extended messages were sent after the last Sync.
     unsynced: bool,
-    /// The server takes COPY data from the client, and the client has not ended the COPY.
-    copy_in: bool,
-    /// What is owed next but one was sent into a COPY, where it has no place: refused as such, it is not run; but the COPY may
-    /// have failed before, and then it is.
-    intruder: bool,
+    copy: CopyIn,
     unit: u64,
+}
+
+/// A COPY from the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum CopyIn {
+    /// None, or the client has ended it.
+    #[default]
+    No,
+    /// The server takes data, and the client has not ended it.
+    Open,
+    /// What is owed next but one was sent into it, where it has no place: refused as such, it is not run; but the COPY may
+    /// have failed before, and then it is.
+    Intruded,
 }
 
 /// Messages that the server will not run after all, last one first.
@@ -116,18 +125,15 @@ pub(super) type Discarded = Vec<Owed>;
 impl Replies {
     /// Notes that a message was sent. Gives it back if the server will skip it.
     pub(super) fn sent(&mut self, message: Owed) -> Option<Owed> {
-        if self.copy_in {
+        if self.copying_in() {
             match message {
                 Owed::CopyEnd => {
-                    self.copy_in = false;
+                    self.copy = CopyIn::No;
                     return None;
                 }
                 // The server reads it during COPY and does nothing about it.
                 Owed::Sync => return None,
-                _ => {
-                    self.copy_in = false;
-                    self.intruder = true;
-                }
+                _ => self.copy = CopyIn::Intruded,
             }
         }
         match message {
@@ -206,11 +212,11 @@ impl Replies {
                     return;
                 }
                 Some(_) => {
-                    self.intruder = true;
+                    self.copy = CopyIn::Intruded;
                     return;
                 }
                 None => {
-                    self.copy_in = true;
+                    self.copy = CopyIn::Open;
                     self.unsynced |= extended;
                     return;
                 }
@@ -220,8 +226,7 @@ impl Replies {
 
     /// An error of that SQLSTATE answered what comes next: in the extended protocol, it and all up to the next Sync are gone.
     pub(super) fn failed(&mut self, code: &[u8]) -> Discarded {
-        self.copy_in = false;
-        let intruder = std::mem::take(&mut self.intruder);
+        let intruder = std::mem::take(&mut self.copy) == CopyIn::Intruded;
         if !self.front().is_some_and(Owed::is_extended) {
             // PostgreSQL 13 has read it and goes on; newer servers end the connection.
             let refused = intruder && code == sqlstate::PROTOCOL_VIOLATION.as_bytes();
@@ -237,7 +242,9 @@ impl Replies {
 
     /// ReadyForQuery came: the answer that it ends.
     pub(super) fn ready(&mut self) -> Option<Owed> {
-        self.intruder = false;
+        if self.copy == CopyIn::Intruded {
+            self.copy = CopyIn::No;
+        }
         while let Some(owed) = self.pop() {
             if owed.ends_ready() {
                 return Some(owed);
@@ -256,7 +263,7 @@ impl Replies {
 
     /// Whether nothing is owed and nothing waits for a Sync.
     pub(super) fn settled(&self) -> bool {
-        self.owed.is_empty() && !self.unsynced && !self.copy_in
+        self.owed.is_empty() && !self.unsynced && !self.copying_in()
     }
 
     /// Whether messages wait for a Sync that the client has not sent.
@@ -266,7 +273,7 @@ impl Replies {
 
     /// Whether the client is sending COPY data.
     pub(super) fn copying_in(&self) -> bool {
-        self.copy_in
+        self.copy == CopyIn::Open
     }
 
     /// Whether the bound on answers owed is reached.
@@ -278,8 +285,7 @@ impl Replies {
     pub(super) fn abandon(&mut self) -> Discarded {
         self.skipping = false;
         self.unsynced = false;
-        self.copy_in = false;
-        self.intruder = false;
+        self.copy = CopyIn::No;
         self.owed.drain(..).rev().collect()
     }
 }
