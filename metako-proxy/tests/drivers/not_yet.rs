@@ -1,4 +1,5 @@
-//! Checks that fail for want of something that is not built. The list can only shrink: one that passes fails the test.
+//! Checks that can fail for want of something that is not built. Whether they do depends on which of the pooled servers the
+//! client gets, so a pass proves nothing: an entry goes when what it names is built.
 
 use crate::stage::Mode::{self, Split, Transaction};
 
