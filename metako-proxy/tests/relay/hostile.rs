@@ -40,7 +40,7 @@ async fn pipelines_of_any_length_and_cut_anywhere_are_answered_in_order() {
     assert_eq!(raw.ready().await, "CZ");
 
     let (mut reader, many) = (raw, [query("select pg_sleep(0.5)"), query("").repeat(MANY)].concat());
-    let (from, mut to) = reader.stream.into_split();
+    let (from, mut to) = reader.into_stream().into_split();
     let writer = tokio::spawn(async move {
         to.write_all(&many).await.unwrap();
         to

@@ -155,7 +155,7 @@ async fn vanishes_everywhere(mode: &str) {
                 eventually(&direct, &what, AT_WORK, count).await;
             }
             raw.send(&step.more).await;
-            leave(raw.stream, way);
+            leave(raw.into_stream(), way);
             nothing_is_left(&bench, &direct, &clean, (1, keeps), &what).await;
         }
     }
@@ -298,7 +298,7 @@ async fn while_it_waits_for_a_server_or_is_held() {
         waits.send(&query("insert into t values (1)")).await;
         // It reads on while it waits.
         waits.send(&query("insert into t values (2)")[..3]).await;
-        leave(waits.stream, way);
+        leave(waits.into_stream(), way);
         clients(&bench, "the one that waited is gone", 1).await;
         next.batch_execute("rollback").await.unwrap();
         nothing_is_left(&bench, &direct, &clean, (1, 0), &format!("in the line, {way:?}")).await;
@@ -313,7 +313,7 @@ async fn while_it_waits_for_a_server_or_is_held() {
         })
         .await
         .unwrap();
-        leave(waits.stream, way);
+        leave(waits.into_stream(), way);
         timeout(LIMIT, async {
             while bench.traffic.held.load(Ordering::Relaxed) > 0 {
                 tokio::task::yield_now().await;

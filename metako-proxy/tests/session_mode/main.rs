@@ -8,6 +8,7 @@ mod hard_ends;
 mod parity;
 #[path = "../running/mod.rs"]
 mod running;
+#[path = "../wire/mod.rs"]
 mod wire;
 
 use std::time::Duration;

@@ -13,7 +13,7 @@ use crate::bench::LIMIT;
 pub(crate) type Message = (u8, Vec<u8>);
 
 pub(crate) struct Wire {
-    stream: TcpStream,
+    pub(crate) stream: TcpStream,
     kept: Vec<u8>,
     /// What came between AuthenticationOk and ReadyForQuery, inclusive.
     pub(crate) greeting: Vec<Message>,
