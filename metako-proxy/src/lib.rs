@@ -17,6 +17,7 @@ pub mod env;
 pub mod logging;
 pub mod login;
 pub mod playground;
+mod scram;
 pub mod shared;
 pub mod state_dir;
 pub mod stream;

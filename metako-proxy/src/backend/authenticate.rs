@@ -10,9 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::error::{ConnectErrorKind, ServerError};
 use super::frames::Frames;
-use super::scram::{Binding, Exchange, Keys, NONCE_LEN, Proof, SCRAM_SHA_256, SCRAM_SHA_256_PLUS};
+use super::scram::{Binding, Exchange, Proof};
 use super::{Target, VERSION, send};
 use crate::credential::ServerCredential;
+use crate::scram::{Keys, NONCE_LEN, SCRAM_SHA_256, SCRAM_SHA_256_PLUS};
 
 /// What a log-in works with besides its target.
 pub(super) struct Circumstances {

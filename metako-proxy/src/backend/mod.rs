@@ -32,9 +32,9 @@ pub use tls::{ServerTls, ServerTlsTable, Way};
 
 use self::authenticate::{Circumstances, authenticate, parameter, server_error};
 use self::frames::Frames;
-use self::scram::NONCE_LEN;
 use crate::credential::ServerCredential;
 use crate::env::Env;
+use crate::scram::NONCE_LEN;
 pub use crate::stream::MaybeTls;
 
 /// The protocol that servers are asked for: 3.2, with keys for cancels of up to 256 bytes. Servers before PostgreSQL 18

@@ -4,30 +4,21 @@
 //! postgres-protocol has one, but it draws its nonce by itself, where metako's randomness is an argument, and it knows
 //! only passwords, where metako often has no more than the keys that a client's own log-in revealed.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
-use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
-use aws_lc_rs::hmac::{self, HMAC_SHA256};
-use aws_lc_rs::{constant_time, pbkdf2};
+use aws_lc_rs::constant_time;
+use aws_lc_rs::digest::{Context, SHA256};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 
-/// The mechanism without channel binding.
-pub(super) const SCRAM_SHA_256: &str = "SCRAM-SHA-256";
-/// The mechanism with channel binding.
-pub(super) const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
-/// Random bytes of the nonce, as libpq has it.
-pub(super) const NONCE_LEN: usize = 18;
-/// The most rounds of hashing that a server may ask for. PostgreSQL's default is 4096; this many take a worker thread
-/// most of a second, and before the server has proved anything.
-const ITERATIONS_MAX: u32 = 1_000_000;
+use crate::scram::{
+    ITERATIONS_MAX, Key, Keys, NONCE_LEN, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, hash, hmac, key_of,
+};
+
 /// So many derived keys are kept.
 const KEPT_MAX: usize = 4096;
-
-type Key = [u8; SHA256_OUTPUT_LEN];
 
 /// How the exchange is bound to the TLS connection that it runs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,13 +48,6 @@ impl Binding {
             Self::ServerEndPoint(_) => SCRAM_SHA_256_PLUS,
         }
     }
-}
-
-/// `ClientKey` and `ServerKey`: what both sides compute from the password, with the server's salt and number of rounds.
-#[derive(Clone, Copy)]
-pub(super) struct Keys {
-    pub(super) client: Key,
-    pub(super) server: Key,
 }
 
 /// What proves the user to the server.
@@ -176,7 +160,7 @@ impl Kept {
         if let Some(known) = self.0.lock().get(&name) {
             return *known;
         }
-        let keys = derive(password, salt, iterations);
+        let keys = Keys::derive(password, salt, iterations);
         let mut kept = self.0.lock();
         // Names are hashes, so the first is any of them.
         if kept.len() >= KEPT_MAX {
@@ -187,30 +171,8 @@ impl Kept {
     }
 }
 
-fn derive(password: &str, salt: &[u8], iterations: NonZeroU32) -> Keys {
-    // A password that SASLprep forbids is taken as it is: PostgreSQL and its clients do the same.
-    let prepared = stringprep::saslprep(password).unwrap_or(Cow::Borrowed(password));
-    let mut salted = [0; SHA256_OUTPUT_LEN];
-    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, salt, prepared.as_bytes(), &mut salted);
-    Keys { client: hmac(&salted, b"Client Key"), server: hmac(&salted, b"Server Key") }
-}
-
 fn text(message: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(message).map_err(|_| "the server's message is not UTF-8".to_owned())
-}
-
-fn hmac(key: &[u8], message: &[u8]) -> Key {
-    key_of(hmac::sign(&hmac::Key::new(HMAC_SHA256, key), message).as_ref())
-}
-
-fn hash(message: &[u8]) -> Key {
-    key_of(digest(&SHA256, message).as_ref())
-}
-
-fn key_of(bytes: &[u8]) -> Key {
-    let mut key = [0; SHA256_OUTPUT_LEN];
-    key.copy_from_slice(bytes);
-    key
 }
 
 #[cfg(test)]
@@ -230,7 +192,7 @@ mod tests {
     #[test]
     fn the_keys_of_rfc_7677_prove_what_its_example_proves() {
         let salt = STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
-        let keys = derive("pencil", &salt, NonZeroU32::new(4096).unwrap());
+        let keys = Keys::derive("pencil", &salt, NonZeroU32::new(4096).unwrap());
         let without_proof = "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
         let server_first = std::str::from_utf8(SERVER_FIRST).unwrap();
         let auth_message = format!("n=user,r=rOprNGfwEbeRWgbNEkqO,{server_first},{without_proof}");
@@ -244,7 +206,7 @@ mod tests {
     #[test]
     fn keys_prove_the_same_as_the_password_they_come_from() {
         let salt = STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
-        let keys = derive("pencil", &salt, NonZeroU32::new(4096).unwrap());
+        let keys = Keys::derive("pencil", &salt, NonZeroU32::new(4096).unwrap());
         let answer = |proof: &Proof<'_>| exchange(Binding::None).answer(SERVER_FIRST, proof).unwrap();
         let (by_keys, expected) = answer(&Proof::Keys(keys));
         let (by_password, _) = answer(&Proof::Password("pencil"));
@@ -317,7 +279,7 @@ mod tests {
         for password in 0..KEPT_MAX + 10 {
             let password = password.to_string();
             let first = kept.keys(&password, b"salt", once);
-            assert_eq!(first.client, derive(&password, b"salt", once).client);
+            assert_eq!(first.client, Keys::derive(&password, b"salt", once).client);
             assert_eq!(first.server, kept.keys(&password, b"salt", once).server);
         }
         assert_eq!(kept.0.lock().len(), KEPT_MAX);

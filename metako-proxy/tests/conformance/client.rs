@@ -231,6 +231,13 @@ impl Client {
         self.ready()
     }
 
+    /// Asks for rows three times, so that in a pool every server would have been asked.
+    pub(crate) fn asks_of_all(&mut self, sql: &str) {
+        for _ in 0..3 {
+            self.asks(sql, "TDCZ");
+        }
+    }
+
     /// A simple query whose answer must have that shape.
     pub(crate) fn asks(&mut self, sql: &str, shape: &str) {
         self.send(&send::query(sql));

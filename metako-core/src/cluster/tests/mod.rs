@@ -7,5 +7,6 @@ mod lab;
 mod laws;
 mod standbys;
 mod suspicion;
+mod synchronous;
 
 pub(super) use fake::node;

@@ -13,12 +13,10 @@ use base64::engine::general_purpose::STANDARD;
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
 
-pub(super) use verifier::{ITERATIONS, Key, SALT_LEN, Verifier, salt_of};
+pub(super) use verifier::{ITERATIONS, SALT_LEN, Verifier, salt_of};
 
-/// Random bytes in the server's part of the nonce, as PostgreSQL has it.
-pub(super) const NONCE_LEN: usize = 18;
-
-const BINDING: &str = "tls-server-end-point";
+pub(super) use crate::scram::{Key, NONCE_LEN};
+use crate::scram::{SCRAM_SHA_256, SCRAM_SHA_256_PLUS, SERVER_END_POINT, hmac};
 
 /// A mechanism.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +30,8 @@ pub(super) enum Mechanism {
 impl Mechanism {
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::Plain => "SCRAM-SHA-256",
-            Self::Plus => "SCRAM-SHA-256-PLUS",
+            Self::Plain => SCRAM_SHA_256,
+            Self::Plus => SCRAM_SHA_256_PLUS,
         }
     }
 }
@@ -176,7 +174,7 @@ impl<'a> Exchange<'a> {
             return Err(ScramError::Refused(Box::new(report.with_detail("Nonce does not match."))));
         }
         let auth_message = format!("{},{},{without_proof}", self.client_first_bare, self.server_first);
-        let signature = verifier::hmac(&self.verifier.server_key, auth_message.as_bytes());
+        let signature = hmac(&self.verifier.server_key, auth_message.as_bytes());
         let client_key = self.verifier.client_key(auth_message.as_bytes(), &proof);
         let client_key = client_key.ok_or(ScramError::WrongPassword)?;
         Ok(Proven { server_final: format!("v={}", STANDARD.encode(signature)), client_key })
@@ -214,7 +212,7 @@ impl Binding<'_> {
                  binding data.",
             )),
             b'p' => match attributes.value('p')? {
-                BINDING => Ok(()),
+                SERVER_END_POINT => Ok(()),
                 other => {
                     let shown: String = other
                         .chars()

@@ -1,26 +1,18 @@
 //! What a server keeps of a password for SCRAM-SHA-256.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroU32;
 
-use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
-use aws_lc_rs::hmac::{self, HMAC_SHA256};
-use aws_lc_rs::{constant_time, pbkdf2};
+use aws_lc_rs::constant_time;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+
+use crate::scram::{ITERATIONS_MAX, Key, Keys, hash, hmac};
 
 /// Bytes of salt, as PostgreSQL has it.
 pub(in crate::login) const SALT_LEN: usize = 16;
 
 pub(in crate::login) const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("4096 is not zero");
-
-/// The most rounds of hashing by which a password in clear is checked; this many take a worker thread most of a second.
-/// (With SCRAM it is the client that computes.)
-const ITERATIONS_MAX: u32 = 1_000_000;
-
-/// `ClientKey`, `StoredKey` or `ServerKey`.
-pub(in crate::login) type Key = [u8; SHA256_OUTPUT_LEN];
 
 /// What a server keeps of a password: enough to check it, not enough to log in elsewhere.
 #[derive(Clone, PartialEq, Eq)]
@@ -45,8 +37,8 @@ impl Verifier {
         Self {
             salt: salt.to_vec(),
             iterations,
-            stored_key: [0; SHA256_OUTPUT_LEN],
-            server_key: [0; SHA256_OUTPUT_LEN],
+            stored_key: Key::default(),
+            server_key: Key::default(),
             mock: true,
         }
     }
@@ -57,13 +49,8 @@ impl Verifier {
     }
 
     pub(super) fn derive(password: &str, salt: &[u8], iterations: NonZeroU32) -> Self {
-        // A password that SASLprep forbids is taken as it is: clients and PostgreSQL do the same.
-        let prepared = stringprep::saslprep(password).unwrap_or(Cow::Borrowed(password));
-        let mut salted = [0; SHA256_OUTPUT_LEN];
-        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, salt, prepared.as_bytes(), &mut salted);
-        let client_key = hmac(&salted, b"Client Key");
-        let server_key = hmac(&salted, b"Server Key");
-        Self { salt: salt.to_vec(), iterations, stored_key: hash(&client_key), server_key, mock: false }
+        let Keys { client, server } = Keys::derive(password, salt, iterations);
+        Self { salt: salt.to_vec(), iterations, stored_key: hash(&client), server_key: server, mock: false }
     }
 
     /// Reads `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`; `None` if the text is not that.
@@ -132,18 +119,4 @@ pub(in crate::login) fn salt_of(secret: &[u8], user: &str) -> [u8; SALT_LEN] {
     let mut salt = [0; SALT_LEN];
     salt.copy_from_slice(&tag[..SALT_LEN]);
     salt
-}
-
-pub(super) fn hmac(key: &[u8], message: &[u8]) -> Key {
-    let tag = hmac::sign(&hmac::Key::new(HMAC_SHA256, key), message);
-    let mut out = [0; SHA256_OUTPUT_LEN];
-    out.copy_from_slice(tag.as_ref());
-    out
-}
-
-fn hash(message: &[u8]) -> Key {
-    let digest = digest(&SHA256, message);
-    let mut out = [0; SHA256_OUTPUT_LEN];
-    out.copy_from_slice(digest.as_ref());
-    out
 }

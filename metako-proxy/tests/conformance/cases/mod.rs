@@ -3,6 +3,8 @@
 mod copy;
 mod flow;
 mod hard;
+mod portals;
+mod settings;
 mod start;
 mod state;
 mod statements;
@@ -41,7 +43,9 @@ pub(crate) struct Group {
 pub(crate) const GROUPS: &[Group] = &[
     Group { heading: "From the first byte to the first ReadyForQuery", cases: start::CASES },
     Group { heading: "The flow of messages", cases: flow::CASES },
-    Group { heading: "Prepared statements and portals", cases: statements::CASES },
+    Group { heading: "Prepared statements", cases: statements::CASES },
+    Group { heading: "Portals", cases: portals::CASES },
+    Group { heading: "Settings", cases: settings::CASES },
     Group { heading: "Session state", cases: state::CASES },
     Group { heading: "COPY", cases: copy::CASES },
     Group { heading: "Cancels, deaths, and messages that lie", cases: hard::CASES },

@@ -1,0 +1,210 @@
+//! Prepared statements, whatever server the client gets.
+
+use super::*;
+
+#[test]
+fn a_named_statement_is_parsed_on_each_server_that_lacks_it_unseen() {
+    let mut bench = Bench::new();
+    let prepare = [&parse("s", "select 1")[..], SYNC].concat();
+    bench.attach(false);
+    bench.forward(&prepare);
+    assert_eq!(bench.server_got(), "Pmetako_1 S");
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "1 ZI");
+    bench.session.release();
+    let run = [&bind("s")[..], EXECUTE, SYNC].concat();
+    bench.attach(false);
+    bench.forward(&run);
+    assert_eq!(bench.server_got(), "Bmetako_1 E S");
+    bench.answer(&[TWO, ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "2 D C:SELECT 1 ZI");
+    bench.session.release();
+    bench.server = Server::new(&Arc::default(), "");
+    bench.attach(false);
+    bench.forward(&run);
+    assert_eq!(bench.server_got(), "Pmetako_1 Bmetako_1 E S");
+    bench.answer(&[ONE, TWO, ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "2 D C:SELECT 1 ZI");
+    assert!(bench.session.releasable(&bench.server));
+}
+
+#[test]
+fn what_the_server_has_is_answered_in_its_turn() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[&parse("a", "select 1")[..], SYNC].concat());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
+    bench.server_got();
+    bench.forward(&[&bind("a")[..], &parse("b", "select 1"), &close("a"), &bind("b"), SYNC].concat());
+    assert_eq!(bench.server_got(), "Bmetako_1 Bmetako_1 S");
+    bench.answer(TWO);
+    assert_eq!(bench.client_got(), "2 1 3");
+    bench.answer(&[TWO, &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "2 ZI");
+    bench.session.release();
+    bench.attach(false);
+    bench.server_got();
+    bench.forward(&[&bind("a")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Ba S");
+}
+
+#[test]
+fn a_parse_that_was_skipped_leaves_no_name_and_what_is_behind_waits_for_that() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[&bind("nobody")[..], &parse("s", "select 1"), SYNC].concat());
+    assert_eq!(bench.forward(&[&bind("s")[..], SYNC].concat()), 0);
+    assert_eq!(bench.server_got(), "Bnobody Pmetako_1 S");
+    bench.answer(&[error("26000", "no"), ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "E26000 ZI");
+    bench.forward(&[&bind("s")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Bs S");
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused_by_the_server_in_the_clients_words() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[&parse("s", "select 1")[..], SYNC].concat());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
+    bench.server_got();
+    bench.forward(&[&parse("s", "select 2")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Pmetako_1 S");
+    let refused = error("42P05", "prepared statement \"metako_1\" already exists");
+    bench.answer(&[refused, ready(TransactionStatus::Idle)].concat());
+    let got = std::mem::take(&mut bench.to_client);
+    let message = read::error(frames(&got)[0].1).message.to_vec();
+    assert_eq!(String::from_utf8_lossy(&message), "prepared statement \"s\" already exists");
+}
+
+#[test]
+fn the_unnamed_statement_moves_with_its_client_and_is_never_anothers() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&[&parse("", "select 1")[..], SYNC].concat());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.session.release();
+    bench.server_got();
+    bench.attach(false);
+    bench.forward(&[&bind("")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "P B S");
+    bench.answer(&[ONE, TWO, &ready(TransactionStatus::Idle)].concat());
+    bench.session.release();
+    let mut other = Bench::new();
+    std::mem::swap(&mut other.server, &mut bench.server);
+    other.attach(false);
+    other.forward(&[&bind("")[..], SYNC].concat());
+    assert_eq!(other.server_got(), "Bmetako_none S");
+}
+
+#[test]
+fn closing_statements_and_a_lone_sync_need_no_server() {
+    let mut bench = Bench::new();
+    let input = [&close("x")[..], SYNC].concat();
+    assert_eq!(bench.plan(&input), Plan::Consumed(input.len()));
+    assert_eq!(bench.plan(SYNC), Plan::Consumed(5));
+    assert_eq!(bench.client_got(), "3 ZI ZI");
+    assert_eq!(bench.plan(b"d\0\0\0\x05x"), Plan::Consumed(6));
+    assert_eq!(bench.client_got(), "");
+}
+
+#[test]
+fn names_are_one_whether_made_in_sql_or_by_the_protocol() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("PREPARE s (int) AS select $1"));
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("PREPARE metako_1 (int) AS select $1"));
+    bench.answer(&[complete("PREPARE"), ready(TransactionStatus::Idle)].concat());
+    bench.server_got();
+    bench.forward(&[&bind("s")[..], EXECUTE, SYNC].concat());
+    assert_eq!(bench.server_got(), "Bmetako_1 E S");
+    bench.answer(&[TWO, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    // On another server it is made first.
+    bench.session.release();
+    bench.server = Server::new(&Arc::default(), "");
+    bench.client_got();
+    bench.attach(false);
+    bench.forward(&query("EXPLAIN EXECUTE s(1)"));
+    let sent = String::from_utf8_lossy(&bench.to_server).into_owned();
+    assert!(sent.contains("PREPARE metako_1 (int) AS select $1"), "{sent}");
+    assert!(sent.contains("EXPLAIN EXECUTE metako_1(1)"), "{sent}");
+    assert_eq!(bench.server_got(), "Cmetako_maker Pmetako_maker Bmetako_maker E Cmetako_maker S Q");
+    let made = [THREE, ONE, TWO, &complete("PREPARE"), THREE, &ready(TransactionStatus::Idle)].concat();
+    bench.answer(&made);
+    assert_eq!(bench.client_got(), "");
+    bench.answer(&[ROW, &complete("EXPLAIN"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "D C:EXPLAIN ZI");
+    // A name is taken, and gone, whoever made it.
+    bench.forward(&query("DEALLOCATE s"));
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("DEALLOCATE metako_gone_0"));
+    assert_eq!(bench.server_got(), "Cmetako_gone_0 Pmetako_gone_0 S Q");
+    let done = [THREE, ONE, &ready(TransactionStatus::Idle), &complete("DEALLOCATE")].concat();
+    bench.answer(&[done, ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "C:DEALLOCATE ZI");
+    bench.forward(&query("EXECUTE s"));
+    assert_eq!(bench.server_got(), "Q");
+    let unknown = error("26000", "prepared statement \"s\" does not exist");
+    bench.answer(&[unknown, ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
+    bench.forward(&[&parse("s", "select 2")[..], SYNC].concat());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.server_got();
+    bench.forward(&query("PREPARE s AS select 3"));
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("PREPARE metako_2 AS select 3"));
+    let taken = error("42P05", "prepared statement \"metako_2\" already exists");
+    bench.client_got();
+    bench.answer(&[taken, ready(TransactionStatus::Idle)].concat());
+    assert!(String::from_utf8_lossy(&bench.to_client).contains("statement \"s\" already exists"));
+}
+
+#[test]
+fn a_statement_that_cannot_be_made_any_more_fails_for_that_reason() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    bench.forward(&query("PREPARE s AS select a from t"));
+    bench.answer(&[complete("PREPARE"), ready(TransactionStatus::Idle)].concat());
+    bench.session.release();
+    bench.server = Server::new(&Arc::default(), "");
+    bench.attach(false);
+    bench.forward(&query("EXECUTE s"));
+    bench.client_got();
+    let gone = error("42P01", "relation \"t\" does not exist");
+    bench.answer(&[THREE, ONE, TWO, &gone, &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "");
+    let missing = error("26000", "prepared statement \"metako_1\" does not exist");
+    bench.answer(&[missing, ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "E42P01 ZI");
+}
+
+#[test]
+fn a_name_whose_change_was_not_answered_is_waited_for() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    let first = [&parse("s", "insert nonsense")[..], SYNC].concat();
+    let second = [&bind("s")[..], EXECUTE, SYNC].concat();
+    assert_eq!(bench.forward(&[&first[..], &second].concat()), first.len());
+    assert!(!bench.session.wants_input(&bench.server));
+    bench.answer(&[error("42601", "syntax"), ready(TransactionStatus::Idle)].concat());
+    assert!(bench.session.wants_input(&bench.server));
+    bench.server_got();
+    assert_eq!(bench.forward(&second), second.len());
+    assert_eq!(bench.server_got(), "Bs E S");
+}
+
+#[test]
+fn an_unnamed_statement_that_is_not_parsed_yet_is_waited_for() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    let (good, bad) =
+        ([&parse("", "select 1")[..], SYNC].concat(), [&parse("", "syntax")[..], SYNC].concat());
+    let used = [&bind("")[..], SYNC].concat();
+    // A Parse need not wait for the one before; what uses it does.
+    assert_eq!(bench.forward(&[&good[..], &bad, &used].concat()), good.len() + bad.len());
+    bench.answer(&[ONE, &ready(TransactionStatus::Idle), &error("42601", "syntax")].concat());
+    bench.answer(&ready(TransactionStatus::Idle));
+    bench.server_got();
+    bench.forward(&used);
+    assert_eq!(bench.server_got(), "Bmetako_none S");
+}
