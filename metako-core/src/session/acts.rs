@@ -81,7 +81,9 @@ pub(super) fn first_word(sql: &[u8]) -> &[u8] {
 
 /// Whether the letters of `word` occur anywhere, in upper or lower case.
 pub(super) fn contains_word(sql: &[u8], word: &[u8]) -> bool {
-    sql.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word))
+    let Some((first, rest)) = word.split_first() else { return true };
+    memchr::memchr2_iter(first.to_ascii_lowercase(), first.to_ascii_uppercase(), sql)
+        .any(|at| sql[at + 1..].get(..rest.len()).is_some_and(|behind| behind.eq_ignore_ascii_case(rest)))
 }
 
 /// The acts in a text, each with the number of its statement in it, and how many statements there are.

@@ -78,19 +78,6 @@ impl OnServer {
     }
 }
 
-/// What is owed for a message whose body is not what it should be: the server itself refuses it, and the session goes
-/// on. `None` if the body is well formed, or the server would not look at it.
-fn malformed(tag: u8, body: &[u8]) -> Option<Owed> {
-    match tag {
-        b'Q' if read::query(body).is_none() => Some(Owed::Query { carried: None }),
-        b'P' if read::parse(body).is_none() => Some(Owed::ParseHere),
-        b'B' if read::bind(body).is_none() => Some(Owed::Bind { statement: None }),
-        b'D' if read::target(body).is_none() => Some(Owed::Describe { statement: None }),
-        b'C' if read::target(body).is_none() => Some(Owed::Close { own: None }),
-        _ => None,
-    }
-}
-
 impl Session {
     /// Passes on what the client sent, as far as it may go to `server` now. Appends to both buffers.
     pub fn forward(
@@ -205,18 +192,16 @@ impl Session {
         cx: &SessionCx<'_>,
         pipe: &mut Pipe<'_>,
     ) -> Result<(), ClientFault> {
-        if whole && let Some(owed) = malformed(header.tag, body) {
-            self.sent(server, owed);
-            if header.tag == b'Q' {
-                self.complete_unit();
-            }
-            return Ok(());
-        }
-        let malformed = ClientFault::Body(header.tag);
         match header.tag {
             b'Q' => {
-                let sql = if whole { read::query(body).ok_or(malformed)? } else { b"" };
-                let verdict = if whole { Verdict::of(cx, sql) } else { Verdict::UNREAD };
+                let (sql, verdict) = if whole {
+                    let Some(sql) = read::query(body) else {
+                        return self.forward_malformed(server, header, whole);
+                    };
+                    (sql, Verdict::of(cx, sql))
+                } else {
+                    (&b""[..], Verdict::UNREAD)
+                };
                 self.begin_here(server, verdict, pipe);
                 self.note(verdict);
                 self.count(verdict);
@@ -228,7 +213,10 @@ impl Session {
                 self.complete_unit();
             }
             b'P' if whole => {
-                self.forward_parse(server, read::parse(body).ok_or(malformed)?, header, cx, pipe);
+                let Some(parse) = read::parse(body) else {
+                    return self.forward_malformed(server, header, whole);
+                };
+                self.forward_parse(server, parse, header, cx, pipe);
             }
             b'P' => {
                 // It keeps the client's name on this server, which nobody else will use.
@@ -243,7 +231,9 @@ impl Session {
                 self.sent(server, Owed::ParseHere);
             }
             b'B' => {
-                let bind = read::bind(body).ok_or(malformed)?;
+                let Some(bind) = read::bind(body) else {
+                    return self.forward_malformed(server, header, whole);
+                };
                 let on_server = self.provide(server, bind.statement, pipe);
                 self.bound = match &on_server {
                     OnServer::Named(statement) => statement.verdict(),
@@ -273,16 +263,22 @@ impl Session {
                 self.sent(server, Owed::Bind { statement: on_server.into_statement() });
             }
             b'D' => {
-                let on_server = match read::target(body).ok_or(malformed)? {
-                    Target::Statement(name) => self.provide(server, name, pipe),
-                    Target::Portal(_) => OnServer::Same,
+                let on_server = match read::target(body) {
+                    Some(Target::Statement(name)) => self.provide(server, name, pipe),
+                    Some(Target::Portal(_)) => OnServer::Same,
+                    None => return self.forward_malformed(server, header, whole),
                 };
                 if let Some(name) = on_server.name() {
                     write::statement_target(pipe.replace(HEADER + body.len()), b'D', name);
                 }
                 self.sent(server, Owed::Describe { statement: on_server.into_statement() });
             }
-            b'C' => self.forward_close(server, read::target(body).ok_or(malformed)?, header, pipe),
+            b'C' => {
+                let Some(target) = read::target(body) else {
+                    return self.forward_malformed(server, header, whole);
+                };
+                self.forward_close(server, target, header, pipe);
+            }
             b'E' => {
                 self.count(self.bound);
                 let script = self.bound_script.clone();
@@ -300,6 +296,29 @@ impl Session {
             }
             b'c' | b'f' => self.sent(server, Owed::CopyEnd),
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// A body that is not what it should be passes: the server itself refuses it, and the session goes on. Of one that did
+    /// not come whole, too little is known for that.
+    fn forward_malformed(
+        &mut self,
+        server: &mut Server,
+        header: Header,
+        whole: bool,
+    ) -> Result<(), ClientFault> {
+        let owed = match header.tag {
+            b'Q' if whole => Owed::Query { carried: None },
+            b'P' if whole => Owed::ParseHere,
+            b'B' if whole => Owed::Bind { statement: None },
+            b'D' if whole => Owed::Describe { statement: None },
+            b'C' if whole => Owed::Close { own: None },
+            tag => return Err(ClientFault::Body(tag)),
+        };
+        self.sent(server, owed);
+        if header.tag == b'Q' {
+            self.complete_unit();
         }
         Ok(())
     }

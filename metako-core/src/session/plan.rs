@@ -237,11 +237,11 @@ fn plan_query(input: &[u8], first: Header, cx: &SessionCx<'_>) -> Plan {
         return Plan::Route(Route::primary("a text too long to be looked at"));
     }
     let Some(body) = input.get(HEADER..first.frame()) else { return Plan::More };
-    let Some(sql) = read::query(body) else { return Plan::Route(Route::primary(MALFORMED)) };
     if !cx.split {
         // It is judged when it is sent.
         return Plan::Route(Route::primary("load_balancer.split is off"));
     }
+    let Some(sql) = read::query(body) else { return Plan::Route(Route::primary(MALFORMED)) };
     let mut route = Route::of(Verdict::of(cx, sql), cx);
     route.read &= first.frame() <= UNIT_MAX;
     Plan::Route(route)

@@ -59,6 +59,11 @@ impl Server {
         }
     }
 
+    /// It reported that as well, or instead: what is not the same for all that share what was reported after log-in.
+    pub fn reports(&mut self, name: &str, value: &str) {
+        self.reported.set(name.as_bytes(), value.as_bytes());
+    }
+
     /// Whether the next client may have it: nothing owed, no block, no frame cut.
     pub fn is_clean(&self) -> bool {
         self.replies.settled()

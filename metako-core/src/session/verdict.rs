@@ -70,11 +70,13 @@ impl Verdict {
             }
             _ => return None,
         };
-        let special = |byte: &u8| matches!(byte, b';' | b'(');
         let trimmed = sql.trim_ascii_end();
         let body = trimmed.strip_suffix(b";").unwrap_or(trimmed);
         let alone = verb.is_none() || body.trim_ascii().len() == word.len();
-        if !alone || body.iter().any(special) || (class == Class::Read && contains_word(body, b"into")) {
+        if !alone
+            || memchr::memchr2(b';', b'(', body).is_some()
+            || (class == Class::Read && contains_word(body, b"into"))
+        {
             return None;
         }
         Some(Self {

@@ -3,7 +3,7 @@
 
 /// The text before the first zero byte, and what follows it.
 pub fn text(input: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = input.iter().position(|&byte| byte == 0)?;
+    let end = memchr::memchr(0, input)?;
     Some((&input[..end], &input[end + 1..]))
 }
 
@@ -130,7 +130,7 @@ pub fn may_be_several(sql: &[u8]) -> bool {
     let Some(end) = sql.iter().rposition(|byte| !byte.is_ascii_whitespace() && *byte != b';') else {
         return false;
     };
-    sql[..end].contains(&b';')
+    memchr::memchr(b';', &sql[..end]).is_some()
 }
 
 #[cfg(test)]

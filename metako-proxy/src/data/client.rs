@@ -111,6 +111,9 @@ impl<E: Env> ClientTask<E> {
     async fn run(&mut self) -> Result<(), Gone> {
         loop {
             self.flush().await?;
+            if self.side.input.is_empty() {
+                self.read_more().await?;
+            }
             let settings = self.core.settings.load_full();
             let cx = session_cx(&self.core, &settings);
             let side = &mut self.side;
@@ -124,7 +127,7 @@ impl<E: Env> ClientTask<E> {
                 Ok(Plan::Route(route)) => {
                     tracing::trace!(read = route.read, reason = route.reason, "routed");
                     match self.find(route.read, Vec::new()).await? {
-                        Ok(found) => self.work(found, route.read).await?,
+                        Ok(found) => self.work(&settings, found, route.read).await?,
                         Err(report) => Box::pin(self.refuse(&report)).await?,
                     }
                     if self.side.leaving {

@@ -175,6 +175,11 @@ pub(super) struct Pools<E: Env> {
     reported: Mutex<BTreeMap<ReportKey, Reported>>,
 }
 
+/// What is the same for all clients of a kind.
+fn shared(reported: &[(String, String)]) -> impl Iterator<Item = &(String, String)> {
+    reported.iter().filter(|(name, _)| name != "application_name")
+}
+
 /// Database, user and variant.
 type ReportKey = (String, String, Variant);
 
@@ -208,7 +213,8 @@ impl<E: Env> Pools<E> {
         self.reported.lock().get(&key).cloned()
     }
 
-    /// Notes what a server reported. Gives it as all those share it that were told the same.
+    /// Notes what a server reported. Gives it as all those share it that were told the same, but for the application
+    /// name, which is each client's own.
     fn report(&self, who: &Who, parameters: Vec<(String, String)>) -> Reported {
         if who.alone {
             return Arc::new(parameters);
@@ -216,7 +222,7 @@ impl<E: Env> Pools<E> {
         let key = (who.database.clone(), who.user.clone(), who.variant);
         let mut reported = self.reported.lock();
         if let Some(known) = reported.get(&key)
-            && **known == parameters
+            && shared(known).eq(shared(&parameters))
         {
             return Arc::clone(known);
         }

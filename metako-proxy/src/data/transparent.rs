@@ -109,7 +109,7 @@ async fn relay<E: Env>(
     let node = lease.node().clone();
     let knows_its_role = reported.iter().any(|(name, _)| name == "in_hot_standby");
     let mut tally = Tally::new(core.settings.load().config.limits.message_size);
-    let (conn, traffic) = lease.parts();
+    let (conn, _, traffic) = lease.parts();
     let mut relay = Relay::new(core, handle, &mut stream, &mut conn.stream, to_client);
     let end = relay.run(&mut tally, &conn.registration.control, traffic, input).await;
     if relay.was_read_only() && !knows_its_role {

@@ -17,6 +17,7 @@ use crate::data::buffers::Outbox;
 use crate::data::clients::deliver;
 use crate::data::pools::Lease;
 use crate::data::relay::{End, Relay, TimeOuts};
+use crate::data::settings::Settings;
 use crate::env::Env;
 
 /// How often one unit is tried on another server after it was lost or refused.
@@ -32,12 +33,17 @@ enum Next<E: Env> {
 
 impl<E: Env> ClientTask<E> {
     /// Does a unit of work, or all until nothing is open, on a server; on others if that is lost and it may be.
-    pub(super) async fn work(&mut self, found: Found<E>, read: bool) -> Result<(), Gone> {
+    pub(super) async fn work(
+        &mut self,
+        settings: &Settings,
+        found: Found<E>,
+        read: bool,
+    ) -> Result<(), Gone> {
         let mut found = found;
         let mut avoid = Vec::new();
         let mut repeat = false;
         loop {
-            match self.work_on(found, repeat, read, &mut avoid).await? {
+            match self.work_on(settings, found, repeat, read, &mut avoid).await? {
                 Next::Done => return Ok(()),
                 Next::Repeat(another) => found = another,
             }
@@ -47,6 +53,7 @@ impl<E: Env> ClientTask<E> {
 
     async fn work_on(
         &mut self,
+        settings: &Settings,
         found: Found<E>,
         repeat: bool,
         read: bool,
@@ -54,13 +61,14 @@ impl<E: Env> ClientTask<E> {
     ) -> Result<Next<E>, Gone> {
         let Found { mut lease, replica } = found;
         self.handle.serve(&lease.conn().cancel);
-        let begun = self.core.env.now();
-        let end = self.relay(&mut lease, replica, repeat).await;
-        if replica {
+        // Only a balancer wants to know how long it took, and only reads come to one.
+        let begun = replica.then(|| self.core.env.now());
+        let end = self.relay(settings, &mut lease, replica, repeat).await;
+        if let Some(begun) = begun {
             let took = self.core.env.now().since(begun);
             let ok = !matches!(end, End::ServerLost(_) | End::Severed);
             let outcome = Outcome { node: lease.node().as_str(), took, ok };
-            self.core.settings.load().balancer.observe(&outcome);
+            settings.balancer.observe(&outcome);
         }
         if let End::Released = end {
             self.side.session.release();
@@ -135,18 +143,16 @@ impl<E: Env> ClientTask<E> {
     }
 
     /// Moves bytes until there is a reason to stop that concerns more than this client and this server.
-    async fn relay(&mut self, lease: &mut Lease<E>, replica: bool, repeat: bool) -> End {
-        let settings = self.core.settings.load_full();
+    async fn relay(&mut self, settings: &Settings, lease: &mut Lease<E>, replica: bool, repeat: bool) -> End {
         let mut to_server = Outbox::default();
-        let node = lease.node().clone();
-        let (conn, traffic) = lease.parts();
+        let (conn, node, traffic) = lease.parts();
         let mut relay = Relay {
             client: &mut self.side,
             conn,
             to_server: &mut to_server,
             handle: &self.handle,
             traffic,
-            cx: session_cx(&self.core, &settings),
+            cx: session_cx(&self.core, settings),
             time_outs: TimeOuts::of(&settings.config),
             broken: None,
             cancelled: false,
@@ -159,7 +165,7 @@ impl<E: Env> ClientTask<E> {
                 None => relay.run().await,
             };
             if std::mem::take(&mut relay.read_only) && !replica {
-                self.core.evidence.report(&node, ServerLoss::ReadOnly);
+                self.core.evidence.report(node, ServerLoss::ReadOnly);
             }
             let End::TimedOut(key) = reason else { return reason };
             tracing::info!(%node, key, "a statement took too long and is cancelled on the server");

@@ -303,7 +303,12 @@ pub(super) async fn open<E: Env>(
             return Err(CheckoutError::Open(error));
         }
     };
+    let own_name = backend.parameters.iter().find(|(name, _)| name == "application_name").cloned();
     let reported = core.pools.report(who, backend.parameters);
+    let mut protocol = Server::new(&reported, &who.application_name);
+    if let Some((name, value)) = own_name {
+        protocol.reports(&name, &value);
+    }
     let Some(server) = opening.server.take() else { return Err(CheckoutError::NoNode) };
     {
         let mut state = cell.state.lock();
@@ -316,7 +321,7 @@ pub(super) async fn open<E: Env>(
         Cell::deliver(core, &mut state, None, grant);
     }
     let conn = Conn {
-        server: Server::new(&reported, &who.application_name),
+        server: protocol,
         stream: backend.stream,
         id: server,
         epoch,

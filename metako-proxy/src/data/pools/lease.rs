@@ -34,10 +34,10 @@ impl<E: Env> Lease<E> {
         self.conn.as_mut().expect("a lease has its connection until it is given back")
     }
 
-    /// The connection and the node's counters, side by side.
-    pub(in crate::data) fn parts(&mut self) -> (&mut ServerConn<E>, &NodeTraffic) {
+    /// The connection, its node and the node's counters, side by side.
+    pub(in crate::data) fn parts(&mut self) -> (&mut ServerConn<E>, &NodeName, &NodeTraffic) {
         let conn = self.conn.as_mut().expect("a lease has its connection until it is given back");
-        (conn, &self.cell.traffic)
+        (conn, &self.cell.node, &self.cell.traffic)
     }
 
     /// The client is done with it.
