@@ -80,6 +80,12 @@ pub trait Env: Clone + Send + Sync + 'static {
         let _ = stream;
     }
 
+    /// Whether nothing is known to have come on a stream that was not read, its end included. May be wrong in saying no.
+    fn is_silent(&self, stream: &Self::Stream) -> bool {
+        let _ = stream;
+        false
+    }
+
     /// Time since the start of the world, on the clock that the runtime's timers use.
     fn now(&self) -> Tick;
 
@@ -218,6 +224,10 @@ impl Env for TokioEnv {
         if let Err(error) = stream.settle() {
             tracing::debug!(%error, "a socket could not be moved to another worker");
         }
+    }
+
+    fn is_silent(&self, stream: &Self::Stream) -> bool {
+        stream.is_silent()
     }
 
     fn now(&self) -> Tick {

@@ -83,7 +83,12 @@ pub(super) fn first_word(sql: &[u8]) -> &[u8] {
 pub(super) fn contains_word(sql: &[u8], word: &[u8]) -> bool {
     let Some((first, rest)) = word.split_first() else { return true };
     memchr::memchr2_iter(first.to_ascii_lowercase(), first.to_ascii_uppercase(), sql)
-        .any(|at| sql[at + 1..].get(..rest.len()).is_some_and(|behind| behind.eq_ignore_ascii_case(rest)))
+        .any(|at| has_prefix(&sql[at + 1..], rest))
+}
+
+/// Whether it begins with those letters, in upper or lower case.
+pub(super) fn has_prefix(sql: &[u8], letters: &[u8]) -> bool {
+    sql.get(..letters.len()).is_some_and(|start| start.eq_ignore_ascii_case(letters))
 }
 
 /// The acts in a text, each with the number of its statement in it, and how many statements there are.

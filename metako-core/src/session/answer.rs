@@ -59,7 +59,11 @@ impl Session {
     ) -> Result<Answered, FrameError> {
         let (mut at, mut from) = (0, 0);
         let mut effect = Effect::Continue;
-        while let Some(piece) = server.framer.next(&input[at..])? {
+        loop {
+            if self.rows_pass(server) {
+                at += server.framer.whole(&input[at..], *b"TD");
+            }
+            let Some(piece) = server.framer.next(&input[at..])? else { break };
             let (taken, pass) = match piece {
                 Piece::Rest { taken, last } if server.swallow_rest => {
                     if server.answers_metako() {
@@ -119,6 +123,13 @@ impl Session {
             self.stop_holding_back();
         }
         Ok(Answered { consumed: at, effect })
+    }
+
+    /// Whether rows and their descriptions pass as they are, and change nothing.
+    fn rows_pass(&self, server: &Server) -> bool {
+        matches!(server.replies.front(), Some(Owed::Query { .. } | Owed::Execute { .. }))
+            && !self.refused
+            && !self.is_holding_back()
     }
 
     fn answer_frame(

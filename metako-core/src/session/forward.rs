@@ -193,25 +193,7 @@ impl Session {
         pipe: &mut Pipe<'_>,
     ) -> Result<(), ClientFault> {
         match header.tag {
-            b'Q' => {
-                let (sql, verdict) = if whole {
-                    let Some(sql) = read::query(body) else {
-                        return self.forward_malformed(server, header, whole);
-                    };
-                    (sql, Verdict::of(cx, sql))
-                } else {
-                    (&b""[..], Verdict::UNREAD)
-                };
-                self.begin_here(server, verdict, pipe);
-                self.note(verdict);
-                self.count(verdict);
-                self.unnamed = Unnamed::default();
-                let carried = verdict
-                    .about_session
-                    .then(|| Box::new(self.forward_script(server, sql, header, cx, pipe)));
-                self.sent(server, Owed::Query { carried });
-                self.complete_unit();
-            }
+            b'Q' => return self.forward_query(server, header, body, whole, cx, pipe),
             b'P' if whole => {
                 let Some(parse) = read::parse(body) else {
                     return self.forward_malformed(server, header, whole);
@@ -297,6 +279,32 @@ impl Session {
             b'c' | b'f' => self.sent(server, Owed::CopyEnd),
             _ => {}
         }
+        Ok(())
+    }
+
+    fn forward_query(
+        &mut self,
+        server: &mut Server,
+        header: Header,
+        body: &[u8],
+        whole: bool,
+        cx: &SessionCx<'_>,
+        pipe: &mut Pipe<'_>,
+    ) -> Result<(), ClientFault> {
+        let (sql, verdict) = if whole {
+            let Some(sql) = read::query(body) else { return self.forward_malformed(server, header, whole) };
+            (sql, Verdict::of(cx, sql))
+        } else {
+            (&b""[..], Verdict::UNREAD)
+        };
+        self.begin_here(server, verdict, pipe);
+        self.note(verdict);
+        self.count(verdict);
+        self.unnamed = Unnamed::default();
+        let carried =
+            verdict.about_session.then(|| Box::new(self.forward_script(server, sql, header, cx, pipe)));
+        self.sent(server, Owed::Query { carried });
+        self.complete_unit();
         Ok(())
     }
 

@@ -83,10 +83,12 @@ impl Session {
     fn make_settings(&mut self, server: &mut Server, mut sql: Vec<u8>, to_server: &mut Vec<u8>) {
         let mut asked = if sql.is_empty() { Asked::Name } else { Asked::State };
         if !Arc::ptr_eq(&server.applied, &self.settings) {
-            if !server.applied.is_but_for_the_name(&self.settings) {
-                asked = Asked::State;
+            if server.applied != self.settings {
+                if !server.applied.is_but_for_the_name(&self.settings) {
+                    asked = Asked::State;
+                }
+                server.applied.become_those(&self.settings, &mut sql);
             }
-            server.applied.become_those(&self.settings, &mut sql);
             server.applied = Arc::clone(&self.settings);
         }
         if !sql.is_empty() {

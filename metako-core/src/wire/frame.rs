@@ -198,6 +198,20 @@ impl Framer {
         self.remaining > 0
     }
 
+    /// How many bytes at the start of `input` are whole frames of these tags, one after the other. They count as taken.
+    pub fn whole(&self, input: &[u8], tags: [u8; 2]) -> usize {
+        let mut at = 0;
+        while let Some(&[tag, a, b, c, d]) = input[at..].first_chunk::<HEADER>() {
+            let length = u32::from_be_bytes([a, b, c, d]);
+            let fits = self.remaining == 0 && length >= 4 && length - 4 <= self.limit;
+            if !fits || !tags.contains(&tag) || length as usize >= input.len() - at {
+                break;
+            }
+            at += 1 + length as usize;
+        }
+        at
+    }
+
     /// The next piece at the start of `input`, which is then taken; `None` if more bytes are needed first. How the
     /// stream is split over calls changes how frames fall into pieces, never which frames there are.
     pub fn next(&mut self, input: &[u8]) -> Result<Option<Piece>, FrameError> {

@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
 use super::buffers::{poll_read, with_scratch};
-use crate::backend::{Notices, Target};
+use crate::backend::{MaybeTls, Notices, Target};
+use crate::env::Env;
 
 /// Names and values of parameters that a server reports, in its order.
 pub(super) type Reported = Arc<Vec<(String, String)>>;
@@ -76,13 +77,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
     pub(super) fn is_clean(&self) -> bool {
         self.server.is_clean() && self.partial.is_empty()
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Conn<MaybeTls<S>> {
     /// Takes what came while nobody used it, without waiting; whether it is still alive and clean.
-    pub(super) fn is_alive(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
+    pub(super) fn is_alive<E: Env<Stream = S>>(&mut self, env: &E) -> bool {
         if self.registration.control.is_severed_now() {
             return false;
         }
+        if let MaybeTls::Plain(stream) = &self.stream
+            && env.is_silent(stream)
+        {
+            return true;
+        }
+        let mut cx = Context::from_waker(Waker::noop());
         with_scratch(|scratch| {
             loop {
                 match poll_read(&mut self.stream, &mut cx, &mut scratch.input) {

@@ -113,7 +113,7 @@ impl<E: Env> Cell<E> {
             let (waiter, granted) = match grant {
                 Grant::Reuse(waiter, server) => {
                     let mut conn = state.idle.remove(server);
-                    drop(conn.take_if(|conn| returned != Some(server) && !conn.is_alive()));
+                    drop(conn.take_if(|conn| returned != Some(server) && !conn.is_alive(&core.env)));
                     (waiter, conn.map_or(Granted::Open(server), Granted::Conn))
                 }
                 Grant::Open { waiter, server, close } => {
@@ -321,8 +321,11 @@ impl<E: Env> Pools<E> {
             let mut state = cell.state.lock();
             let expired = state.pool.expire(now);
             let mut closed = Cell::take_idle(&mut state, expired);
-            let dead: Vec<_> =
-                state.idle.iter_mut().filter_map(|(id, conn)| (!conn.is_alive()).then_some(*id)).collect();
+            let dead: Vec<_> = state
+                .idle
+                .iter_mut()
+                .filter_map(|(id, conn)| (!conn.is_alive(&core.env)).then_some(*id))
+                .collect();
             if !dead.is_empty() && !state.retired {
                 core.evidence.report(&cell.node, ServerLoss::Broken);
             }

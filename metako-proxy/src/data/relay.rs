@@ -119,17 +119,19 @@ where
             return Poll::Ready(End::Severed);
         }
         loop {
-            let mut moved = false;
-            for step in [Self::write_client, Self::write_server, Self::read_server, Self::read_client] {
-                match step(self, cx) {
-                    Ok(progress) => moved |= progress,
-                    Err(end) => return Poll::Ready(end),
-                }
-            }
-            if !moved {
-                return self.poll_timer(cx);
+            match self.step(cx) {
+                Ok(true) => {}
+                Ok(false) => return self.poll_timer(cx),
+                Err(end) => return Poll::Ready(end),
             }
         }
+    }
+
+    /// Does once what can be done; whether that was anything.
+    fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let written = self.write_client(cx)? | self.write_server(cx)?;
+        let read = self.read_server(cx)? | self.read_client(cx)?;
+        Ok(written | read)
     }
 
     fn write_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use metako_core::pool::Worker;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{Listener, workers};
@@ -29,6 +29,11 @@ impl Socket {
         let stream = TcpStream::connect((host, port)).await?;
         prepare(&stream)?;
         Ok(Self { stream, home: workers::current() })
+    }
+
+    /// Whether the reactor has heard of nothing to be read.
+    pub(super) fn is_silent(&self) -> bool {
+        self.stream.try_io(Interest::READABLE, || Ok(())).is_err()
     }
 
     /// Lets the reactor of the calling thread watch it. On an error it stays where it was, which works as well.

@@ -136,7 +136,7 @@ impl<E: Env> Pools<E> {
             let mut conn = state.idle.remove(server)?;
             drop(state);
             // Asked before it moves: at first, another worker knows of nothing that has come.
-            if conn.is_alive() {
+            if conn.is_alive(&core.env) {
                 core.env.settle(conn.stream.get_mut());
                 return Some(Lease::new(core, &cell, conn));
             }
@@ -185,7 +185,7 @@ impl<E: Env> Pools<E> {
                         continue;
                     };
                     drop(state);
-                    if conn.is_alive() {
+                    if conn.is_alive(&core.env) {
                         core.env.settle(conn.stream.get_mut());
                         return Attempt::Leased(Lease::new(core, &cell, conn));
                     }
