@@ -260,6 +260,7 @@ impl World {
                 classifier: &FirstLetters,
                 statements: &self.interner,
                 split: bytes.byte() % 2 == 1,
+                scope: 0,
             };
             let mut to_server = Vec::new();
             if !self.session.is_attached() {
@@ -335,9 +336,15 @@ impl World {
             Loss::Kept => Ok(()),
             Loss::Close => Err(Over),
             Loss::Repeat => {
-                let cx = SessionCx { classifier: &FirstLetters, statements: &self.interner, split: true };
+                let cx = SessionCx {
+                    classifier: &FirstLetters,
+                    statements: &self.interner,
+                    split: true,
+                    scope: 0,
+                };
                 let mut to_server = Vec::new();
-                self.session
+                let rest = self
+                    .session
                     .repeat(
                         &mut self.server,
                         bytes.byte().is_multiple_of(2),
@@ -346,6 +353,8 @@ impl World {
                         &mut self.to_client,
                     )
                     .map_err(|fault| self.fault(fault))?;
+                self.taken.truncate(self.taken.len() - rest.len());
+                self.input.splice(..0, rest);
                 self.serve(&to_server, bytes)
             }
         }

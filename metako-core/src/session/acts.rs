@@ -14,6 +14,8 @@ const NAME_MAX: usize = 63;
 pub(super) enum Act {
     /// A setting is set; `text` does it again, if the text is fit for that.
     Set { name: Box<[u8]>, text: Option<Box<[u8]>> },
+    /// A setting is set until the end of the transaction.
+    SetLocal { name: Box<[u8]>, text: Option<Box<[u8]>> },
     /// A setting goes back to what it was after log-in.
     Reset { name: Box<[u8]> },
     /// All settings go back.
@@ -215,9 +217,12 @@ impl Statement<'_> {
 
     fn set(&self) -> Option<Act> {
         let at = match () {
-            () if self.is(1, "local") || self.is(1, "transaction") || self.is(1, "constraints") => {
-                return None;
+            () if self.is(1, "local") => {
+                let span = self.span();
+                let text = Some(self.sql[span.start..span.end].into());
+                return self.setting(2).map(|(name, _)| Act::SetLocal { name, text });
             }
+            () if self.is(1, "transaction") || self.is(1, "constraints") => return None,
             () if self.is(1, "session") && self.is(2, "characteristics") => return Some(Act::Unclear),
             () if self.is(1, "session") && !self.is(2, "authorization") => 2,
             () => 1,
@@ -375,9 +380,14 @@ mod tests {
         for role in ["SET ROLE x", "SET SESSION AUTHORIZATION x", "RESET ROLE", "SET SESSION role = x"] {
             assert_eq!(one(role), Some(Act::Role), "{role}");
         }
-        for nothing in ["SET LOCAL a.b = 1", "SET TRANSACTION READ ONLY", "SET CONSTRAINTS ALL DEFERRED"] {
+        for nothing in ["SET TRANSACTION READ ONLY", "SET CONSTRAINTS ALL DEFERRED"] {
             assert_eq!(one(nothing), None, "{nothing}");
         }
+        let local = b"SET LOCAL a.b = 1";
+        assert_eq!(
+            one("SET LOCAL a.b = 1"),
+            Some(Act::SetLocal { name: b"a.b"[..].into(), text: Some(local[..].into()) })
+        );
         for unclear in [
             "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
             "SET a FROM CURRENT",

@@ -1,6 +1,10 @@
 //! From the server to the client.
 
+use std::sync::Arc;
+
+use super::describe::refuse_changed;
 use super::replies::{Asked, Owed};
+use super::rewrite::{self, Renamed};
 use super::statements::{NO_SUCH_NAME, PREFIX};
 use super::{Attachment, Awaited, Here, Open, Server, Session, State, ends_connection};
 use crate::wire::read::{self, ErrorFields};
@@ -68,6 +72,8 @@ impl Session {
                 Piece::Rest { taken, last } if server.swallow_rest => {
                     if server.answers_metako() {
                         server.own_row(&input[at..at + taken], last);
+                    } else if server.describing.goes_on() {
+                        self.take_description(server, &input[at..at + taken], last);
                     }
                     (taken, Pass::Swallow)
                 }
@@ -196,6 +202,11 @@ impl Session {
             b'T' | b'n' if matches!(server.replies.front(), Some(Owed::Describe { .. })) => {
                 server.replies.pop();
             }
+            b't' | b'T' | b'n' if matches!(server.replies.front(), Some(Owed::Described(_))) => {
+                server.describing.begin(header.tag);
+                self.take_description(server, body, body.len() == header.length as usize);
+                return Pass::Swallow;
+            }
             b'C' | b'I' | b's' => {
                 self.stop_holding_back();
                 if header.tag == b'C' {
@@ -251,6 +262,9 @@ impl Session {
         if server.replies.settled() {
             self.open = Open::default();
             self.fresh.settle(server.replies.unit());
+            if !self.found_shared.is_empty() {
+                self.share(server);
+            }
         }
         self.found_ready(server, to_server);
         if server.status != TransactionStatus::Idle {
@@ -301,6 +315,12 @@ impl Session {
             self.counts.failed += 1;
         }
         let taken = server.replies.taken();
+        let changed = match server.replies.front() {
+            Some(Owed::Changed { statement, describes }) if fields.code == b"26000" => {
+                Some((Arc::clone(statement), *describes))
+            }
+            _ => None,
+        };
         if fields.code == b"0A000"
             && fields.routine == b"RevalidateCachedQuery"
             && let Some(Owed::Bind { statement: Some(stale) } | Owed::Describe { statement: Some(stale) }) =
@@ -308,6 +328,7 @@ impl Session {
         {
             stale.expire();
         }
+        let position = position_on_client(server.replies.renamed(), &fields);
         for skipped in server.replies.failed(fields.code) {
             self.undo(server, skipped);
         }
@@ -317,6 +338,10 @@ impl Session {
         }
         self.stop_holding_back();
         let whole = body.len() == header.length as usize;
+        if let Some((statement, describes)) = changed.filter(|_| whole) {
+            refuse_changed(&statement, describes, body, to_client);
+            return Pass::Replaced;
+        }
         let stands_for = server.stand_in.take().filter(|_| whole);
         let body = stands_for.as_deref().unwrap_or(body);
         let fields = read::error(body);
@@ -324,7 +349,12 @@ impl Session {
             write::frame(to_client, b'E', |out| out.extend_from_slice(body));
             return Pass::Replaced;
         }
-        match self.amended(&fields, body, taken.as_deref()) {
+        let amended = self.amended(&fields, body, taken.as_deref());
+        let amended = match position.filter(|_| stands_for.is_none()) {
+            Some(position) => Some(with_field(amended.as_deref().unwrap_or(body), b'P', &position)),
+            None => amended,
+        };
+        match amended {
             Some(amended) if whole => {
                 write::frame(to_client, b'E', |out| out.extend_from_slice(&amended));
                 Pass::Replaced
@@ -395,6 +425,15 @@ impl Session {
     }
 }
 
+/// The position of an error, counted in the client's text, if that is another.
+fn position_on_client(renamed: &[Renamed], fields: &ErrorFields<'_>) -> Option<Vec<u8>> {
+    if renamed.is_empty() {
+        return None;
+    }
+    let position: usize = std::str::from_utf8(fields.position).ok()?.parse().ok()?;
+    Some(rewrite::position_on_client(renamed, position).to_string().into_bytes())
+}
+
 /// Whether a replica refuses what the primary may accept.
 fn is_refusal(fields: &ErrorFields<'_>) -> bool {
     matches!(fields.code, b"25006" | b"0A000" | b"55000")
@@ -402,7 +441,7 @@ fn is_refusal(fields: &ErrorFields<'_>) -> bool {
 }
 
 /// An error body with one field set anew.
-fn with_field(body: &[u8], field: u8, value: &[u8]) -> Vec<u8> {
+pub(super) fn with_field(body: &[u8], field: u8, value: &[u8]) -> Vec<u8> {
     let mut made = Vec::with_capacity(body.len() + value.len());
     let mut rest = body;
     let mut set = false;

@@ -1,8 +1,8 @@
 //! What goes wrong at the edges: messages that were skipped, units that are repeated, servers that are lost half-way.
 
 use super::tests::{
-    Bench, EXECUTE, ONE, ROW, SYNC, TWO, begin, bind, close, complete, error, left_behind, parse, query,
-    ready, reported,
+    BARE, Bench, EXECUTE, ONE, ROW, SYNC, TWO, begin, bind, close, complete, error, left_behind, parse,
+    query, ready, reported,
 };
 use super::*;
 
@@ -14,8 +14,10 @@ fn a_statement_whose_second_parse_was_skipped_can_still_be_used_on_that_server()
     bench.answer(&[error("26000", "no"), ready(TransactionStatus::Idle)].concat());
     bench.server_got();
     bench.forward(&[&parse("s", "select 1")[..], &bind("nobody"), SYNC].concat());
-    assert_eq!(bench.server_got(), "Cmetako_1 Pmetako_1 Bnobody S");
-    bench.answer(&[b"3\0\0\0\x04", ONE, &error("26000", "no"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.server_got(), "Cmetako_1 Pmetako_1 Dmetako_1 Bnobody S");
+    bench.answer(
+        &[b"3\0\0\0\x04", ONE, BARE, &error("26000", "no"), &ready(TransactionStatus::Idle)].concat(),
+    );
     bench.forward(&[&bind("s")[..], SYNC].concat());
     assert_eq!(bench.server_got(), "Bmetako_1 S");
 }
@@ -31,10 +33,10 @@ fn a_statement_whose_eviction_was_skipped_is_closed_before_it_is_parsed_again() 
     }
     bench.server_got();
     bench.forward(&[&bind("nobody")[..], &parse("more", "select more"), SYNC].concat());
-    assert_eq!(bench.server_got(), "Bnobody Cmetako_1 Pmetako_201 S");
+    assert_eq!(bench.server_got(), "Bnobody Cmetako_1 Pmetako_201 Dmetako_201 S");
     bench.answer(&[error("26000", "no"), ready(TransactionStatus::Idle)].concat());
     bench.forward(&[&bind(&name(0))[..], SYNC].concat());
-    assert_eq!(bench.server_got(), "Cmetako_1 Pmetako_1 Bmetako_1 S");
+    assert_eq!(bench.server_got(), "Cmetako_1 Pmetako_1 Dmetako_1 Bmetako_1 S");
 }
 
 #[test]
@@ -42,15 +44,15 @@ fn a_unit_that_is_repeated_may_give_its_names_again() {
     let mut bench = Bench::new();
     bench.attach(true);
     bench.forward(&[&parse("s", "select f()")[..], &bind("s"), EXECUTE, SYNC].concat());
-    bench.answer(&[ONE, TWO].concat());
+    bench.answer(&[ONE, BARE, TWO].concat());
     let refused = [error("25006", "cannot execute"), ready(TransactionStatus::Idle)].concat();
     assert_eq!(bench.answer(&refused), Effect::Refused);
     bench.to_client.clear();
     bench.server_got();
     bench.server = Server::new(&Arc::default(), "");
     bench.repeat(false);
-    assert_eq!(bench.server_got(), "Pmetako_1 Bmetako_1 E S");
-    bench.answer(&[ONE, TWO, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.server_got(), "Pmetako_1 Dmetako_1 Bmetako_1 E S");
+    bench.answer(&[ONE, BARE, TWO, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.client_got(), "1 2 C:SELECT 1 ZI");
     bench.session.release();
     // Nor does a name stay that the client was never told of.
@@ -195,7 +197,7 @@ fn a_statement_whose_result_type_changed_is_made_anew_when_it_is_prepared_again(
     bench.client_got();
     bench.server_got();
     bench.forward(&[&close("s")[..], &parse("s", "select 1"), &bind("s"), EXECUTE, SYNC].concat());
-    assert_eq!(bench.server_got(), "Pmetako_2 Bmetako_2 E S");
+    assert_eq!(bench.server_got(), "Pmetako_2 Dmetako_2 Bmetako_2 E S");
 }
 
 #[test]

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::acts;
 use super::pins::Pins;
-use super::replies::{Carried, Owed};
+use super::provide::OnServer;
+use super::replies::{By, Carried, Owed};
 use super::rewrite::Script;
-use super::statements::{NO_SUCH_NAME, PREFIX, Presence, Statement, Undo};
+use super::statements::{NO_SUCH_NAME, PREFIX, Statement, Undo};
 use super::{Attachment, ClientFault, Here, Server, Session, SessionCx, State, UNIT_MAX, Unnamed, Verdict};
 use crate::plugin::Effects;
 use crate::wire::read::{self, Target};
@@ -25,7 +26,7 @@ pub struct Forwarded {
 }
 
 /// Input on its way to the output: runs of frames that stay as they are move in one piece.
-struct Pipe<'a> {
+pub(super) struct Pipe<'a> {
     input: &'a [u8],
     /// Where the frame at hand begins.
     at: usize,
@@ -36,7 +37,7 @@ struct Pipe<'a> {
 
 impl Pipe<'_> {
     /// Moves all before the frame at hand, so that something can be put in front of it.
-    fn flush(&mut self) -> &mut Vec<u8> {
+    pub(super) fn flush(&mut self) -> &mut Vec<u8> {
         self.out.extend_from_slice(&self.input[self.from..self.at]);
         self.from = self.at;
         self.out
@@ -47,34 +48,6 @@ impl Pipe<'_> {
         self.flush();
         self.from = self.at + taken;
         self.out
-    }
-}
-
-/// How a statement is called on the server.
-enum OnServer {
-    /// As the client calls it.
-    Same,
-    /// By another name.
-    Named(Arc<Statement>),
-    /// It does not exist, and what the client calls it might be something else there: a name that is nothing.
-    Missing(Vec<u8>),
-}
-
-impl OnServer {
-    fn missing(name: &[u8]) -> Self {
-        Self::Missing([NO_SUCH_NAME, name].concat())
-    }
-
-    fn name(&self) -> Option<&[u8]> {
-        match self {
-            Self::Same => None,
-            Self::Named(statement) => Some(statement.name()),
-            Self::Missing(name) => Some(name),
-        }
-    }
-
-    fn into_statement(self) -> Option<Arc<Statement>> {
-        if let Self::Named(statement) = self { Some(statement) } else { None }
     }
 }
 
@@ -91,6 +64,9 @@ impl Session {
         let mut pipe = Pipe { input, at: 0, from: 0, out: to_server };
         let mut terminate = false;
         self.waiting = false;
+        if !self.found_new.is_empty() {
+            self.take_new(cx);
+        }
         self.tell_if_due(server, to_client);
         while !terminate && self.wants_input(server) {
             if self.has_to_wait(server, &input[pipe.at..]) {
@@ -105,8 +81,10 @@ impl Session {
                     terminate = header.tag == b'X';
                     if terminate {
                         pipe.replace(taken);
-                    } else {
-                        self.forward_frame(server, header, body, whole, cx, &mut pipe)?;
+                    } else if !self.forward_frame(server, header, body, whole, cx, &mut pipe)? {
+                        self.framer.take_back();
+                        self.waiting = true;
+                        break;
                     }
                     taken
                 }
@@ -168,7 +146,7 @@ impl Session {
     }
 
     /// Attaches to another server and sends it the unit at hand once more: the server that it went to first is gone or
-    /// refused it, and nothing of its answer was given.
+    /// refused it, and nothing of its answer was given. Gives the rest of the unit, if not all could be sent yet.
     pub fn repeat(
         &mut self,
         server: &mut Server,
@@ -176,13 +154,16 @@ impl Session {
         cx: &SessionCx<'_>,
         to_server: &mut Vec<u8>,
         to_client: &mut Vec<u8>,
-    ) -> Result<(), ClientFault> {
+    ) -> Result<Vec<u8>, ClientFault> {
         self.undo_unit();
-        let unit = std::mem::take(&mut self.unit);
+        let mut unit = std::mem::take(&mut self.unit);
         self.attach(server, replica, to_server);
-        self.forward(server, &unit, cx, to_server, to_client).map(|_| ())
+        let consumed = self.forward(server, &unit, cx, to_server, to_client)?.consumed;
+        unit.drain(..consumed);
+        Ok(unit)
     }
 
+    /// Passes a frame on; not if it is to be offered again once more is answered.
     fn forward_frame(
         &mut self,
         server: &mut Server,
@@ -191,7 +172,7 @@ impl Session {
         whole: bool,
         cx: &SessionCx<'_>,
         pipe: &mut Pipe<'_>,
-    ) -> Result<(), ClientFault> {
+    ) -> Result<bool, ClientFault> {
         match header.tag {
             b'Q' => return self.forward_query(server, header, body, whole, cx, pipe),
             b'P' if whole => {
@@ -216,9 +197,10 @@ impl Session {
                 let Some(bind) = read::bind(body) else {
                     return self.forward_malformed(server, header, whole);
                 };
-                let on_server = self.provide(server, bind.statement, pipe);
+                let on_server = self.provide(server, bind.statement, cx, pipe);
                 self.bound = match &on_server {
-                    OnServer::Named(statement) => statement.verdict(),
+                    OnServer::NotYet => return Ok(false),
+                    OnServer::Named(statement) | OnServer::Changed(statement) => statement.verdict(),
                     _ if bind.statement.is_empty() => self.unnamed.verdict.unwrap_or(Verdict::UNREAD),
                     // One that a function made, perhaps.
                     _ if self.pins.has(Pins::PREPARED.and(Pins::LONG)) => Verdict::UNREAD,
@@ -242,18 +224,21 @@ impl Session {
                         out.extend_from_slice(part);
                     }
                 }
-                self.sent(server, Owed::Bind { statement: on_server.into_statement() });
+                self.sent(server, on_server.into_owed(false));
             }
             b'D' => {
                 let on_server = match read::target(body) {
-                    Some(Target::Statement(name)) => self.provide(server, name, pipe),
+                    Some(Target::Statement(name)) => self.provide(server, name, cx, pipe),
                     Some(Target::Portal(_)) => OnServer::Same,
                     None => return self.forward_malformed(server, header, whole),
                 };
+                if matches!(on_server, OnServer::NotYet) {
+                    return Ok(false);
+                }
                 if let Some(name) = on_server.name() {
                     write::statement_target(pipe.replace(HEADER + body.len()), b'D', name);
                 }
-                self.sent(server, Owed::Describe { statement: on_server.into_statement() });
+                self.sent(server, on_server.into_owed(true));
             }
             b'C' => {
                 let Some(target) = read::target(body) else {
@@ -279,7 +264,7 @@ impl Session {
             b'c' | b'f' => self.sent(server, Owed::CopyEnd),
             _ => {}
         }
-        Ok(())
+        Ok(true)
     }
 
     fn forward_query(
@@ -290,7 +275,7 @@ impl Session {
         whole: bool,
         cx: &SessionCx<'_>,
         pipe: &mut Pipe<'_>,
-    ) -> Result<(), ClientFault> {
+    ) -> Result<bool, ClientFault> {
         let (sql, verdict) = if whole {
             let Some(sql) = read::query(body) else { return self.forward_malformed(server, header, whole) };
             (sql, Verdict::of(cx, sql))
@@ -305,7 +290,7 @@ impl Session {
             verdict.about_session.then(|| Box::new(self.forward_script(server, sql, header, cx, pipe)));
         self.sent(server, Owed::Query { carried });
         self.complete_unit();
-        Ok(())
+        Ok(true)
     }
 
     /// A body that is not what it should be passes: the server itself refuses it, and the session goes on. Of one that did
@@ -315,7 +300,7 @@ impl Session {
         server: &mut Server,
         header: Header,
         whole: bool,
-    ) -> Result<(), ClientFault> {
+    ) -> Result<bool, ClientFault> {
         let owed = match header.tag {
             b'Q' if whole => Owed::Query { carried: None },
             b'P' if whole => Owed::ParseHere,
@@ -328,7 +313,7 @@ impl Session {
         if header.tag == b'Q' {
             self.complete_unit();
         }
-        Ok(())
+        Ok(true)
     }
 
     fn forward_parse(
@@ -371,7 +356,7 @@ impl Session {
             self.sent(server, Owed::Duplicate { name: parse.name.into() });
             return;
         }
-        let statement = self.statement_of(parse, cx);
+        let (statement, by) = self.statement_of(server, parse, cx);
         self.begin_here(server, statement.verdict(), pipe);
         let unit = server.replies.unit();
         let undo = self.names.insert(parse.name, Arc::clone(&statement));
@@ -379,17 +364,13 @@ impl Session {
         self.fresh.names.push((unit, parse.name.into()));
         let presence = server.prepared.presence(&statement, unit);
         let out = pipe.replace(HEADER + header.length as usize);
-        // In a block that failed nothing is parsed but what ends it, and the server says so.
-        let refused = server.status == TransactionStatus::Failed && !statement.verdict().ends_block;
-        if presence == Presence::Present && !refused {
-            self.sent(server, Owed::ParsedBefore { undo });
-            return;
-        }
-        if presence != Presence::Present {
-            self.make_room(server, &statement, presence, out);
-        }
+        self.make_room(server, &statement, presence, out);
         write::parse(out, statement.name(), statement.tail());
-        self.sent(server, Owed::Parse { own: false, statement: Some(statement), unit, undo: Some(undo) });
+        let parsed = Some(Arc::clone(&statement));
+        self.sent(server, Owed::Parse { own: false, statement: parsed, unit, undo: Some(undo) });
+        if let Some(by) = by {
+            self.ask_for_description(server, &statement, by, out);
+        }
     }
 
     /// Before a statement, which may be the first on this server.
@@ -399,21 +380,34 @@ impl Session {
         }
     }
 
-    fn statement_of(&self, parse: read::Parse<'_>, cx: &SessionCx<'_>) -> Arc<Statement> {
+    /// What a Parse of the client's is to make, and how it is found out what that is.
+    fn statement_of(
+        &self,
+        server: &mut Server,
+        parse: read::Parse<'_>,
+        cx: &SessionCx<'_>,
+    ) -> (Arc<Statement>, Option<By>) {
         if !(acts::concerns(parse.sql) || acts::calls_set_config(parse.sql)) {
-            return cx.statements.intern(parse.tail, &|| Verdict::of(cx, parse.sql));
+            let by = |shared| Some(By::Client { name: parse.name.into(), shared });
+            let verdict = || Verdict::of(cx, parse.sql);
+            let Some(context) = self.analysed_with(server, parse.sql, cx) else {
+                return (cx.statements.unshared(parse.tail, verdict(), false, None), by(None));
+            };
+            let shared = cx.statements.intern(parse.tail, &context, &verdict);
+            if !server.prepared.presence(&shared, server.replies.unit()).is_there() {
+                return (shared, by(None));
+            }
+            // What is there may have been made when the text meant something else.
+            let own = cx.statements.unshared(parse.tail, shared.verdict(), false, None);
+            return (own, by(Some(shared)));
         }
         // What names mean is one client's affair.
         let (script, text) = Script::of(parse.sql, &self.names, cx);
         let verdict = Verdict::of(cx, parse.sql);
         let script = verdict.about_session.then(|| Arc::new(script));
-        match text {
-            Some(text) => {
-                let tail = [&text, &parse.tail[parse.sql.len()..]].concat();
-                cx.statements.unshared(&tail, verdict, false, script)
-            }
-            None => cx.statements.unshared(parse.tail, verdict, false, script),
-        }
+        let tail = text.map(|text| [&text, &parse.tail[parse.sql.len()..]].concat());
+        let tail = tail.as_deref().unwrap_or(parse.tail);
+        (cx.statements.unshared(tail, verdict, false, script), None)
     }
 
     /// Passes on a Query that is about the session, with the names that servers know.
@@ -464,75 +458,6 @@ impl Session {
                 self.sent(server, Owed::Close { own: None });
             }
             (None, _) => self.sent(server, Owed::Close { own: None }),
-        }
-    }
-
-    /// Sees to it that the server has the statement that the client means, and says what it is called there.
-    fn provide(&mut self, server: &mut Server, name: &[u8], pipe: &mut Pipe<'_>) -> OnServer {
-        if name.is_empty() {
-            let unit = server.replies.unit();
-            if matches!(self.unnamed.here, Here::Yes) || self.unnamed.here == Here::Sent(unit) {
-                return OnServer::Same;
-            }
-            let Some(tail) = &self.unnamed.tail else { return OnServer::missing(name) };
-            write::parse(pipe.flush(), b"", tail);
-            self.unnamed.here = Here::Sent(unit);
-            self.sent(server, Owed::Parse { own: true, statement: None, unit, undo: None });
-            return OnServer::Same;
-        }
-        let Some(statement) = self.statement(name) else {
-            // Perhaps made by a function, which pins: then this is its server.
-            return if name.starts_with(PREFIX) { OnServer::missing(name) } else { OnServer::Same };
-        };
-        self.ensure(server, &statement, pipe);
-        OnServer::Named(statement)
-    }
-
-    /// Parses a statement on the server if it is not there.
-    fn ensure(&mut self, server: &mut Server, statement: &Arc<Statement>, pipe: &mut Pipe<'_>) {
-        let unit = server.replies.unit();
-        let presence = server.prepared.presence(statement, unit);
-        if presence == Presence::Present {
-            return;
-        }
-        self.bring(server, statement, presence, pipe.flush());
-    }
-
-    /// Makes a statement on the server, unless it is present.
-    pub(super) fn bring(
-        &mut self,
-        server: &mut Server,
-        statement: &Arc<Statement>,
-        presence: Presence,
-        out: &mut Vec<u8>,
-    ) {
-        if presence == Presence::Present {
-            return;
-        }
-        let unit = server.replies.unit();
-        self.make_room(server, statement, presence, out);
-        if let Some(sql) = statement.prepare() {
-            self.prepare_by_sql(server, statement, &sql, out);
-            return;
-        }
-        write::parse(out, statement.name(), statement.tail());
-        let statement = Some(Arc::clone(statement));
-        self.sent(server, Owed::Parse { own: true, statement, unit, undo: None });
-    }
-
-    /// Before a Parse: closes what has to go for it, and what may be there under its name.
-    fn make_room(
-        &mut self,
-        server: &mut Server,
-        statement: &Arc<Statement>,
-        presence: Presence,
-        out: &mut Vec<u8>,
-    ) {
-        let evicted = server.prepared.add(statement, server.replies.unit());
-        let in_doubt = (presence == Presence::Doubtful).then(|| Arc::clone(statement));
-        for closed in evicted.into_iter().chain(in_doubt) {
-            write::statement_target(out, b'C', closed.name());
-            self.sent(server, Owed::Close { own: Some(closed) });
         }
     }
 

@@ -195,7 +195,7 @@ impl Session {
             self.unnamed.tail = Some(parse.tail.to_vec());
             self.unnamed.verdict = Some(verdict);
         } else {
-            let statement = cx.statements.intern(parse.tail, &|| verdict);
+            let statement = cx.statements.unshared(parse.tail, verdict, false, None);
             self.names.insert(parse.name, statement);
         }
         Some(verdict)

@@ -20,13 +20,17 @@
 //! idle.
 
 mod acts;
+mod analysis;
 mod answer;
 mod by_statement;
+mod describe;
+mod described;
 mod forward;
 mod local;
 mod loss;
 mod pins;
 mod plan;
+mod provide;
 mod replies;
 mod rewrite;
 mod server;
@@ -59,6 +63,7 @@ use crate::plugin::{Effects, QueryClassifier, TransactionVerb};
 use crate::wire::write::{Report, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, sqlstate, write};
 use by_statement::ByStatement;
+use describe::{FoundNew, FoundShared};
 use local::LostBlock;
 use pins::Pins;
 use settings::{APPLICATION_NAME, Made, Settings, View};
@@ -78,6 +83,8 @@ pub struct SessionCx<'a> {
     pub statements: &'a dyn Statements,
     /// Whether reads outside transactions may go to replicas.
     pub split: bool,
+    /// Tells databases and users apart: what a text means to one, it need not mean to another.
+    pub scope: u64,
 }
 
 impl std::fmt::Debug for SessionCx<'_> {
@@ -229,6 +236,10 @@ pub struct Session {
     by_statement: ByStatement,
     /// Names changed by what was not answered yet.
     fresh: Fresh,
+    /// What was parsed turned out to be something that is shared: that takes its place once all is answered.
+    found_shared: Vec<FoundShared>,
+    /// What was parsed under the name of a shared statement turned out to be another one.
+    found_new: Vec<FoundNew>,
     /// What was read last waits for that answer.
     waiting: bool,
     /// The application name that the client began with.
@@ -274,6 +285,8 @@ impl Session {
             unnamed: Unnamed::default(),
             by_statement: ByStatement::Off,
             fresh: Fresh::default(),
+            found_shared: Vec::new(),
+            found_new: Vec::new(),
             waiting: false,
             start,
             settings,
@@ -332,7 +345,7 @@ impl Session {
         // In a COPY nothing is answered before the client has ended it.
         let waits = self.waiting
             && !server.replies.copying_in()
-            && (server.replies.outstanding() > 0 || server.answers_metako());
+            && (server.replies.outstanding() > 0 || server.answers_metako() || server.replies.describing());
         !complete && !waits && !self.is_done_here(server) && !server.replies.full()
     }
 
@@ -484,6 +497,7 @@ impl Session {
         match message {
             Owed::Parse { statement, undo, own, unit } => {
                 match (statement, own) {
+                    (Some(statement), false) if statement.is_own() => server.prepared.release(&statement),
                     (Some(statement), _) => server.prepared.refute(&statement, unit),
                     // A later Parse may have taken its place.
                     (None, _) if self.unnamed.here != Here::Sent(unit) => {}
@@ -494,7 +508,7 @@ impl Session {
                     self.names.undo(undo);
                 }
             }
-            Owed::ParsedBefore { undo } | Owed::ClosedHere { undo } => self.names.undo(undo),
+            Owed::ClosedHere { undo } => self.names.undo(undo),
             Owed::Query { carried: Some(carried) } | Owed::Execute { carried: Some(carried) } => {
                 for (_, undo) in carried.undo.into_iter().rev() {
                     if let Undo::Forget(_, statement) = &undo {

@@ -1,7 +1,9 @@
 //! A model of PostgreSQL's protocol, spoken to directly and through sessions that move from server to server: the
 //! client must not see a difference.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Mutex;
 
 use proptest::prelude::*;
@@ -13,7 +15,11 @@ use crate::wire::read;
 /// A server as the protocol describes it.
 #[derive(Default)]
 struct Model {
+    /// Which columns the one table has; it is the same for all.
+    table: Rc<Cell<u8>>,
     statements: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Which it had when a statement was parsed.
+    parsed: BTreeMap<Vec<u8>, u8>,
     portals: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Settings, those that the transaction began with, and those after log-in.
     settings: BTreeMap<String, String>,
@@ -25,9 +31,10 @@ struct Model {
 }
 
 impl Model {
-    fn named(application_name: &str) -> Self {
+    fn named(application_name: &str, table: &Rc<Cell<u8>>) -> Self {
+        let table = Rc::clone(table);
         let start = BTreeMap::from([("application_name".to_owned(), application_name.to_owned())]);
-        Self { settings: start.clone(), before: start.clone(), start, ..Self::default() }
+        Self { table, settings: start.clone(), before: start.clone(), start, ..Self::default() }
     }
 
     fn fail(&mut self, code: &'static str, message: String) {
@@ -85,6 +92,10 @@ impl Model {
                 self.fail("22012", "boom".to_owned());
                 return false;
             }
+            (["insert", "altering"], _) => {
+                self.table.set((self.table.get() + 1) % 3);
+                write::command_complete(&mut self.out, "INSERT 0 1");
+            }
             (["set" | "SET", name, "=" | "TO", value], _) => {
                 let mut settings = self.settings.clone();
                 settings.insert((*name).to_owned(), value.trim_matches('\'').to_owned());
@@ -127,6 +138,7 @@ impl Model {
                     return false;
                 }
                 let inner = text.split_once(" as ").unwrap().1;
+                self.parsed.remove(name.as_bytes());
                 self.statements.insert(name.as_bytes().to_vec(), [inner.as_bytes(), b"\0\0\0"].concat());
                 write::command_complete(&mut self.out, "PREPARE");
             }
@@ -203,6 +215,18 @@ impl Model {
                         self.skipping = !self.may(&sql);
                         if !self.skipping {
                             write::no_parameters(&mut self.out);
+                            self.skipping = !self.is_current(name);
+                        }
+                        if self.skipping {
+                            continue;
+                        }
+                        if sql == OF_TABLE {
+                            let column = self.table.get();
+                            write::frame(&mut self.out, b'T', |out| {
+                                out.extend_from_slice(&[0, 1, b'a' + column]);
+                                out.extend_from_slice(&[0; 19]);
+                            });
+                        } else {
                             write::no_data(&mut self.out);
                         }
                     }
@@ -241,13 +265,23 @@ impl Model {
         true
     }
 
+    /// Whether a statement has still the columns that it had when it was parsed.
+    fn is_current(&mut self, name: &[u8]) -> bool {
+        let of_table = read::text(&self.statements[name]).unwrap().0 == OF_TABLE;
+        let changed = of_table && self.parsed.get(name).is_some_and(|then| *then != self.table.get());
+        if changed {
+            self.fail("0A000", "cached plan must not change result type".to_owned());
+        }
+        !changed
+    }
+
     fn bind(&mut self, bind: read::Bind<'_>) -> bool {
         let Some(tail) = self.statements.get(bind.statement).cloned() else {
             self.missing(bind.statement);
             return false;
         };
         let sql = read::text(&tail).unwrap().0;
-        if !self.may(sql) {
+        if !self.may(sql) || !self.is_current(bind.statement) {
             return false;
         }
         self.portals.insert(bind.portal.to_vec(), sql.to_vec());
@@ -272,14 +306,18 @@ impl Model {
             return false;
         }
         self.statements.insert(parse.name.to_vec(), parse.tail.to_vec());
+        self.parsed.insert(parse.name.to_vec(), self.table.get());
         write::parse_complete(&mut self.out);
         true
     }
 }
 
 const NAMES: [&str; 4] = ["a", "b", "c", "metako_1"];
-const TEXTS: [&str; 9] = [
+const OF_TABLE: &[u8] = b"select *";
+const TEXTS: [&str; 11] = [
     "select 1",
+    "select *",
+    "insert altering",
     "select 2",
     "insert 1",
     "insert boom",
@@ -383,11 +421,12 @@ proptest! {
         choices in prop::collection::vec((0..3_usize, 1..40_usize), 24),
     ) {
         let interner = Mutex::new(Interner::default());
-        let cx = SessionCx { classifier: &FirstWord, statements: &interner, split: false };
+        let cx = SessionCx { classifier: &FirstWord, statements: &interner, split: false, scope: 0 };
+        let tables: [Rc<Cell<u8>>; 2] = Default::default();
         let login = reported(&[("application_name", "")]);
         let mut servers: Vec<(Server, Model)> =
-            (0..3).map(|_| (Server::new(&login, ""), Model::named(""))).collect();
-        let mut direct = ["x", "y"].map(Model::named);
+            (0..3).map(|_| (Server::new(&login, ""), Model::named("", &tables[0]))).collect();
+        let mut direct = ["x", "y"].map(|name| Model::named(name, &tables[1]));
         let mut sessions = ["x", "y"].map(|name| Session::new(name, 1 << 30));
         let mut told = ["x", "y"].map(str::to_owned);
         let mut attached: [Option<usize>; 2] = [None, None];
@@ -466,7 +505,7 @@ proptest! {
         valid in prop::collection::vec(unit(), 0..4),
     ) {
         let interner = Mutex::new(Interner::default());
-        let cx = SessionCx { classifier: &FirstWord, statements: &interner, split: true };
+        let cx = SessionCx { classifier: &FirstWord, statements: &interner, split: true, scope: 0 };
         let mut session = Session::new("", 1 << 30);
         let mut server = Server::new(&Arc::default(), "");
         let (mut to_server, mut to_client) = (Vec::new(), Vec::new());

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::acts::Act;
+use super::rewrite::Renamed;
 use super::statements::{Statement, Undo};
 use crate::wire::sqlstate;
 
@@ -21,8 +22,6 @@ pub(super) enum Owed {
     Duplicate { name: Box<[u8]> },
     /// ParseComplete for a statement that is known to this one server alone.
     ParseHere,
-    /// A ParseComplete that metako makes, because the server has the statement already.
-    ParsedBefore { undo: Undo },
     /// BindComplete, if the statement can be bound.
     Bind { statement: Option<Arc<Statement>> },
     /// CloseComplete; metako's own, and swallowed, if it names the statement that it closes.
@@ -31,6 +30,10 @@ pub(super) enum Owed {
     ClosedHere { undo: Undo },
     /// ParameterDescription and RowDescription or NoData.
     Describe { statement: Option<Arc<Statement>> },
+    /// The same, asked by metako of what was just parsed.
+    Described(Box<Parsed>),
+    /// The error that a statement has other columns than before, to a Bind or, if `describes`, a Describe that cannot succeed.
+    Changed { statement: Arc<Statement>, describes: bool },
     /// Rows or a COPY, then CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute { carried: Option<Box<Carried>> },
     /// ReadyForQuery after Sync.
@@ -47,6 +50,22 @@ pub(super) enum Owed {
     Function,
     /// Nothing: where the client ended a COPY.
     CopyEnd,
+}
+
+/// What was parsed, and is then described.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Parsed {
+    pub(super) statement: Arc<Statement>,
+    pub(super) by: By,
+}
+
+/// Who had it parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum By {
+    /// metako, where it was missing.
+    Metako,
+    /// The client, under this name. What it gets is `shared` if that was found to be the same.
+    Client { name: Box<[u8]>, shared: Option<Arc<Statement>> },
 }
 
 /// What metako asks of a server for itself.
@@ -71,6 +90,8 @@ pub(super) struct Carried {
     pub(super) unit: u64,
     /// The client's name that it gives although that is taken.
     pub(super) taken: Option<Box<[u8]>>,
+    /// Where its text on the server differs.
+    pub(super) renamed: Vec<Renamed>,
 }
 
 impl Owed {
@@ -179,6 +200,19 @@ impl Replies {
         }
     }
 
+    /// Where the text of what comes next differs from the client's.
+    pub(super) fn renamed(&self) -> &[Renamed] {
+        match self.front() {
+            Some(Owed::Query { carried: Some(carried) } | Owed::Execute { carried: Some(carried) }) => {
+                &carried.renamed
+            }
+            Some(Owed::Parse { statement: Some(statement), .. }) => {
+                statement.script().map_or(&[], |script| script.renamed())
+            }
+            _ => &[],
+        }
+    }
+
     /// Whether what is answered was sent by metako for a Query behind it.
     pub(super) fn is_preparing(&self) -> bool {
         self.front().is_some_and(Owed::is_extended)
@@ -264,6 +298,11 @@ impl Replies {
     /// Whether nothing is owed and nothing waits for a Sync.
     pub(super) fn settled(&self) -> bool {
         self.owed.is_empty() && !self.unsynced && !self.copying_in()
+    }
+
+    /// Whether a statement was parsed that is still to be described.
+    pub(super) fn describing(&self) -> bool {
+        self.owed.iter().any(|owed| matches!(owed, Owed::Described(_)))
     }
 
     /// Whether messages wait for a Sync that the client has not sent.

@@ -35,6 +35,28 @@ pub struct Script {
     taken: Option<Box<[u8]>>,
     /// What the statements that it executes may leave behind.
     effects: Effects,
+    /// Where the text for the server differs.
+    renamed: Vec<Renamed>,
+}
+
+/// A name in the text for the server that stands for the client's: where it begins there, and the lengths of both, in
+/// characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Renamed {
+    at: usize,
+    on_server: usize,
+    on_client: usize,
+}
+
+/// Where in the client's text that is which stands at a position, counted from one, in the text for the server.
+pub(super) fn position_on_client(renamed: &[Renamed], position: usize) -> usize {
+    let (mut on_server, mut on_client) = (0, 0);
+    for name in renamed.iter().take_while(|name| name.at + 1 < position) {
+        let inside = position - 1 - name.at;
+        on_server += name.on_server.min(inside);
+        on_client += if inside < name.on_server { name.on_client.min(inside) } else { name.on_client };
+    }
+    (position - on_server).saturating_add(on_client)
 }
 
 impl Script {
@@ -49,6 +71,7 @@ impl Script {
             gone: 0,
             taken: None,
             effects: Effects::NONE,
+            renamed: Vec::new(),
         };
         // What the text itself makes of names, ahead of its success.
         let mut own: BTreeMap<Box<[u8]>, Option<Arc<Statement>>> = BTreeMap::new();
@@ -96,8 +119,14 @@ impl Script {
             }
             script.acts.push((number, act));
         }
+        script.renamed = renamed(sql, &spans);
         let text = (!spans.is_empty()).then(|| replaced(sql, &spans));
         (script, text)
+    }
+
+    /// Where the text for the server differs.
+    pub(super) fn renamed(&self) -> &[Renamed] {
+        &self.renamed
     }
 
     fn lookup(
@@ -122,7 +151,9 @@ fn settings_of(statement: &Statement) -> impl Iterator<Item = Act> {
     let acts = statement.script().map_or(&[][..], |script| &script.acts);
     acts.iter().filter_map(|(_, act)| match act {
         Act::Set { name, .. } => Some(Act::Set { name: name.clone(), text: None }),
-        Act::Reset { .. } | Act::ResetAll | Act::Role | Act::Stays | Act::Unclear => Some(act.clone()),
+        Act::SetLocal { .. } | Act::Reset { .. } | Act::ResetAll | Act::Role | Act::Stays | Act::Unclear => {
+            Some(act.clone())
+        }
         _ => None,
     })
 }
@@ -150,6 +181,21 @@ fn quoted(name: &[u8]) -> Vec<u8> {
     out
 }
 
+fn renamed(sql: &[u8], spans: &[(Span, Vec<u8>)]) -> Vec<Renamed> {
+    // Of text in another encoding than UTF-8, the lengths in bytes.
+    let characters = |text: &[u8]| std::str::from_utf8(text).map_or(text.len(), |text| text.chars().count());
+    let (mut from, mut at) = (0, 0);
+    let one = |(span, name): &(Span, Vec<u8>)| {
+        at += characters(&sql[from..span.start]);
+        from = span.end;
+        let (on_server, on_client) = (name.len(), characters(&sql[span.start..span.end]));
+        let renamed = Renamed { at, on_server, on_client };
+        at += on_server;
+        renamed
+    };
+    spans.iter().map(one).collect()
+}
+
 fn replaced(sql: &[u8], spans: &[(Span, Vec<u8>)]) -> Vec<u8> {
     let (mut out, mut at) = (Vec::with_capacity(sql.len() + 16 * spans.len()), 0);
     for (span, name) in spans {
@@ -171,7 +217,8 @@ impl Session {
         for statement in &script.made {
             server.prepared.add(statement, unit);
         }
-        let mut carried = Carried { undo: Vec::new(), acts: Vec::new(), unit, taken: script.taken.clone() };
+        let (taken, renamed) = (script.taken.clone(), script.renamed.clone());
+        let mut carried = Carried { undo: Vec::new(), acts: Vec::new(), unit, taken, renamed };
         let mut made = script.made.iter();
         for (number, act) in &script.acts {
             let undo = match act {
@@ -277,5 +324,30 @@ impl Session {
             out.push(0);
         });
         self.sent(server, own(b'3'));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_counted_in_the_characters_of_the_client() {
+        let sql = "/* \u{fc} */ prepare \"\u{fc}\" as select nothing; execute x; select 1/0";
+        let place = |part: &str| {
+            let start = sql.find(part).unwrap();
+            Span { start, end: start + part.len() }
+        };
+        let names = [(place("\"\u{fc}\""), b"metako_17".to_vec()), (place("x;"), b"metako_2;".to_vec())];
+        let text = String::from_utf8(replaced(sql.as_bytes(), &names)).unwrap();
+        let character = |text: &str, part: &str| text[..text.find(part).unwrap()].chars().count() + 1;
+        let renamed = renamed(sql.as_bytes(), &names);
+        for part in ["prepare", "nothing", "; execute", "execute ", " select 1", "1/0"] {
+            let found = position_on_client(&renamed, character(&text, part));
+            assert_eq!(found, character(sql, part), "{part}");
+        }
+        let inside = |part| position_on_client(&renamed, character(&text, part));
+        assert_eq!(inside("metako_17"), character(sql, "\"\u{fc}"));
+        assert_eq!(inside("7 as"), character(sql, " as"));
     }
 }

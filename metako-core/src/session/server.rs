@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::described::Describing;
 use super::pins::{Answer, ROW_MAX};
 use super::replies::{Asked, Owed, Replies};
 use super::settings::{Named, Reported, Settings, View, is_settable};
-use super::statements::Prepared;
+use super::statements::{Prepared, Undo};
 use crate::wire::write::{self, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, Piece};
 
@@ -32,6 +33,8 @@ pub struct Server {
     pub(super) touched: Vec<Named<Option<Box<[u8]>>>>,
     /// What it answered to metako's question.
     pub(super) answer: Answer,
+    /// What it says of a statement that was parsed.
+    pub(super) describing: Describing,
     /// A row of that which has not come whole.
     row: Vec<u8>,
     /// The error that preparing for a Query ended in: it stands for the one that the Query then ends in.
@@ -54,6 +57,7 @@ impl Server {
             reported: View::new(parameters),
             touched: Vec::new(),
             answer: Answer::default(),
+            describing: Describing::default(),
             row: Vec::new(),
             stand_in: None,
         }
@@ -140,17 +144,18 @@ impl Server {
 
     /// Whether it is the turn of an answer that metako makes itself.
     pub(super) fn has_own_answer(&self) -> bool {
-        !self.framer.inside_frame()
-            && matches!(self.replies.front(), Some(Owed::ParsedBefore { .. } | Owed::ClosedHere { .. }))
+        !self.framer.inside_frame() && matches!(self.replies.front(), Some(Owed::ClosedHere { .. }))
     }
 
     /// Gives the answers that metako makes itself, as long as it is their turn.
     pub(super) fn give_own_answers(&mut self, to_client: &mut Vec<u8>) {
         while self.has_own_answer() {
-            match self.replies.pop() {
-                Some(Owed::ParsedBefore { .. }) => write::parse_complete(to_client),
-                _ => write::close_complete(to_client),
+            if let Some(Owed::ClosedHere { undo: Undo::Restore(_, statement) }) = self.replies.pop()
+                && statement.is_own()
+            {
+                self.prepared.release(&statement);
             }
+            write::close_complete(to_client);
         }
     }
 

@@ -17,6 +17,14 @@ pub(super) enum Made {
     Value(Box<[u8]>),
 }
 
+impl Made {
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Text(bytes) | Self::Value(bytes) => bytes,
+        }
+    }
+}
+
 /// The settings that a session has made, by name in lower case. All others are what they are after log-in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Settings(Vec<(Box<[u8]>, Made)>);
@@ -71,10 +79,7 @@ impl Settings {
 
     /// Whether they are too many to be taken along, or one cannot be written by metako.
     pub(super) fn is_stuck(&self) -> bool {
-        let bytes = |made: &Made| match made {
-            Made::Text(text) | Made::Value(text) => text.len(),
-        };
-        let total: usize = self.0.iter().map(|(name, made)| name.len() + bytes(made)).sum();
+        let total: usize = self.0.iter().map(|(name, made)| name.len() + made.bytes().len()).sum();
         let writable = |made: &Made| match made {
             Made::Text(_) => true,
             Made::Value(value) => value.iter().all(|byte| matches!(byte, b' '..=b'~')),
@@ -235,9 +240,10 @@ impl View {
         &self.base
     }
 
-    /// Whether a parameter is not what it was after log-in.
-    pub(super) fn has_changed(&self, name: &[u8]) -> bool {
-        self.get(name) != self.of_base(name)
+    /// The value of a parameter that is not what it was after log-in.
+    pub(super) fn changed(&self, name: &[u8]) -> Option<&[u8]> {
+        let changed = self.changes.iter().find(|(known, _)| known.as_ref() == name);
+        changed.map(|(_, value)| value.as_ref())
     }
 
     /// What a client that was told `self` has to be told to know `now`; it is then told.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::acts::Act;
+use super::analysis::InTransaction;
 use super::pins::{Answer, Pins, question};
 use super::replies::{Asked, Owed};
 use super::settings::{self, APPLICATION_NAME, Made, Settings, View};
@@ -29,6 +30,8 @@ pub(super) struct Becoming {
     pub(super) failed: bool,
     /// How many statements of the Query at hand are done.
     pub(super) statement: usize,
+    /// What was set in it.
+    pub(super) set: InTransaction,
 }
 
 /// The settings whose change statements explain.
@@ -135,6 +138,15 @@ impl Session {
         let mut kept = Vec::new();
         for (_, act) in found {
             match act {
+                Act::Set { .. } | Act::Reset { .. } | Act::ResetAll if alone => {}
+                Act::Set { name, text } | Act::SetLocal { name, text } => {
+                    self.becoming.set.set(name, text.as_deref());
+                }
+                Act::Reset { name } | Act::SetConfig { name } => self.becoming.set.set(name, None),
+                Act::ResetAll | Act::Unclear => self.becoming.set.set_any(),
+                _ => {}
+            }
+            match act {
                 Act::Role => self.note_effects(Effects::HOLDS.and(Effects::RELEASES)),
                 Act::Stays => self.note_effects(Effects::STAYS),
                 // No list shows it, and metako could not make it again.
@@ -147,6 +159,7 @@ impl Session {
                 // DISCARD ALL is seen by its tag.
                 Act::DiscardAll
                 | Act::DiscardSequences
+                | Act::SetLocal { .. }
                 | Act::Prepare { .. }
                 | Act::Execute { .. }
                 | Act::Deallocate { .. } => {}
@@ -199,6 +212,9 @@ impl Session {
         }
         if server.status != TransactionStatus::Idle {
             return;
+        }
+        if !self.becoming.suspect.and(self.becoming.asked).has(Effects::OPAQUE) {
+            self.becoming.set = InTransaction::default();
         }
         for (name, before) in std::mem::take(&mut server.touched) {
             let changed = server.reported.get(&name) != before.as_deref();
@@ -328,11 +344,12 @@ impl Session {
         };
         self.pins.remove(Pins::ASKED);
         let mut pins = pins;
-        if server.reported.has_changed(b"session_authorization") {
+        if server.reported.changed(b"session_authorization").is_some() {
             pins.add(Pins::ROLE);
         }
         if opaque {
             self.becoming.named.clear();
+            self.becoming.set = InTransaction::default();
             server.unsure = true;
             let mut settings = Settings::default();
             for (name, value) in found.into_iter().filter(|(name, _)| !name.starts_with(b"transaction_")) {

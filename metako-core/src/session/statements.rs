@@ -1,15 +1,21 @@
 //! Prepared statements that outlive the server connection they were made on.
 //!
-//! A client's named statement is its text and parameter types, interned once for all clients ([`Interner`]) under a name
-//! that is the same on every server. A server connection knows which of these it has ([`Prepared`]); what it lacks is
-//! parsed there before it is used.
+//! A client's named statement is its text, its parameter types and what it was analysed with, interned once for all clients
+//! ([`Interner`]) under a name that is the same on every server. A server connection knows which of these it has
+//! ([`Prepared`]); what it lacks is parsed there before it is used.
+//!
+//! PostgreSQL analyses at Parse, and tables change. So each Parse of a client is run, and the server asked what it found
+//! ([`Description`]): only if that is what a shared statement was found to be, the client shares that one. And what is
+//! parsed again on another server has to have the columns that it had, or it is refused as PostgreSQL refuses it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Verdict;
+use super::described::Description;
 use super::rewrite::Script;
+use crate::wire::read;
 
 /// Names of statements on servers begin with this.
 pub(super) const PREFIX: &[u8] = b"metako_";
@@ -24,7 +30,7 @@ pub const PREPARED_PER_SERVER_MAX: usize = 200;
 const INTERNED_SWEEP: usize = 4096;
 const INTERNED_SWEEP_BYTES: usize = 16 << 20;
 
-/// Text and parameter types of a named statement, the same for all clients that prepared it.
+/// A named statement: what it was made of, and what it was found to be.
 #[derive(Debug)]
 pub struct Statement {
     id: u64,
@@ -34,7 +40,10 @@ pub struct Statement {
     /// Whether it was made by PREPARE: the tail is then what follows the name there.
     sql: bool,
     script: Option<Arc<Script>>,
+    /// What it was analysed with; nothing if it is one client's alone.
+    context: Option<Box<[u8]>>,
     stale: AtomicBool,
+    described: OnceLock<Description>,
 }
 
 impl PartialEq for Statement {
@@ -71,8 +80,40 @@ impl Statement {
         self.verdict
     }
 
-    /// The types of its result have changed, and servers that have it refuse it for ever: whoever prepares the text
-    /// again gets a new statement, as on a connection of its own.
+    /// Whether it is one client's alone.
+    pub(super) fn is_own(&self) -> bool {
+        self.context.is_none()
+    }
+
+    /// Whether it may be made again for a client whose texts are analysed with `context`.
+    pub(super) fn fits(&self, context: Option<&[u8]>) -> bool {
+        self.is_own() || self.context.as_deref() == context
+    }
+
+    /// Its text.
+    pub(super) fn sql(&self) -> &[u8] {
+        read::text(&self.tail).map_or(&[], |(sql, _)| sql)
+    }
+
+    /// What it was found to be first.
+    pub(super) fn description(&self) -> Option<&Description> {
+        self.described.get()
+    }
+
+    /// Gives what it was found to be first, which is this if it is the first.
+    pub(super) fn describe(&self, found: Description) -> &Description {
+        self.described.get_or_init(|| found)
+    }
+
+    /// What follows the name in a Parse that makes it again: parameters keep the types that they were found to have.
+    pub(super) fn again(&self) -> Vec<u8> {
+        match self.description() {
+            Some(found) if found.parameters().len() >= 2 => [self.sql(), b"\0", found.parameters()].concat(),
+            _ => self.tail.to_vec(),
+        }
+    }
+
+    /// Its text means something else by now: whoever prepares it next gets a new statement.
     pub(super) fn expire(&self) {
         self.stale.store(true, Ordering::Relaxed);
     }
@@ -81,7 +122,8 @@ impl Statement {
 /// All named statements that clients hold. Numbers are never given twice, so a name means one text for ever.
 #[derive(Debug, Default)]
 pub struct Interner {
-    by_tail: HashMap<Box<[u8]>, Arc<Statement>>,
+    /// By text and types, and what they were analysed with.
+    shared: HashMap<Box<[u8]>, Arc<Statement>>,
     last: u64,
     bytes: usize,
     sweep_at: usize,
@@ -89,24 +131,30 @@ pub struct Interner {
 }
 
 impl Interner {
-    /// The statement of that text and those types; `verdict` is asked for only if it is new.
-    pub fn intern(&mut self, tail: &[u8], verdict: impl FnOnce() -> Verdict) -> Arc<Statement> {
-        if let Some(known) = self.by_tail.get(tail)
+    /// The statement of that text and those types, analysed with `context`; `verdict` is asked for only if it is new.
+    pub fn intern(
+        &mut self,
+        tail: &[u8],
+        context: &[u8],
+        verdict: impl FnOnce() -> Verdict,
+    ) -> Arc<Statement> {
+        let key = [tail, context].concat();
+        if let Some(known) = self.shared.get(key.as_slice())
             && !known.stale.load(Ordering::Relaxed)
         {
             return Arc::clone(known);
         }
-        if self.by_tail.len() >= self.sweep_at.max(INTERNED_SWEEP)
+        if self.shared.len() >= self.sweep_at.max(INTERNED_SWEEP)
             || self.bytes >= self.sweep_at_bytes.max(INTERNED_SWEEP_BYTES)
         {
-            self.by_tail.retain(|_, statement| Arc::strong_count(statement) > 1);
-            self.bytes = self.by_tail.keys().map(|tail| tail.len()).sum();
-            self.sweep_at = self.by_tail.len() * 2;
+            self.shared.retain(|_, statement| Arc::strong_count(statement) > 1);
+            self.bytes = self.shared.keys().map(|key| key.len()).sum();
+            self.sweep_at = self.shared.len() * 2;
             self.sweep_at_bytes = self.bytes * 2;
         }
-        self.bytes += tail.len();
-        let statement = self.unshared(tail, verdict(), false, None);
-        self.by_tail.insert(tail.into(), Arc::clone(&statement));
+        self.bytes += key.len();
+        let statement = self.statement(tail, verdict(), false, None, Some(context.into()));
+        self.shared.insert(key.into(), Arc::clone(&statement));
         statement
     }
 
@@ -118,6 +166,17 @@ impl Interner {
         sql: bool,
         script: Option<Arc<Script>>,
     ) -> Arc<Statement> {
+        self.statement(tail, verdict, sql, script, None)
+    }
+
+    fn statement(
+        &mut self,
+        tail: &[u8],
+        verdict: Verdict,
+        sql: bool,
+        script: Option<Arc<Script>>,
+        context: Option<Box<[u8]>>,
+    ) -> Arc<Statement> {
         self.last += 1;
         Arc::new(Statement {
             id: self.last,
@@ -126,25 +185,27 @@ impl Interner {
             verdict,
             sql,
             script,
+            context,
             stale: AtomicBool::new(false),
+            described: OnceLock::new(),
         })
     }
 
     /// How many statements are held.
     pub fn len(&self) -> usize {
-        self.by_tail.len()
+        self.shared.len()
     }
 
     /// Whether none is held.
     pub fn is_empty(&self) -> bool {
-        self.by_tail.is_empty()
+        self.shared.is_empty()
     }
 }
 
 /// Where statements are interned: shared by all sessions.
 pub trait Statements: Sync {
     /// See [`Interner::intern`].
-    fn intern(&self, tail: &[u8], verdict: &dyn Fn() -> Verdict) -> Arc<Statement>;
+    fn intern(&self, tail: &[u8], context: &[u8], verdict: &dyn Fn() -> Verdict) -> Arc<Statement>;
 
     /// See [`Interner::unshared`].
     fn unshared(
@@ -157,9 +218,9 @@ pub trait Statements: Sync {
 }
 
 impl Statements for Mutex<Interner> {
-    fn intern(&self, tail: &[u8], verdict: &dyn Fn() -> Verdict) -> Arc<Statement> {
+    fn intern(&self, tail: &[u8], context: &[u8], verdict: &dyn Fn() -> Verdict) -> Arc<Statement> {
         // A classifier that panicked in `verdict` left nothing half done.
-        self.lock().unwrap_or_else(PoisonError::into_inner).intern(tail, verdict)
+        self.lock().unwrap_or_else(PoisonError::into_inner).intern(tail, context, verdict)
     }
 
     fn unshared(
@@ -204,6 +265,17 @@ impl Names {
         self.0.clear();
     }
 
+    /// Lets a name mean `now`, if it means `before` still. Whether it did.
+    pub(super) fn replace(&mut self, name: &[u8], before: &Arc<Statement>, now: &Arc<Statement>) -> bool {
+        match self.0.get_mut(name) {
+            Some(found) if Arc::ptr_eq(found, before) => {
+                *found = Arc::clone(now);
+                true
+            }
+            _ => false,
+        }
+    }
+
     pub(super) fn undo(&mut self, undo: Undo) {
         match undo {
             Undo::Forget(name, statement) => {
@@ -231,6 +303,8 @@ const NEVER: u64 = u64::MAX;
 pub(super) struct Prepared {
     entries: BTreeMap<u64, Entry>,
     clock: u64,
+    /// What nobody needs any more, and is closed next time.
+    unneeded: Vec<Arc<Statement>>,
 }
 
 #[derive(Debug)]
@@ -239,6 +313,8 @@ struct Entry {
     used: u64,
     /// Not confirmed yet; sent in this unit, whose failure may have skipped it.
     sent_in: Option<u64>,
+    /// In this unit it was found not to have the columns here that it had first.
+    changed_in: Option<u64>,
 }
 
 /// Whether a server has a statement.
@@ -246,10 +322,20 @@ struct Entry {
 pub(super) enum Presence {
     /// It has, whenever the message that is about to be sent in this unit is run.
     Present,
-    /// It was sent in an earlier unit that may yet fail, or a message that would have told was skipped.
+    /// It has, and with other columns than the statement had first, as was just seen.
+    Changed,
+    /// It was sent in an earlier unit that may yet fail, or a message that would have told was skipped, or it had other
+    /// columns when it was looked at.
     Doubtful,
     /// It has not.
     Absent,
+}
+
+impl Presence {
+    /// Whether it is there for sure.
+    pub(super) fn is_there(self) -> bool {
+        matches!(self, Self::Present | Self::Changed)
+    }
 }
 
 impl Prepared {
@@ -258,19 +344,31 @@ impl Prepared {
         self.clock += 1;
         let Some(entry) = self.entries.get_mut(&statement.id) else { return Presence::Absent };
         entry.used = self.clock;
-        if entry.sent_in.is_none_or(|sent| sent == unit) { Presence::Present } else { Presence::Doubtful }
+        match entry.sent_in {
+            Some(sent) if sent != unit => Presence::Doubtful,
+            _ => match entry.changed_in {
+                None => Presence::Present,
+                Some(seen) if seen == unit => Presence::Changed,
+                Some(_) => Presence::Doubtful,
+            },
+        }
     }
 
     /// Notes that its Parse is sent in `unit`; gives the statements that have to go for it.
     pub(super) fn add(&mut self, statement: &Arc<Statement>, unit: u64) -> Vec<Arc<Statement>> {
         self.clock += 1;
-        let mut evicted = Vec::new();
+        let mut evicted = std::mem::take(&mut self.unneeded);
         let known = self.entries.contains_key(&statement.id);
         while !known && self.entries.len() >= PREPARED_PER_SERVER_MAX {
             let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(id, _)| *id);
             evicted.extend(oldest.and_then(|id| self.entries.remove(&id)).map(|entry| entry.statement));
         }
-        let entry = Entry { statement: Arc::clone(statement), used: self.clock, sent_in: Some(unit) };
+        let entry = Entry {
+            statement: Arc::clone(statement),
+            used: self.clock,
+            sent_in: Some(unit),
+            changed_in: None,
+        };
         self.entries.insert(statement.id, entry);
         evicted
     }
@@ -293,17 +391,38 @@ impl Prepared {
         }
     }
 
+    /// What the server has was made of other types or with other columns than the statement has: it is to be made anew.
+    pub(super) fn distrust(&mut self, statement: &Statement) {
+        if let Some(entry) = self.entries.get_mut(&statement.id) {
+            entry.sent_in = Some(NEVER);
+        }
+    }
+
+    /// The statement has other columns here than it had first, as is seen in `unit`.
+    pub(super) fn has_changed(&mut self, statement: &Statement, unit: u64) {
+        if let Some(entry) = self.entries.get_mut(&statement.id) {
+            entry.changed_in = Some(unit);
+        }
+    }
+
+    /// Nobody needs it here any more.
+    pub(super) fn release(&mut self, statement: &Statement) {
+        self.unneeded.extend(self.entries.remove(&statement.id).map(|entry| entry.statement));
+    }
+
     /// A Close of metako's own was skipped: the statement may still be there.
     pub(super) fn doubt(&mut self, statement: &Arc<Statement>) {
         self.entries.entry(statement.id).or_insert_with(|| Entry {
             statement: Arc::clone(statement),
             used: 0,
             sent_in: Some(NEVER),
+            changed_in: None,
         });
     }
 
     pub(super) fn clear(&mut self) {
         self.entries.clear();
+        self.unneeded.clear();
     }
 }
 
@@ -312,7 +431,7 @@ mod tests {
     use super::*;
 
     fn interned(interner: &mut Interner, tail: &str) -> Arc<Statement> {
-        interner.intern(tail.as_bytes(), || Verdict::UNREAD)
+        interner.intern(tail.as_bytes(), b"", || Verdict::UNREAD)
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Bench {
     }
 
     pub(super) fn plan(&mut self, input: &[u8]) -> Plan {
-        let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true };
+        let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true, scope: 0 };
         self.session.plan(input, &cx, &mut self.to_client).unwrap()
     }
 
@@ -66,7 +66,7 @@ impl Bench {
     }
 
     pub(super) fn forward(&mut self, input: &[u8]) -> usize {
-        let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true };
+        let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true, scope: 0 };
         let (to_server, to_client) = (&mut self.to_server, &mut self.to_client);
         self.session.forward(&mut self.server, input, &cx, to_server, to_client).unwrap().consumed
     }
@@ -78,9 +78,13 @@ impl Bench {
     }
 
     pub(super) fn repeat(&mut self, replica: bool) {
-        let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true };
+        let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true, scope: 0 };
         let (to_server, to_client) = (&mut self.to_server, &mut self.to_client);
         self.session.repeat(&mut self.server, replica, &cx, to_server, to_client).unwrap();
+    }
+
+    pub(super) fn interned(&self) -> usize {
+        self.interner.lock().unwrap().len()
     }
 
     pub(super) fn lose(&mut self) -> Loss {
@@ -190,6 +194,8 @@ pub(super) fn split_frames(bytes: &[u8]) -> Vec<u8> {
 }
 
 pub(super) const ONE: &[u8] = b"1\0\0\0\x04";
+/// No parameters, and no columns.
+pub(super) const BARE: &[u8] = b"t\0\0\0\x06\0\0n\0\0\0\x04";
 pub(super) const THREE: &[u8] = b"3\0\0\0\x04";
 pub(super) const TWO: &[u8] = b"2\0\0\0\x04";
 pub(super) const ROW: &[u8] = b"D\0\0\0\x06\0\0";
@@ -203,6 +209,18 @@ pub(super) fn ready(status: TransactionStatus) -> Vec<u8> {
 pub(super) fn complete(tag: &str) -> Vec<u8> {
     let mut out = Vec::new();
     write::command_complete(&mut out, tag);
+    out
+}
+
+/// A parameter of that type, and a column of that name.
+pub(super) fn described(parameter: u8, column: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::frame(&mut out, b't', |out| out.extend_from_slice(&[0, 1, 0, 0, 0, parameter]));
+    write::frame(&mut out, b'T', |out| {
+        out.extend_from_slice(&[0, 1]);
+        out.extend_from_slice(column.as_bytes());
+        out.extend_from_slice(&[0; 19]);
+    });
     out
 }
 

@@ -212,6 +212,11 @@ impl Framer {
         at
     }
 
+    /// Takes the start of a frame back, which is then the next piece again.
+    pub fn take_back(&mut self) {
+        self.remaining = 0;
+    }
+
     /// The next piece at the start of `input`, which is then taken; `None` if more bytes are needed first. How the
     /// stream is split over calls changes how frames fall into pieces, never which frames there are.
     pub fn next(&mut self, input: &[u8]) -> Result<Option<Piece>, FrameError> {

@@ -16,6 +16,8 @@ pub struct ErrorFields<'a> {
     pub code: &'a [u8],
     /// The message.
     pub message: &'a [u8],
+    /// Where in the text, in characters from one, in decimal.
+    pub position: &'a [u8],
     /// The function in PostgreSQL's source that raised it.
     pub routine: &'a [u8],
 }
@@ -41,6 +43,7 @@ pub fn error(body: &[u8]) -> ErrorFields<'_> {
             b'V' => fields.severity = value,
             b'C' => fields.code = value,
             b'M' => fields.message = value,
+            b'P' => fields.position = value,
             b'R' => fields.routine = value,
             _ => {}
         }

@@ -293,10 +293,13 @@ where
                     self.client.session.attach(&mut self.conn.server, replica, to_server);
                     return self.forward_kept(cx, to_server, to_client);
                 }
-                self.client
+                let rest = self
+                    .client
                     .session
                     .repeat(&mut self.conn.server, replica, &self.cx, to_server, to_client)
                     .map_err(End::Fault)?;
+                self.client.stalled = !rest.is_empty();
+                self.client.input.splice(..0, rest);
                 self.send(cx, to_server);
                 self.client.output.bytes().extend_from_slice(to_client);
                 self.count();

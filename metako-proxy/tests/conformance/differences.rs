@@ -106,19 +106,8 @@ const LIST: &[Difference] = &[
         TRANSACTION,
         "a long name is reported once more when it is cut",
     ),
-    not_yet(
-        "statements_follow_the_search_path",
-        TRANSACTION,
-        "a statement is shared among clients with another search_path",
-    ),
     only_in_13("discard_all_forgets_all_names"),
     only_in_13("reset_all_goes_back_to_what_the_start_up_said"),
-    not_yet("a_stale_plan_is_an_error", TRANSACTION, "a new client gets the stale statement of another"),
-    not_yet(
-        "an_execute_of_a_missing_name_fails",
-        TRANSACTION,
-        "the position counts the name that metako gave",
-    ),
     known(
         "settings_stay_with_their_client",
         TRANSACTION,

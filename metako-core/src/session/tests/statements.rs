@@ -8,8 +8,8 @@ fn a_named_statement_is_parsed_on_each_server_that_lacks_it_unseen() {
     let prepare = [&parse("s", "select 1")[..], SYNC].concat();
     bench.attach(false);
     bench.forward(&prepare);
-    assert_eq!(bench.server_got(), "Pmetako_1 S");
-    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.server_got(), "Pmetako_1 Dmetako_1 S");
+    bench.answer(&[ONE, BARE, &ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.client_got(), "1 ZI");
     bench.session.release();
     let run = [&bind("s")[..], EXECUTE, SYNC].concat();
@@ -22,6 +22,7 @@ fn a_named_statement_is_parsed_on_each_server_that_lacks_it_unseen() {
     bench.server = Server::new(&Arc::default(), "");
     bench.attach(false);
     bench.forward(&run);
+    // It has no columns that could have changed.
     assert_eq!(bench.server_got(), "Pmetako_1 Bmetako_1 E S");
     bench.answer(&[ONE, TWO, ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.client_got(), "2 D C:SELECT 1 ZI");
@@ -33,15 +34,27 @@ fn what_the_server_has_is_answered_in_its_turn() {
     let mut bench = Bench::new();
     bench.attach(false);
     bench.forward(&[&parse("a", "select 1")[..], SYNC].concat());
-    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+    bench.answer(&[ONE, BARE, &ready(TransactionStatus::Idle)].concat());
     bench.client_got();
     bench.server_got();
     bench.forward(&[&bind("a")[..], &parse("b", "select 1"), &close("a"), &bind("b"), SYNC].concat());
-    assert_eq!(bench.server_got(), "Bmetako_1 Bmetako_1 S");
+    assert_eq!(bench.server_got(), "Bmetako_1 Pmetako_2 Dmetako_2 Bmetako_2 S");
     bench.answer(TWO);
-    assert_eq!(bench.client_got(), "2 1 3");
+    assert_eq!(bench.client_got(), "2");
+    bench.answer(ONE);
+    assert_eq!(bench.client_got(), "1");
+    bench.answer(BARE);
+    assert_eq!(bench.client_got(), "3");
     bench.answer(&[TWO, &ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.client_got(), "2 ZI");
+    // Both are one.
+    bench.forward(&[&bind("b")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Bmetako_1 S");
+    bench.answer(&[TWO, &ready(TransactionStatus::Idle)].concat());
+    bench.forward(&[&parse("c", "select 2")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Cmetako_2 Pmetako_3 Dmetako_3 S");
+    bench.answer(&[THREE, ONE, BARE, &ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
     bench.session.release();
     bench.attach(false);
     bench.server_got();
@@ -55,7 +68,7 @@ fn a_parse_that_was_skipped_leaves_no_name_and_what_is_behind_waits_for_that() {
     bench.attach(false);
     bench.forward(&[&bind("nobody")[..], &parse("s", "select 1"), SYNC].concat());
     assert_eq!(bench.forward(&[&bind("s")[..], SYNC].concat()), 0);
-    assert_eq!(bench.server_got(), "Bnobody Pmetako_1 S");
+    assert_eq!(bench.server_got(), "Bnobody Pmetako_1 Dmetako_1 S");
     bench.answer(&[error("26000", "no"), ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.client_got(), "E26000 ZI");
     bench.forward(&[&bind("s")[..], SYNC].concat());
@@ -207,4 +220,165 @@ fn an_unnamed_statement_that_is_not_parsed_yet_is_waited_for() {
     bench.server_got();
     bench.forward(&used);
     assert_eq!(bench.server_got(), "Bmetako_none S");
+}
+
+/// A client of another session that has the same servers.
+fn another(bench: &mut Bench) {
+    bench.session.release();
+    bench.session = Session::new("", 1 << 30);
+    bench.attach(false);
+}
+
+fn prepare(bench: &mut Bench, name: &str, sql: &str, description: &[u8]) -> String {
+    bench.forward(&[&parse(name, sql)[..], SYNC].concat());
+    let sent = bench.server_got();
+    let closed = vec![THREE; sent.matches('C').count()].concat();
+    bench.answer(&[&closed, ONE, description, &ready(TransactionStatus::Idle)].concat());
+    assert_eq!(bench.client_got(), "1 ZI");
+    sent
+}
+
+#[test]
+fn what_is_shared_is_what_was_described_the_same() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    assert_eq!(prepare(&mut bench, "s", "select 1", &described(23, "a")), "Pmetako_1 Dmetako_1 S");
+    another(&mut bench);
+    // The table was altered.
+    assert_eq!(prepare(&mut bench, "s", "select 1", &described(23, "b")), "Pmetako_2 Dmetako_2 S");
+    let used = [&bind("s")[..], SYNC].concat();
+    bench.forward(&used);
+    assert_eq!(bench.server_got(), "Bmetako_2 S");
+    bench.answer(&[TWO, &ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
+    another(&mut bench);
+    assert_eq!(prepare(&mut bench, "s", "select 1", &described(23, "b")), "Pmetako_3 Dmetako_3 S");
+    another(&mut bench);
+    assert_eq!(prepare(&mut bench, "s", "select 1", &described(23, "b")), "Pmetako_4 Dmetako_4 S");
+    bench.forward(&used);
+    assert_eq!(bench.server_got(), "Bmetako_3 S");
+}
+
+#[test]
+fn an_error_about_what_is_not_yet_shared_names_it_as_the_client_does() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    prepare(&mut bench, "s", "select 1", BARE);
+    another(&mut bench);
+    bench.forward(&[&parse("mine", "select 1")[..], &bind("mine"), SYNC].concat());
+    let wrong = error("08P01", "bind message supplies 0 parameters, but \"metako_2\" requires 1");
+    bench.answer(&[ONE, BARE, &wrong, &ready(TransactionStatus::Idle)].concat());
+    assert!(String::from_utf8_lossy(&bench.to_client).contains("but \"mine\" requires 1"));
+}
+
+#[test]
+fn a_statement_made_again_has_its_types_and_its_columns_or_is_refused() {
+    let used = [&bind("s")[..], EXECUTE, SYNC].concat();
+    for (now, sent, got) in [("a", "Bmetako_1 E S", "2 ZI"), ("b", "Bmetako_none E S", "E0A000 ZI")] {
+        let mut bench = Bench::new();
+        bench.attach(false);
+        prepare(&mut bench, "s", "select $1", &described(23, "a"));
+        bench.session.release();
+        bench.server = Server::new(&Arc::default(), "");
+        bench.attach(false);
+        assert_eq!(bench.forward(&used), 0);
+        assert!(!bench.session.wants_input(&bench.server) && !bench.session.releasable(&bench.server));
+        let made = b"metako_1\0select $1\0\0\x01\0\0\0\x17";
+        assert!(bench.to_server.windows(made.len()).any(|part| part == made));
+        assert_eq!(bench.server_got(), "Pmetako_1 Dmetako_1 H");
+        bench.answer(&[ONE, &described(23, now)].concat());
+        assert!(bench.session.wants_input(&bench.server));
+        assert_eq!(bench.forward(&used), used.len());
+        assert_eq!(bench.server_got(), sent);
+        let refused = error("26000", "prepared statement \"metako_none\" does not exist");
+        let answer = if now == "a" { TWO.to_vec() } else { refused };
+        bench.answer(&[answer, ready(TransactionStatus::Idle)].concat());
+        assert_eq!(bench.client_got(), got);
+        // What has changed may change back.
+        bench.forward(&used);
+        assert_eq!(bench.server_got(), if now == "a" { sent } else { "Cmetako_1 Pmetako_1 Dmetako_1 H" });
+    }
+}
+
+#[test]
+fn a_changed_statement_is_described_up_to_its_columns() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    prepare(&mut bench, "s", "select $1", &described(23, "a"));
+    bench.session.release();
+    bench.server = Server::new(&Arc::default(), "");
+    bench.attach(false);
+    let mut input = Vec::new();
+    write::statement_target(&mut input, b'D', b"s");
+    input.extend_from_slice(SYNC);
+    assert_eq!(bench.forward(&input), 0);
+    bench.answer(&[ONE, &described(23, "b")].concat());
+    bench.forward(&input);
+    bench.answer(&[error("26000", "no"), ready(TransactionStatus::Idle)].concat());
+    assert!(bench.to_client.starts_with(b"t\0\0\0\x0a\0\x01\0\0\0\x17E"));
+    let message = read::error(frames(&bench.to_client)[1].1);
+    assert_eq!(message.message, b"cached plan must not change result type");
+    assert_eq!(message.routine, b"RevalidateCachedQuery");
+    assert_eq!(bench.client_got(), "t E0A000 ZI");
+}
+
+#[test]
+fn a_first_parse_of_another_meaning_on_another_server_does_not_touch_what_is_shared() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    prepare(&mut bench, "s", "select $1", &described(23, "a"));
+    let first = bench.session;
+    bench.session = Session::new("", 1 << 30);
+    bench.server = Server::new(&Arc::default(), "");
+    bench.attach(false);
+    // The type of the parameter has changed, which shows in no column.
+    assert_eq!(prepare(&mut bench, "s", "select $1", &described(20, "a")), "Pmetako_1 Dmetako_1 S");
+    let used = [&bind("s")[..], SYNC].concat();
+    assert_eq!(bench.forward(&used), 0);
+    assert_eq!(bench.server_got(), "Pmetako_2 Dmetako_2 H");
+    bench.answer(&[ONE, &described(20, "a")].concat());
+    bench.forward(&used);
+    assert_eq!(bench.server_got(), "Bmetako_2 S");
+    bench.answer(&[TWO, &ready(TransactionStatus::Idle)].concat());
+    bench.session.release();
+    bench.session = first;
+    bench.session.release();
+    bench.attach(false);
+    bench.forward(&used);
+    assert_eq!(bench.server_got(), "Cmetako_1 Pmetako_1 Dmetako_1 H");
+}
+
+#[test]
+fn what_a_text_is_analysed_with_decides_who_shares_it() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    let set = |bench: &mut Bench, sql: &str, status| {
+        bench.forward(&query(sql));
+        bench.answer(&[complete("SET"), ready(status)].concat());
+        bench.client_got();
+        bench.server_got();
+    };
+    assert_eq!(prepare(&mut bench, "a", "select 1", BARE), "Pmetako_1 Dmetako_1 S");
+    set(&mut bench, "set search_path = one", TransactionStatus::Idle);
+    assert_eq!(prepare(&mut bench, "b", "select 1", BARE), "Pmetako_2 Dmetako_2 S");
+    set(&mut bench, "reset search_path", TransactionStatus::Idle);
+    assert_eq!(prepare(&mut bench, "c", "select 1", BARE), "Pmetako_3 Dmetako_3 S");
+    assert_eq!(bench.interned(), 2);
+    bench.forward(&query("set timezone = 'CET'"));
+    let reported = b"S\0\0\0\x11TimeZone\0CET\0";
+    bench.answer(&[&complete("SET")[..], reported, &ready(TransactionStatus::Idle)].concat());
+    bench.client_got();
+    bench.server_got();
+    prepare(&mut bench, "d", "select 1", BARE);
+    assert_eq!(bench.interned(), 3);
+    // Nobody shares what depends on what is not known, or on the moment.
+    set(&mut bench, "begin", TransactionStatus::InBlock);
+    set(&mut bench, "set local array_nulls = off", TransactionStatus::InBlock);
+    bench.forward(&[&parse("e", "select 2")[..], SYNC].concat());
+    bench.answer(&[ONE, BARE, &ready(TransactionStatus::InBlock)].concat());
+    set(&mut bench, "commit", TransactionStatus::Idle);
+    prepare(&mut bench, "f", "select date 'today'", BARE);
+    assert_eq!(bench.interned(), 3);
+    prepare(&mut bench, "g", "select 2", BARE);
+    assert_eq!(bench.interned(), 4);
 }

@@ -152,7 +152,7 @@ impl<E: Env> ClientTask<E> {
             to_server: &mut to_server,
             handle: &self.handle,
             traffic,
-            cx: session_cx(&self.core, settings),
+            cx: session_cx(&self.core, settings, self.scope),
             time_outs: TimeOuts::of(&settings.config),
             broken: None,
             cancelled: false,

@@ -72,7 +72,7 @@ async fn with_relay(
         to_server: &mut to_server,
         handle: &Clients::default().enter(&TokioEnv::new(), Protocol::V3_0),
         traffic: &NodeTraffic::default(),
-        cx: SessionCx { classifier: &AllWrites, statements: &statements, split: true },
+        cx: SessionCx { classifier: &AllWrites, statements: &statements, split: true, scope: 0 },
         time_outs,
         broken: None,
         cancelled: false,

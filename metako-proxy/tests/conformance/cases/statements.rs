@@ -26,6 +26,10 @@ cases![
     statements_follow_the_search_path,
     a_stale_plan_is_an_error,
     a_stale_plan_with_the_same_columns_is_none,
+    a_parse_sees_the_table_as_it_is_now,
+    a_statement_has_the_columns_it_had_wherever_it_runs,
+    a_parse_in_a_transaction_sees_what_that_has_made,
+    constants_are_read_with_the_settings_of_the_parse,
     a_dropped_table_is_an_error_of_its_statement,
     sql_prepare_and_execute_share_the_names_of_parse,
     sql_deallocate_forgets_names,
@@ -33,6 +37,7 @@ cases![
     discard_all_forgets_all_names,
     sql_prepare_is_known_to_its_client_only,
     an_execute_of_a_missing_name_fails,
+    positions_in_errors_are_those_of_the_clients_text,
     a_statement_prepared_by_another_user_tells_nothing,
     many_statements_are_kept,
     pg_prepared_statements_shows_the_names_of_the_client,
@@ -321,6 +326,98 @@ fn a_stale_plan_with_the_same_columns_is_none(stage: &Stage<'_>) {
     b.leave();
 }
 
+fn a_parse_sees_the_table_as_it_is_now(stage: &Stage<'_>) {
+    let (mut a, mut b) = (stage.client("a"), stage.client("b"));
+    let prepare = batch(&[&parse("s", "select * from t where id = $1"), &describe_statement("s"), SYNC]);
+    let run = batch(&[&bind_to("", "s", &[Some("1")]), &execute(), SYNC]);
+    a.asks("create table t as select 1 as id", "CZ");
+    a.send(&prepare);
+    a.says("1tTZ");
+    a.send(&run);
+    a.says("2DCZ");
+    a.asks("alter table t alter id type bigint", "CZ");
+    b.send(&prepare);
+    b.says("1tTZ");
+    b.send(&run);
+    b.says("2DCZ");
+    a.send(&run);
+    a.says("E0A000Z");
+    a.asks("alter table t alter id type int", "CZ");
+    a.send(&run);
+    a.says("2DCZ");
+    b.send(&run);
+    b.says("E0A000Z");
+    a.asks("drop table t", "CZ");
+    let mut c = stage.client("c");
+    c.send(&prepare);
+    c.says("E42P01Z");
+    for client in [a, b, c] {
+        client.leave();
+    }
+}
+
+fn a_statement_has_the_columns_it_had_wherever_it_runs(stage: &Stage<'_>) {
+    let (mut a, mut b) = (stage.client("a"), stage.client("b"));
+    a.asks("create table t as select 1 as id", "CZ");
+    a.send(&batch(&[&parse("s", "select * from t"), &describe_statement("s"), SYNC]));
+    a.says("1tTZ");
+    // Through metako, b gets the server that a had, and a another one.
+    b.asks("begin; alter table t add column more int; commit; begin", "CCCCZ");
+    let run = batch(&[&bind("s"), &execute(), SYNC]);
+    a.send(&run);
+    a.says("E0A000Z");
+    a.send(&batch(&[&describe_statement("s"), SYNC]));
+    a.says("tE0A000Z");
+    a.asks("begin", "CZ");
+    a.send(&run);
+    a.says("E0A000Z");
+    a.send(&run);
+    a.says("E25P02Z");
+    a.asks("rollback", "CZ");
+    b.asks("alter table t drop column more; commit", "CCZ");
+    a.send(&run);
+    a.says("2DCZ");
+    a.leave();
+    b.leave();
+}
+
+fn a_parse_in_a_transaction_sees_what_that_has_made(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("create table t as select 'for all' as body", "CZ");
+    let (prepare, run) = (parse("s", "select body from t"), batch(&[&bind("s"), &execute(), SYNC]));
+    a.send(&batch(&[&prepare, SYNC, &run]));
+    a.says("1Z2DCZ");
+    a.asks("begin; create temp table t on commit drop as select 'for the moment' as body", "CCZ");
+    a.send(&batch(&[&close_statement("s"), &prepare, SYNC, &run]));
+    a.says("31Z2DCZ");
+    a.asks("commit", "CZ");
+    a.send(&run);
+    a.says("2DCZ");
+    a.leave();
+}
+
+fn constants_are_read_with_the_settings_of_the_parse(stage: &Stage<'_>) {
+    let (mut a, mut b) = (stage.client("a"), stage.client("b"));
+    let prepare = parse(
+        "s",
+        "select '01/02/2003'::date - date '2003-01-01' as days, array_length('{null}'::text[], 1)",
+    );
+    let run = batch(&[&bind("s"), &execute(), SYNC]);
+    a.send(&batch(&[&prepare, SYNC, &run]));
+    a.says("1Z2DCZ");
+    b.query("set datestyle = 'ISO, DMY'");
+    b.send(&batch(&[&prepare, SYNC, &run]));
+    b.says("1Z2DCZ");
+    b.query("begin; set local datestyle = 'ISO, YMD'; set local array_nulls = off");
+    b.send(&batch(&[&close_statement("s"), &parse("s", "select '{null}'::text[]"), SYNC, &run]));
+    b.says("31Z2DCZ");
+    b.query("rollback");
+    a.send(&batch(&[&close_statement("s"), &parse("s", "select '{null}'::text[]"), SYNC, &run]));
+    a.says("31Z2DCZ");
+    a.leave();
+    b.leave();
+}
+
 fn a_dropped_table_is_an_error_of_its_statement(stage: &Stage<'_>) {
     let mut a = stage.client("a");
     a.asks("create table t as select 1 as id", "CZ");
@@ -432,6 +529,19 @@ fn an_execute_of_a_missing_name_fails(stage: &Stage<'_>) {
     a.asks("execute broken", "E26000Z");
     a.asks("begin; prepare s as select 1; rollback", "CCCZ");
     a.asks("execute s", "TDCZ");
+    a.leave();
+}
+
+fn positions_in_errors_are_those_of_the_clients_text(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("/* \u{fc} */ prepare \"a rather long n\u{e4}me\" as select nothing", "E42703Z");
+    a.asks("prepare s as select 1; execute s; select nothing", "CTDCE42703Z");
+    a.asks("deallocate s; execute s; select 1", "CE26000Z");
+    a.asks("prepare t as selec 1", "E42601Z");
+    a.send(&batch(&[&run("prepare u as select nothing"), SYNC]));
+    a.says("12E42703Z");
+    a.send(&batch(&[&parse("v", "prepare u as select nothing"), SYNC, &bind("v"), &execute(), SYNC]));
+    a.says("1Z2E42703Z");
     a.leave();
 }
 

@@ -1,0 +1,120 @@
+//! What PostgreSQL's analysis of a text depends on beside the text: statements are shared by those alone to whom a text
+//! means the same.
+
+use super::pins::Pins;
+use super::{Server, Session, SessionCx};
+use crate::plugin::Effects;
+
+/// Settings that decide what a text means, or its constants, once and for all at its Parse; servers report them.
+const REPORTED: [&[u8]; 6] = [
+    b"client_encoding",
+    b"DateStyle",
+    b"IntervalStyle",
+    b"TimeZone",
+    b"search_path",
+    b"standard_conforming_strings",
+];
+
+/// The same; not reported.
+const UNREPORTED: [&[u8]; 6] = [
+    b"array_nulls",
+    b"backslash_quote",
+    b"lc_monetary",
+    b"timezone_abbreviations",
+    b"transform_null_equals",
+    b"xmloption",
+];
+
+/// PostgreSQL analyses a statement anew when this has changed, so sharing it would be slow, not wrong. Reported from
+/// PostgreSQL 18 on.
+const SEARCH_PATH: &[u8] = b"search_path";
+
+/// Words that mean the moment of the Parse.
+const MOMENTS: [&[u8]; 4] = [b"now", b"today", b"tomorrow", b"yesterday"];
+
+/// What was set in the transaction at hand, and may not last.
+#[derive(Debug, Default)]
+pub(super) struct InTransaction {
+    /// How the search_path was set.
+    path: Vec<u8>,
+    /// Something else that analysis depends on was, and is not reported.
+    other: bool,
+}
+
+impl InTransaction {
+    /// A setting is made, by this text if it is one.
+    pub(super) fn set(&mut self, name: &[u8], text: Option<&[u8]>) {
+        if name == SEARCH_PATH {
+            self.path.clear();
+            self.path.extend_from_slice(text.unwrap_or(b"another way"));
+        }
+        self.other |= UNREPORTED.contains(&name);
+    }
+
+    /// Any setting may have been made.
+    pub(super) fn set_any(&mut self) {
+        self.other = true;
+    }
+}
+
+impl Session {
+    /// What a text is analysed with; `None` if that is nobody else's.
+    pub(super) fn analysed_with(&self, server: &Server, sql: &[u8], cx: &SessionCx<'_>) -> Option<Vec<u8>> {
+        let own = Pins::TEMPORARY.and(Pins::UNNAMED).and(Pins::UNASKED);
+        if self.pins.has(own)
+            || self.becoming.suspect.has(Effects::HOLDS)
+            || self.becoming.set.other
+            || names_a_moment(sql)
+        {
+            return None;
+        }
+        let mut context = cx.scope.to_be_bytes().to_vec();
+        let mut add = |name: &[u8], value: &[u8]| {
+            for part in [name, b"\0", value, b"\0"] {
+                context.extend_from_slice(part);
+            }
+        };
+        for name in REPORTED {
+            if let Some(value) = server.reported.changed(name) {
+                add(name, value);
+            }
+        }
+        for name in UNREPORTED.into_iter().chain([SEARCH_PATH]) {
+            if let Some(made) = self.settings.get(name) {
+                add(name, made.bytes());
+            }
+        }
+        if !self.becoming.set.path.is_empty() {
+            add(b"", &self.becoming.set.path);
+        }
+        Some(context)
+    }
+}
+
+/// Whether a constant may mean the moment of the Parse: `'now'` and its like.
+fn names_a_moment(sql: &[u8]) -> bool {
+    let mut rest = sql;
+    while let Some(quote) = rest.iter().position(|&byte| byte == b'\'') {
+        rest = &rest[quote + 1..];
+        let text = rest.trim_ascii_start();
+        if MOMENTS.iter().any(|word| text.get(..word.len()).is_some_and(|t| t.eq_ignore_ascii_case(word))) {
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_found_in_constants_alone() {
+        for sql in ["select 'now'::timestamptz", "select date ' TODAY'", "select 'a', 'Yesterday 10:00'"] {
+            assert!(names_a_moment(sql.as_bytes()), "{sql}");
+        }
+        for sql in ["select now()", "select 'know'", "select tomorrow from t", "'", ""] {
+            assert!(!names_a_moment(sql.as_bytes()), "{sql}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What becomes of a Parse once the server has said what it made of it.
+
+use std::sync::Arc;
+
+use super::answer::with_field;
+use super::described::Description;
+use super::replies::{By, Owed, Parsed};
+use super::statements::{Statement, Undo};
+use super::{Server, Session, SessionCx};
+use crate::wire::sqlstate;
+use crate::wire::write;
+
+/// What a client parsed under a name is what is shared already.
+#[derive(Debug)]
+pub(super) struct FoundShared {
+    name: Box<[u8]>,
+    parsed: Arc<Statement>,
+    shared: Arc<Statement>,
+}
+
+/// What a client parsed under a name is not what the shared statement of that text was.
+#[derive(Debug)]
+pub(super) struct FoundNew {
+    name: Box<[u8]>,
+    parsed: Arc<Statement>,
+    description: Description,
+}
+
+impl Session {
+    /// Asks what the server made of the Parse before.
+    pub(super) fn ask_for_description(
+        &mut self,
+        server: &mut Server,
+        statement: &Arc<Statement>,
+        by: By,
+        out: &mut Vec<u8>,
+    ) {
+        write::statement_target(out, b'D', statement.name());
+        let parsed = Parsed { statement: Arc::clone(statement), by };
+        self.sent(server, Owed::Described(Box::new(parsed)));
+    }
+
+    /// Takes a part of the server's answer to that.
+    pub(super) fn take_description(&mut self, server: &mut Server, part: &[u8], last: bool) {
+        let Some(found) = server.describing.take(part, last) else { return };
+        if let Some(Owed::Described(parsed)) = server.replies.pop()
+            && let Some(found) = found
+        {
+            self.described(server, *parsed, found);
+        }
+    }
+
+    fn described(&mut self, server: &mut Server, parsed: Parsed, found: Description) {
+        let Parsed { statement, by } = parsed;
+        match by {
+            By::Metako => {
+                if !statement.describe(found.clone()).allows(&found) {
+                    statement.expire();
+                    server.prepared.has_changed(&statement, server.replies.unit());
+                }
+            }
+            By::Client { name, shared: Some(shared) } => {
+                if shared.description() == Some(&found) {
+                    self.found_shared.push(FoundShared { name, parsed: statement, shared });
+                } else {
+                    shared.expire();
+                    statement.describe(found);
+                }
+            }
+            By::Client { name, shared: None } => {
+                if *statement.describe(found.clone()) != found {
+                    statement.expire();
+                    server.prepared.distrust(&statement);
+                    self.found_new.push(FoundNew { name, parsed: statement, description: found });
+                }
+            }
+        }
+    }
+
+    /// All is answered: names mean what was found to be shared. Before, errors speak of what was parsed.
+    pub(super) fn share(&mut self, server: &mut Server) {
+        for FoundShared { name, parsed, shared } in std::mem::take(&mut self.found_shared) {
+            if self.names.replace(&name, &parsed, &shared) {
+                server.prepared.release(&parsed);
+            }
+        }
+    }
+
+    /// Names mean what their Parse was found to be, and not what others had before.
+    pub(super) fn take_new(&mut self, cx: &SessionCx<'_>) {
+        for FoundNew { name, parsed, description } in std::mem::take(&mut self.found_new) {
+            let own = cx.statements.unshared(parsed.tail(), parsed.verdict(), false, None);
+            own.describe(description);
+            if self.names.replace(&name, &parsed, &own) {
+                self.note_name(&Undo::Forget(name, own));
+            }
+        }
+    }
+}
+
+/// Tells the client that a statement has other columns than before, as PostgreSQL would. `body` is of the error that the
+/// server gave instead.
+pub(super) fn refuse_changed(statement: &Statement, describes: bool, body: &[u8], to_client: &mut Vec<u8>) {
+    if describes {
+        let parameters = statement.description().map_or(&[0, 0][..], Description::parameters);
+        write::frame(to_client, b't', |out| out.extend_from_slice(parameters));
+    }
+    let fields = [
+        (b'C', sqlstate::FEATURE_NOT_SUPPORTED),
+        (b'M', "cached plan must not change result type"),
+        (b'F', "plancache.c"),
+        (b'R', "RevalidateCachedQuery"),
+    ];
+    let amended =
+        fields.iter().fold(body.to_vec(), |body, (field, value)| with_field(&body, *field, value.as_bytes()));
+    write::frame(to_client, b'E', |out| out.extend_from_slice(&amended));
+}
