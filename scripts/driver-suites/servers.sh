@@ -6,6 +6,10 @@ free_port() {
 
 # A fresh server, and metako before it if the mode is one of metako's; sets `port` to where the tests connect and
 # `direct` to the server's own port. The database is named `$database`; everybody may log in at the server itself.
+#
+# A suite may set before it: `server_settings`, lines of postgresql.conf; `rules`, lines of pg_hba.conf, for the one that the
+# tests connect to; `certificates`, a folder with server.crt, server.key and root.crt for it; `setup`, SQL for the database;
+# `entrance`, the port that the tests connect to.
 start() {
     local mode=$1
     password=$(head -c 18 /dev/urandom | base64 | tr -d '/+=')
@@ -29,28 +33,58 @@ fsync = off
 password_encryption = 'scram-sha-256'
 log_autovacuum_min_duration = 0
 max_wal_senders = 10
+${server_settings:-}
 SETTINGS
+    local towards=disable
+    if [ -n "${certificates:-}" ]; then
+        cp "$certificates"/{server.crt,server.key,root.crt} "$data/data/"
+        give "$data/data"
+        chmod 600 "$data/data/server.key"
+        printf '%s\n' "ssl = on" "ssl_ca_file = 'root.crt'" | "${as_server[@]}" tee -a "$data/data/postgresql.conf" >/dev/null
+        towards=require
+    fi
+    if [ "$mode" = direct ] && [ -n "${rules:-}" ]; then
+        echo "$rules" | "${as_server[@]}" tee "$data/data/pg_hba.conf" >/dev/null
+    fi
+    if [ "$mode" = direct ] && [ -n "${entrance:-}" ]; then
+        direct=$entrance
+        echo "port = $direct" | "${as_server[@]}" tee -a "$data/data/postgresql.conf" >/dev/null
+    fi
     "${as_server[@]}" "$bin/postgres" -D "$data/data" >"$home/results/$suite-$mode.server.log" 2>&1 &
     processes+=($!)
     until "$bin/pg_isready" --quiet --host 127.0.0.1 --port "$direct"; do
         kill -0 "${processes[-1]}" || fail "PostgreSQL ended: $home/results/$suite-$mode.server.log"
         sleep 0.1
     done
-    "$bin/psql" -Xq -h 127.0.0.1 -p "$direct" -U postgres -d postgres -c "create database \"$database\" template template0"
+    [ "$database" = postgres ] ||
+        "$bin/psql" -Xq -h 127.0.0.1 -p "$direct" -U postgres -d postgres -c "create database \"$database\" template template0"
+    if [ -n "${setup:-}" ]; then
+        echo "$setup" | "$bin/psql" -Xq -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$direct" -U postgres -d "$database" >&2
+    fi
     port=$direct
     [ "$mode" != direct ] || return 0
-    port=$(free_port)
+    port=${entrance:-$(free_port)}
+    local more=${METAKO_MORE:-}
+    if [ -n "${certificates:-}" ]; then
+        more+="
+security: { tls_enabled: true, cert_file: $certificates/server.crt, key_file: $certificates/server.key, client_ca_file: $certificates/root.crt }"
+    fi
+    if [ -n "${rules:-}" ]; then
+        echo "$rules" >"$data/hba.conf"
+        more+="
+auth: { hba_file: $data/hba.conf, query: 'SELECT rolname, rolpassword FROM pg_authid WHERE rolname = \$1 AND rolcanlogin' }"
+    fi
     cat >"$data/metako.yaml" <<YAML
 listen: 127.0.0.1:$port
 state_dir: $data/state
 nodes:
-  - { name: node-1, host: 127.0.0.1, port: $direct, role: primary, username: postgres, password: "$password", database: $database, sslmode: disable }
+  - { name: node-1, host: 127.0.0.1, port: $direct, role: primary, username: postgres, password: "$password", database: $database, sslmode: $towards }
 users:
   - { name: app, password: "$password" }
 load_balancer: { split: off }
 pool: { mode: $mode, size: 60 }
 log: { level: warn }
-${METAKO_MORE:-}
+$more
 YAML
     "$metako" --config "$data/metako.yaml" >"$home/results/$suite-$mode.metako.log" 2>&1 &
     processes+=($!)
