@@ -5,6 +5,7 @@
 #   SUITES="regress isolation pipeline"          which; all by default
 #   MODES="direct session transaction"           against what; all by default
 #   METAKO=target/release/metako                 which binary; built if it is missing
+#   METAKO_PG_BIN=dir                            PostgreSQL's programs, psql and pg_isready among them; Debian's by default
 #
 # What is downloaded and built stays in target/suites. Results of every test: target/suites/results/SUITE-MODE.
 set -euo pipefail
@@ -18,7 +19,7 @@ say() { echo "== $*" >&2; }
 fail() { echo "driver-suites: $*" >&2; exit 1; }
 
 scripts/install-missing.sh
-bin=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1)
+bin=${METAKO_PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1)}
 major=$(basename "$(dirname "$bin")")
 version=$("$bin/postgres" --version | grep -oE '[0-9]+\.[0-9]+' | head -n 1)
 metako=${METAKO:-$root/target/release/metako}

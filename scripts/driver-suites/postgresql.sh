@@ -1,10 +1,12 @@
 # PostgreSQL's own tests: regress, isolation, libpq_pipeline. Read by scripts/driver-suites.sh.
+#
+#   POSTGRESQL_TESTS=dir      its source, of any version; by default that of the server's package
 
 all+=(regress isolation pipeline)
 
 # The source package of the server that is installed.
 fetch_postgresql() {
-    source=$home/src/postgresql-$version
+    source=${POSTGRESQL_TESTS:-$home/src/postgresql-$version}
     [ ! -d "$source" ] || return 0
     say "PostgreSQL $version: its source package"
     local package
