@@ -207,8 +207,7 @@ impl Clients {
         loop {
             let mut random = [0; 4];
             env.entropy(&mut random);
-            // Process ids are positive.
-            let process_id = (i32::from_be_bytes(random) & i32::MAX).max(1);
+            let process_id = (i32::from_be_bytes(random) & i32::MAX) | ABOVE_PROCESSES;
             if clients.range((process_id, 0)..=(process_id, u64::MAX)).next().is_none() {
                 let number = self.last.fetch_add(1, Ordering::Relaxed);
                 let handle = Arc::new(Handle {
@@ -267,6 +266,10 @@ impl Clients {
     }
 }
 
+/// No operating system numbers its processes so high (Linux ends at 2^22): a client that hands its number to
+/// `pg_terminate_backend` must not meet the backend of another.
+const ABOVE_PROCESSES: i32 = 1 << 30;
+
 /// Bytes of a secret, as PostgreSQL makes them.
 const fn secret_length(protocol: Protocol) -> usize {
     match protocol {
@@ -286,6 +289,13 @@ impl Handle {
 mod tests {
     use super::*;
     use crate::env::TokioEnv;
+
+    #[tokio::test]
+    async fn a_process_id_of_metakos_own_is_positive_and_no_processs() {
+        let (env, clients) = (TokioEnv::new(), Clients::default());
+        let made_up = (0..64).map(|_| clients.enter(&env, Protocol::V3_0).key().process_id);
+        assert!(made_up.into_iter().all(|process_id| process_id > 1 << 22));
+    }
 
     #[tokio::test]
     async fn clients_with_the_same_process_id_are_told_apart_by_their_secrets() {

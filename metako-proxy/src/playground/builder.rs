@@ -127,7 +127,7 @@ impl Builder {
         initdb.arg("-D").arg(primary.data_dir());
         initdb.args(["-U", Cluster::SUPERUSER, "--auth=scram-sha-256"]);
         initdb.arg("--pwfile").arg(&password_file);
-        initdb.args(["--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]);
+        initdb.args(["--encoding=UTF8", "--locale=C", "--no-sync"]);
         run("initdb", initdb)?;
         let hba = "local all all scram-sha-256\n\
                    host all all 127.0.0.1/32 scram-sha-256\n\
