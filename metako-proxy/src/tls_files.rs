@@ -1,7 +1,9 @@
 //! Reading certificates and keys, for the check of a configuration and for their use alike: those that clients are shown,
 //! those that metako shows to servers, and the authorities that others' certificates are checked by.
 
+use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -57,6 +59,14 @@ pub enum TlsFileError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// The private key's file can be read, or was made, by others.
+    #[error("private key file {} {problem}", path.display())]
+    Exposed {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it, and how it should be.
+        problem: &'static str,
     },
     /// The file is no PEM, or broken.
     #[error("{} is not valid PEM: {problem}", path.display())]
@@ -119,7 +129,7 @@ impl TlsFileError {
             | Self::Nothing { file, .. }
             | Self::BadCertificate { file, .. } => *file,
             Self::NoSystem(_) => TlsFile::Authorities,
-            Self::BadKey { .. } | Self::Mismatch { .. } => TlsFile::Key,
+            Self::Exposed { .. } | Self::BadKey { .. } | Self::Mismatch { .. } => TlsFile::Key,
         }
     }
 }
@@ -174,7 +184,7 @@ pub fn system_authorities() -> Result<Authorities, TlsFileError> {
 }
 
 fn certificates(file: TlsFile, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
-    let text = read(file, path)?;
+    let text = read(file, path, open(file, path)?)?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
         .map_err(|error| pem_error(file, path, error))?;
@@ -185,13 +195,55 @@ fn certificates(file: TlsFile, path: &Path) -> Result<Vec<CertificateDer<'static
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFileError> {
-    let text = read(TlsFile::Key, path)?;
+    let file = open(TlsFile::Key, path)?;
+    let opened = file.metadata().map_err(|source| unreadable(TlsFile::Key, path, source))?;
+    if let Some(problem) = exposed(&Access::of(&opened), nix::unistd::geteuid().as_raw()) {
+        return Err(TlsFileError::Exposed { path: path.to_owned(), problem });
+    }
+    let text = read(TlsFile::Key, path, file)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| pem_error(TlsFile::Key, path, error))
 }
 
-fn read(file: TlsFile, path: &Path) -> Result<Vec<u8>, TlsFileError> {
+/// Who may do what with a file.
+struct Access {
+    regular: bool,
+    owner: u32,
+    mode: u32,
+}
+
+impl Access {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        Self { regular: metadata.is_file(), owner: metadata.uid(), mode: metadata.mode() }
+    }
+}
+
+/// What PostgreSQL would say of a private key in such a file to a server of that user.
+fn exposed(access: &Access, user: u32) -> Option<&'static str> {
+    let Access { regular, owner, mode } = *access;
+    if !regular {
+        return Some("is not a regular file");
+    }
+    if owner != user && owner != 0 {
+        return Some("must be owned by the user that metako runs as, or by root");
+    }
+    let others = if owner == user { 0o077 } else { 0o037 };
+    (mode & others != 0).then_some(
+        "has group or world access: it must have permissions u=rw (0600) or less if the user that metako runs as owns it, \
+         or u=rw,g=r (0640) or less if root owns it",
+    )
+}
+
+fn open(file: TlsFile, path: &Path) -> Result<File, TlsFileError> {
+    File::open(path).map_err(|source| unreadable(file, path, source))
+}
+
+fn unreadable(file: TlsFile, path: &Path, source: io::Error) -> TlsFileError {
+    TlsFileError::Read { file, path: path.to_owned(), source }
+}
+
+fn read(file: TlsFile, path: &Path, opened: File) -> Result<Vec<u8>, TlsFileError> {
     let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|opened| opened.take(FILE_MAX + 1).read_to_end(&mut bytes));
+    let read = opened.take(FILE_MAX + 1).read_to_end(&mut bytes);
     let read = read.and_then(|read| {
         if read as u64 > FILE_MAX {
             return Err(io::Error::new(
@@ -201,7 +253,7 @@ fn read(file: TlsFile, path: &Path) -> Result<Vec<u8>, TlsFileError> {
         }
         Ok(bytes)
     });
-    read.map_err(|source| TlsFileError::Read { file, path: path.to_owned(), source })
+    read.map_err(|source| unreadable(file, path, source))
 }
 
 fn pem_error(file: TlsFile, path: &Path, error: PemError) -> TlsFileError {
@@ -264,8 +316,39 @@ mod tests {
 
         fn write(&self, name: &str, text: &str) -> PathBuf {
             std::fs::write(self.path(name), text).unwrap();
+            allow(&self.path(name), 0o600);
             self.path(name)
         }
+    }
+
+    fn allow(path: &Path, mode: u32) {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn keys_that_others_can_read_are_refused_as_postgresql_refuses_them() {
+        let (metako, root, another) = (1000, 0, 1001);
+        let fits = |owner, mode: u32, user| {
+            exposed(&Access { regular: true, owner, mode: 0o100_000 | mode }, user).is_none()
+        };
+        assert!(fits(metako, 0o600, metako) && fits(metako, 0o400, metako) && fits(root, 0o600, root));
+        assert!(!fits(metako, 0o640, metako) && !fits(metako, 0o604, metako) && !fits(root, 0o640, root));
+        assert!(fits(root, 0o640, metako) && !fits(root, 0o660, metako) && !fits(root, 0o644, metako));
+        assert!(!fits(another, 0o600, metako) && !fits(metako, 0o600, root));
+        assert!(exposed(&Access { regular: false, owner: metako, mode: 0o600 }, metako).is_some());
+
+        let files = Files::new();
+        let (cert, key) = pair();
+        let files_named = TlsFiles { cert: files.write("cert", &cert), key: files.write("key", &key) };
+        load_tls(&files_named).unwrap();
+        allow(&files_named.key, 0o644);
+        let errors = load_tls(&files_named).unwrap_err();
+        assert!(matches!(errors[..], [TlsFileError::Exposed { .. }]), "{errors:?}");
+        assert!(errors[0].to_string().contains("key has group or world access: it must"), "{}", errors[0]);
+        allow(&files_named.key, 0o600);
+        allow(&files_named.cert, 0o644);
+        load_tls(&files_named).unwrap();
     }
 
     fn pair() -> (String, String) {
@@ -326,7 +409,8 @@ mod tests {
     #[test]
     fn a_file_without_end_is_refused() {
         let faults = faults(PathBuf::from("/dev/zero"), PathBuf::from("/dev/zero"));
-        assert!(faults.iter().all(|(_, text)| text.contains("longer than")), "{faults:?}");
+        let said: Vec<_> = faults.iter().map(|(_, text)| text.as_str()).collect();
+        assert!(said[0].contains("longer than") && said[1].contains("is not a regular file"), "{said:?}");
     }
 
     #[test]

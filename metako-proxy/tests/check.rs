@@ -4,7 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test where they stand")]
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use metako_core::config::{self, Loaded, Problems, SecretSource};
@@ -22,9 +24,14 @@ impl Folder {
         let dir = tempfile::tempdir().unwrap();
         let pair = || rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let (one, other) = (pair(), pair());
-        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let write = |name: &str, text: &str| {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            std::fs::set_permissions(dir.path().join(name), Permissions::from_mode(0o600)).unwrap();
+        };
         write("cert.pem", &one.cert.pem());
         write("key.pem", &one.signing_key.serialize_pem());
+        write("open-key.pem", &one.signing_key.serialize_pem());
+        std::fs::set_permissions(dir.path().join("open-key.pem"), Permissions::from_mode(0o640)).unwrap();
         write("other-key.pem", &other.signing_key.serialize_pem());
         write("broken-key.pem", "-----BEGIN PRIVATE KEY-----\n%%%%\n-----END PRIVATE KEY-----\n");
         write("password", "eagle\n");

@@ -15,8 +15,9 @@ pub(crate) fn make() -> tempfile::TempDir {
     let folder = tempfile::Builder::new().prefix("mtk").tempdir().expect("a temporary folder");
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     std::fs::write(folder.path().join("server.crt"), made.cert.pem()).expect("the certificate is written");
-    std::fs::write(folder.path().join("server.key"), made.signing_key.serialize_pem())
-        .expect("the key is written");
+    let key = folder.path().join("server.key");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("the key is written");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("its mode");
     folder
 }
 

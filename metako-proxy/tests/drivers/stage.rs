@@ -1,6 +1,7 @@
 //! What the checks run against.
 
 use std::fmt;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use metako_proxy::playground::{Builder, Cluster};
@@ -140,7 +141,9 @@ fn certificates(folder: &Path) -> PathBuf {
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = parameters.signed_by(&key, &issuer).unwrap();
     std::fs::write(folder.join("server.pem"), certificate.pem()).unwrap();
-    std::fs::write(folder.join("server.key"), key.serialize_pem()).unwrap();
+    let key_file = folder.join("server.key");
+    std::fs::write(&key_file, key.serialize_pem()).unwrap();
+    std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o600)).unwrap();
     path
 }
 
