@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use metako_core::config::{self, Loaded, Problem, Problems, SecretSource};
-use metako_core::hba::Hba;
+use metako_core::hba::HbaProblem;
 use tracing_subscriber::EnvFilter;
 
 use crate::backend::ServerTlsTable;
@@ -90,11 +90,17 @@ fn hba_file(loaded: &mut Loaded) -> Vec<Problem> {
     let key = "auth.hba_file";
     match rules::load(&loaded.config) {
         Err(problems) => {
-            problems.iter().map(|problem| loaded.places.problem(key, problem.to_string())).collect()
+            let ident = loaded.config.auth.ident_file.as_ref().map(|path| path.display().to_string());
+            let of = |file: &String| if ident.as_ref() == Some(file) { "auth.ident_file" } else { key };
+            let named = |problem: &HbaProblem| loaded.places.problem(of(&problem.file), problem.to_string());
+            problems.iter().map(named).collect()
         }
         Ok(rules) => {
             let without_tls = loaded.config.security.tls.is_none();
-            let idle = rules.iter().flat_map(Hba::rules).filter(|rule| rule.needs_tls() && without_tls);
+            let idle = rules
+                .iter()
+                .flat_map(|rules| rules.hba.rules())
+                .filter(|rule| rule.needs_tls() && without_tls);
             let warnings = idle.map(|rule| {
                 let message = "can fit no client, because TLS is not offered (security.tls_enabled)";
                 loaded.places.problem(key, rule.problem(message).to_string())

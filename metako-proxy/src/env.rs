@@ -4,12 +4,13 @@
 //! another world in its place. tokio's timers, channels and `select!` are used as they are: under a paused runtime they
 //! are deterministic by themselves.
 
+mod names;
 mod socket;
 mod workers;
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +41,9 @@ pub trait Env: Clone + Send + Sync + 'static {
     /// Resolves `host` and connects to its addresses in turn, with TCP_NODELAY and keep-alive set. Has no time-out of
     /// its own. Cancellation closes the attempt.
     fn connect(&self, host: &str, port: u16) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// The name that the name service has for an address, if that name has that address. Has no time-out of its own.
+    fn host_of(&self, address: IpAddr) -> impl Future<Output = io::Result<Option<String>>> + Send;
 
     /// Binds `address` (`host:port`).
     fn bind(&self, address: &str) -> impl Future<Output = io::Result<Self::Listener>> + Send;
@@ -174,6 +178,10 @@ impl Env for TokioEnv {
         Socket::connect(host, port).await
     }
 
+    async fn host_of(&self, address: IpAddr) -> io::Result<Option<String>> {
+        names::host_of(address).await
+    }
+
     async fn bind(&self, address: &str) -> io::Result<Self::Listener> {
         TcpAcceptor::bind(address).await
     }
@@ -240,10 +248,7 @@ impl Env for TokioEnv {
 
     fn entropy(&self, bytes: &mut [u8]) {
         // aws-lc-rs fails only where the system has no entropy at all; without it no secret may be made.
-        rustls::crypto::aws_lc_rs::default_provider()
-            .secure_random
-            .fill(bytes)
-            .expect("the system gives no entropy");
+        aws_lc_rs::rand::fill(bytes).expect("the system gives no entropy");
     }
 }
 

@@ -246,6 +246,157 @@ fn names_in_other_letters_are_not_taken_for_user_and_database() {
     }
 }
 
+/// Whether a client is let in, and as whom, or what it is told.
+fn outcome(port: u16, conninfo: &str, password: &str) -> String {
+    let output = psql(port, conninfo, password);
+    let told = text(&output.stderr);
+    match told.find("FATAL:") {
+        Some(at) => told[at..].trim_end().to_owned(),
+        None if output.status.success() => text(&output.stdout).trim_end().to_owned(),
+        None => panic!("{conninfo}: {told}"),
+    }
+}
+
+/// The same file of rules here and there, for users whose roles and addresses have to be found out.
+#[test]
+fn rules_with_roles_hosts_and_own_addresses_say_what_postgresql_says_by_them() {
+    let cluster = running::cluster(0, None);
+    let node = &cluster.nodes()[0];
+    for sql in [
+        "CREATE ROLE ops",
+        "CREATE ROLE team IN ROLE ops",
+        "CREATE ROLE ann LOGIN PASSWORD 'tiger' IN ROLE team",
+        "CREATE ROLE joe LOGIN PASSWORD 'tiger'",
+        "CREATE ROLE \"Boss\" LOGIN PASSWORD 'tiger' SUPERUSER",
+        "CREATE ROLE shop LOGIN PASSWORD 'tiger'",
+        "CREATE ROLE carl LOGIN PASSWORD 'tiger' IN ROLE shop",
+        "CREATE DATABASE shop",
+        "CREATE DATABASE ann",
+    ] {
+        node.sql(sql).unwrap();
+    }
+    let superuser = node.sql("SELECT current_user").unwrap().unwrap();
+    let files = [
+        "host app +ops samehost scram-sha-256\nhost samerole all samenet scram-sha-256\n",
+        "host app +nobody,+ops,joe localhost scram-sha-256\nhost all all .localhost trust\n",
+        "host samegroup,postgres +team,carl 0.0.0.0/0 scram-sha-256\nhost all +team all reject\nhost all +Boss localhost md5\n",
+        "host all \"+ops\",+shop LOCALHOST scram-sha-256\nhost sameuser all ::1/128 trust\nhost app all host.invalid trust\n",
+    ];
+    let rules = node.data_dir().join("pg_hba.conf");
+    let hba = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(hba.path(), files[0]).unwrap();
+    let auth = format!("auth: {{ hba_file: {}, query: \"{QUERY}\" }}\n", hba.path().display());
+    let metako = Metako::start(&configuration(&cluster, &[], &auth));
+    metako.wait_until_open(0);
+    let mut answers = std::collections::BTreeSet::new();
+    for file in files {
+        let control = format!("host all {superuser} 127.0.0.1/32 scram-sha-256\n");
+        std::fs::write(hba.path(), format!("{control}{file}")).unwrap();
+        assert!(metako.command(&["reload"]).status.success());
+        std::fs::write(&rules, format!("local all all trust\n{control}{file}")).unwrap();
+        node.sql("SELECT pg_reload_conf()").unwrap();
+        let read = format!(
+            "SELECT count(*) FROM pg_hba_file_rules WHERE error IS NULL AND line_number > 0 HAVING count(*) = {}",
+            2 + file.lines().count()
+        );
+        assert!(node.sql(&read).unwrap().is_some(), "PostgreSQL takes every line of {file}");
+        for user in ["ann", "joe", "Boss", "shop", "carl", "nobody"] {
+            for database in ["app", "shop", "ann", "postgres"] {
+                let conninfo = format!("user={user} dbname={database}");
+                answers.insert(running::eventually(&format!("the same answers by {file}"), || {
+                    let (direct, here) =
+                        (outcome(node.port(), &conninfo, "tiger"), outcome(metako.port, &conninfo, "tiger"));
+                    if direct == here { Ok(here) } else { Err(format!("{conninfo}: {direct:?} {here:?}")) }
+                }));
+            }
+        }
+    }
+    let words = [
+        "ann|app",
+        "joe|app",
+        "carl|shop",
+        "Boss|app",
+        "FATAL:  pg_hba.conf rejects",
+        "FATAL:  no pg_hba.conf entry",
+    ];
+    for some in words {
+        assert!(answers.iter().any(|answer| answer.starts_with(some)), "{some}: {answers:?}");
+    }
+}
+
+/// The same maps of names here and there.
+#[test]
+fn maps_of_names_in_certificates_say_what_postgresql_says_by_them() {
+    let cluster = running::cluster(0, None);
+    let node = &cluster.nodes()[0];
+    for user in ["ann", "joe"] {
+        create(&cluster, user, "");
+    }
+    let authority = Authority::new();
+    authority.certify("server", ExtendedKeyUsagePurpose::ServerAuth);
+    let names = ["ann", "Ann", "joe@example.org", "ann@example.org", "staff joe", "x@example.com"];
+    for name in names {
+        authority.certify(name, ExtendedKeyUsagePurpose::ClientAuth);
+    }
+    let maps = "people  /^(.*)@example\\.org$  \\1\n\
+                people  Ann                  ann\n\
+                people  \"staff joe\"          joe # by name\n\
+                people  /com$                ann\n\
+                others  ann                  ann\n";
+    let ident = authority.write("ident", maps);
+    let rules = "hostssl all all all cert map=people\n";
+    let hba = authority.write("hba", rules);
+    // metako's own connections come without TLS.
+    let data_dir = node.data_dir();
+    let of_server = |name: &str, text: &str| {
+        let owner = std::fs::metadata(data_dir).unwrap();
+        let path = data_dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        use std::os::unix::fs::MetadataExt as _;
+        std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+    };
+    let read = |name: &str| std::fs::read_to_string(authority.path(name)).unwrap();
+    of_server("server.crt", &read("server.pem"));
+    of_server("server.key", &read("server.key"));
+    of_server("root.crt", &read("ca.pem"));
+    of_server("pg_ident.conf", maps);
+    of_server("pg_hba.conf", &format!("local all all trust\nhostnossl all all 127.0.0.1/32 trust\n{rules}"));
+    for sql in
+        ["ALTER SYSTEM SET ssl_ca_file = 'root.crt'", "ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()"]
+    {
+        node.sql(sql).unwrap();
+    }
+    let ca = authority.path("ca.pem");
+    let auth = format!("auth: {{ hba_file: {}, ident_file: {} }}\n", hba.display(), ident.display());
+    let metako =
+        Metako::start(&configuration(&cluster, &[], &format!("{auth}{}", security(&authority, &ca))));
+    metako.wait_until_open(0);
+    for name in names {
+        for user in ["ann", "joe", "nobody"] {
+            let conninfo = format!("user={user} dbname=app {}", authority.shown(name));
+            running::eventually("the same answers by the map", || {
+                let (direct, here) =
+                    (outcome(node.port(), &conninfo, ""), outcome(metako.port, &conninfo, ""));
+                if direct == here { Ok(()) } else { Err(format!("{name} as {user}: {direct:?} {here:?}")) }
+            });
+        }
+    }
+    assert_eq!(
+        let_in(metako.port, &format!("user=joe dbname=app {}", authority.shown("staff joe")), ""),
+        "joe|app"
+    );
+
+    // A key that others can read is refused, at a reload and at the start.
+    let key = authority.path("server.key");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    for command in ["reload", "check"] {
+        let said = metako.command(&[command]);
+        let words = text(&said.stderr);
+        assert!(!said.status.success() && words.contains("has group or world access"), "{command}: {words}");
+    }
+}
+
 /// An authority with certificates for the server and for clients, as files.
 struct Authority {
     folder: tempfile::TempDir,
@@ -274,6 +425,11 @@ impl Authority {
         self.path(name)
     }
 
+    /// The beginning of the names of a certificate's files. In connection strings a space would end it.
+    fn file(name: &str) -> String {
+        name.replace(' ', "-")
+    }
+
     /// Makes `NAME.pem` and `NAME.key`.
     fn certify(&self, name: &str, usage: ExtendedKeyUsagePurpose) {
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
@@ -281,13 +437,14 @@ impl Authority {
         params.extended_key_usages = vec![usage];
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        self.write(&format!("{name}.pem"), &certificate.pem());
-        self.write(&format!("{name}.key"), &key.serialize_pem());
+        let file = Self::file(name);
+        self.write(&format!("{file}.pem"), &certificate.pem());
+        self.write(&format!("{file}.key"), &key.serialize_pem());
     }
 
     /// The part of a connection string that shows a client's certificate.
     fn shown(&self, name: &str) -> String {
-        let path = |end: &str| self.path(&format!("{name}.{end}")).display().to_string();
+        let path = |end: &str| self.path(&format!("{}.{end}", Self::file(name))).display().to_string();
         format!(
             "sslmode=verify-full sslrootcert={} sslcert={} sslkey={}",
             self.path("ca.pem").display(),

@@ -163,7 +163,11 @@ pub(super) fn assemble(file: File, secrets: Secrets, strategies: Strategies) -> 
             write_timeout: plain(file.load_balancer.write_timeout),
         },
         users: users.collect(),
-        auth: Auth { hba_file: path(file.auth.hba_file), query: file.auth.query },
+        auth: Auth {
+            hba_file: path(file.auth.hba_file),
+            ident_file: path(file.auth.ident_file),
+            query: file.auth.query,
+        },
         pool,
         security: Security {
             client_ca: path(file.security.client_ca_file),

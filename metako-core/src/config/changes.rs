@@ -247,6 +247,7 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("security.key_file", file(|tls| &tls.key)),
         ("security.client_ca_file", path(security.client_ca.as_ref())),
         ("auth.hba_file", path(config.auth.hba_file.as_ref())),
+        ("auth.ident_file", path(config.auth.ident_file.as_ref())),
         ("auth.query", maybe(config.auth.query.as_ref(), Clone::clone)),
         ("limits.clients", limits.clients.to_string()),
         ("limits.login_timeout", time(limits.login_timeout)),

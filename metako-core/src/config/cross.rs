@@ -29,6 +29,7 @@ pub(super) fn check(file: &File, secrets: &Secrets, checks: &mut Checks<'_>) {
     reads(file, checks);
     tls(file, checks);
     auth_query(file, checks);
+    ident_file(file, checks);
     log_level(&file.log.level, checks);
     if file.limits.message_size.0 > MESSAGE_SIZE_MAX {
         checks.problem(
@@ -347,6 +348,14 @@ fn tls(file: &File, checks: &mut Checks<'_>) {
     if security.client_ca_file.is_some() {
         let message = "clients show certificates in TLS only; expected `tls_enabled: true` beside it";
         checks.problem(&["security.client_ca_file", "security.tls_enabled"], message);
+    }
+}
+
+fn ident_file(file: &File, checks: &mut Checks<'_>) {
+    if file.auth.ident_file.is_some() && file.auth.hba_file.is_none() {
+        let message =
+            "maps names for the rules of auth.hba_file, which is missing; add it, or take this away";
+        checks.problem(&["auth.ident_file"], message);
     }
 }
 

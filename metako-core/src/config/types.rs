@@ -415,6 +415,8 @@ pub enum AdminAccess {
 pub struct Auth {
     /// `hba_file`; `None` is scram-sha-256 for all.
     pub hba_file: Option<PathBuf>,
+    /// `ident_file`: maps of names for its rules.
+    pub ident_file: Option<PathBuf>,
     /// `query`: finds the secrets of users that are not in the configuration.
     pub query: Option<String>,
 }

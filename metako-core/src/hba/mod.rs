@@ -1,17 +1,20 @@
 //! Who may connect from where, and how they prove who they are: rules in the format of PostgreSQL's pg_hba.conf.
 //!
 //! [`load`] reads a file with all that it includes and gives its rules or everything that is wrong with it;
-//! [`Hba::rule`] finds the first rule that fits a connection. What PostgreSQL has and metako cannot do is a problem of the
+//! [`Hba::rule`] finds the first rule that fits a connection. Where that depends on what only others know, it asks for
+//! those [`Facts`]. [`load_maps`] does the same for pg_ident.conf. What PostgreSQL has and metako cannot do is a problem of the
 //! file, never a rule that silently means something else. Lines for connections that metako never has (`local`,
 //! `hostgssenc`) are checked for their form only.
 
 mod address;
+mod ident;
 mod lexer;
 mod name;
 mod parse;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -19,15 +22,45 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use address::Addresses;
+pub use address::Network;
+pub use ident::{Maps, load_maps};
 use name::{Databases, Users};
 
-/// Reads files for [`load`]. The core reads nothing itself.
+/// Reads files for [`load`] and [`load_maps`]. The core reads nothing itself.
 pub trait HbaFiles {
     /// The content of a file. May block.
     fn file(&self, path: &Path) -> io::Result<String>;
 
     /// The paths of all files in a folder, in any order. May block.
     fn folder(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// The addresses of this machine, each with the mask of its network.
+    fn interfaces(&self) -> io::Result<Vec<Network>>;
+}
+
+/// What rules may depend on besides the connection itself. It is found out when a rule asks for it, for it takes others
+/// to answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The roles that the user is a member of, directly or not, its own among them; none if there is no such user.
+    pub roles: Option<Arc<BTreeSet<String>>>,
+    /// The name of the client's address, if that name has that address.
+    pub host: Option<Option<String>>,
+}
+
+/// What has to be found out before it is known whether a rule fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// [`Facts::roles`].
+    Roles,
+    /// [`Facts::host`].
+    Host,
+}
+
+impl Facts {
+    fn has_role(&self, role: &str) -> Result<bool, Unknown> {
+        Ok(self.roles.as_ref().ok_or(Unknown::Roles)?.contains(role))
+    }
 }
 
 /// Rules in the order in which they are tried.
@@ -49,6 +82,8 @@ pub struct Rule {
     pub method: Method,
     /// What its certificate has to show besides; with [`Method::Cert`] always [`ClientCertificate::Name`].
     pub certificate: ClientCertificate,
+    /// The map that says which users the name in a certificate may be; `None`: the one of that name.
+    pub map: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,8 +138,16 @@ pub struct Connection<'a> {
 
 impl Hba {
     /// The first rule that fits. `None` refuses the client.
-    pub fn rule(&self, connection: &Connection<'_>) -> Option<&Rule> {
-        self.rules.iter().find(|rule| rule.fits(connection))
+    ///
+    /// # Errors
+    /// That takes a fact which is not known yet.
+    pub fn rule(&self, connection: &Connection<'_>, facts: &Facts) -> Result<Option<&Rule>, Unknown> {
+        for rule in &self.rules {
+            if rule.fits(connection, facts)? {
+                return Ok(Some(rule));
+            }
+        }
+        Ok(None)
     }
 
     /// The rules in the order in which they are tried.
@@ -114,16 +157,25 @@ impl Hba {
 }
 
 impl Rule {
-    fn fits(&self, connection: &Connection<'_>) -> bool {
+    fn fits(&self, connection: &Connection<'_>, facts: &Facts) -> Result<bool, Unknown> {
         let encryption = match self.encryption {
             Encryption::Any => true,
             Encryption::Tls => connection.tls,
             Encryption::NoTls => !connection.tls,
         };
-        encryption
-            && self.addresses.hold(connection.address)
-            && self.databases.fit(connection)
-            && self.users.fit(connection.user)
+        if !encryption {
+            return Ok(false);
+        }
+        let parts = [
+            self.addresses.hold(connection.address, facts),
+            self.databases.fit(connection, facts),
+            self.users.fit(connection.user, facts),
+        ];
+        // Nobody is asked about a rule that does not fit whatever the answer.
+        if parts.contains(&Ok(false)) {
+            return Ok(false);
+        }
+        parts.into_iter().try_fold(true, |fits, part| Ok(fits && part?))
     }
 
     /// Where it stands, as `file:line`.
@@ -172,7 +224,7 @@ impl fmt::Display for HbaProblem {
 /// # Errors
 /// Everything that is wrong, in the order of reading; at least one problem.
 pub fn load(path: &Path, files: &dyn HbaFiles) -> Result<Hba, Vec<HbaProblem>> {
-    let mut reader = parse::Reader::new(files);
-    reader.start(path);
-    if reader.problems.is_empty() { Ok(Hba { rules: reader.rules }) } else { Err(reader.problems) }
+    let mut rules = Vec::new();
+    let problems = parse::Reader::read(files, path, &mut rules);
+    if problems.is_empty() { Ok(Hba { rules }) } else { Err(problems) }
 }

@@ -2,8 +2,8 @@
 
 use regex_lite::Regex;
 
-use super::Connection;
 use super::lexer::Word;
+use super::{Connection, Facts, Unknown};
 
 /// The longest pattern, and how much memory one may take, in bytes.
 const PATTERN_MAX: usize = 1024;
@@ -11,14 +11,14 @@ const PATTERN_MEMORY_MAX: usize = 1 << 20;
 
 /// One name, or a pattern of names.
 #[derive(Debug, Clone)]
-enum Name {
+pub(super) enum Name {
     Exact(String),
     Pattern(Regex),
 }
 
 impl Name {
     /// A pattern begins with a slash, quoted or not.
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let Some(pattern) = text.strip_prefix('/') else { return Ok(Self::Exact(text.to_owned())) };
         if pattern.len() > PATTERN_MAX {
             return Err(format!("the regular expression is longer than {PATTERN_MAX} bytes"));
@@ -45,6 +45,7 @@ impl Name {
 enum Database {
     All,
     SameUser,
+    SameRole,
     Replication,
     Name(Name),
 }
@@ -62,7 +63,7 @@ impl Databases {
         } else if word.is("replication") {
             Database::Replication
         } else if word.is("samerole") || word.is("samegroup") {
-            return Err(unknown_members(&word.text));
+            Database::SameRole
         } else {
             Database::Name(Name::parse(&word.text)?)
         };
@@ -70,22 +71,45 @@ impl Databases {
         Ok(())
     }
 
-    pub(super) fn fit(&self, connection: &Connection<'_>) -> bool {
+    pub(super) fn fit(&self, connection: &Connection<'_>, facts: &Facts) -> Result<bool, Unknown> {
         let Connection { user, database, physical_replication, .. } = *connection;
-        self.0.iter().any(|entry| match entry {
-            Database::Replication => physical_replication,
-            _ if physical_replication => false,
-            Database::All => true,
-            Database::SameUser => user == database,
-            Database::Name(name) => name.fits(database),
+        any(&self.0, |entry| match entry {
+            Database::Replication => Ok(physical_replication),
+            _ if physical_replication => Ok(false),
+            Database::All => Ok(true),
+            Database::SameUser => Ok(user == database),
+            Database::SameRole => facts.has_role(database),
+            Database::Name(name) => Ok(name.fits(database)),
         })
     }
 }
 
 #[derive(Debug, Clone)]
-enum User {
+pub(super) enum User {
     All,
+    /// Members of a role.
+    Of(String),
     Name(Name),
+}
+
+impl User {
+    pub(super) fn parse(word: &Word) -> Result<Self, String> {
+        if word.is("all") {
+            return Ok(Self::All);
+        }
+        match word.text.strip_prefix('+') {
+            Some(role) if !word.quoted => Ok(Self::Of(role.to_owned())),
+            _ => Name::parse(&word.text).map(Self::Name),
+        }
+    }
+
+    pub(super) fn fits(&self, user: &str, facts: &Facts) -> Result<bool, Unknown> {
+        match self {
+            Self::All => Ok(true),
+            Self::Of(role) => facts.has_role(role),
+            Self::Name(name) => Ok(name.fits(user)),
+        }
+    }
 }
 
 /// The users of a rule.
@@ -94,28 +118,24 @@ pub(super) struct Users(Vec<User>);
 
 impl Users {
     pub(super) fn add(&mut self, word: &Word) -> Result<(), String> {
-        let user = if word.is("all") {
-            User::All
-        } else if word.after('+').is_some() {
-            return Err(unknown_members(&word.text));
-        } else {
-            User::Name(Name::parse(&word.text)?)
-        };
-        self.0.push(user);
+        self.0.push(User::parse(word)?);
         Ok(())
     }
 
-    pub(super) fn fit(&self, user: &str) -> bool {
-        self.0.iter().any(|entry| match entry {
-            User::All => true,
-            User::Name(name) => name.fits(user),
-        })
+    pub(super) fn fit(&self, user: &str, facts: &Facts) -> Result<bool, Unknown> {
+        any(&self.0, |entry| entry.fits(user, facts))
     }
 }
 
-fn unknown_members(word: &str) -> String {
-    format!(
-        "`{word}` is not supported: metako does not know who is a member of which role; name the users, or keep them in \
-         a file and write @FILE"
-    )
+/// Whether one entry fits. What is unknown matters only where no other entry does.
+fn any<T>(entries: &[T], fits: impl Fn(&T) -> Result<bool, Unknown>) -> Result<bool, Unknown> {
+    let mut unknown = None;
+    for entry in entries {
+        match fits(entry) {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            Err(what) => unknown = Some(what),
+        }
+    }
+    unknown.map_or(Ok(false), Err)
 }

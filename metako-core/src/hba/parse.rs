@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::address::{self, Addresses, Parsed};
+use super::address::{self, Addresses, Network, Parsed};
 use super::lexer::{self, Field, Word};
 use super::name::{Databases, Users};
 use super::{ClientCertificate, Encryption, HbaFiles, HbaProblem, Method, Rule};
@@ -22,41 +22,45 @@ const METHODS: [&str; 6] = ["trust", "reject", "scram-sha-256", "md5", "password
 /// Methods that PostgreSQL has and metako has not.
 const OTHER_METHODS: [&str; 9] = ["gss", "sspi", "ident", "peer", "ldap", "radius", "pam", "bsd", "oauth"];
 
-/// Reads files and gathers rules and problems.
+/// Reads files and gathers problems.
 pub(super) struct Reader<'a> {
     files: &'a dyn HbaFiles,
     read: usize,
     words: usize,
-    pub(super) rules: Vec<Rule>,
-    pub(super) problems: Vec<HbaProblem>,
+    problems: Vec<HbaProblem>,
 }
 
 /// A file that is being read.
-struct Open {
+pub(super) struct Open {
     name: Arc<str>,
     path: PathBuf,
     depth: usize,
 }
 
-/// A problem with a place, before it is known in which file.
-type Fault = (usize, usize, String);
+/// What a line of a file means.
+pub(super) trait Line: Sized {
+    /// `None` where it can mean nothing to metako.
+    fn read(reader: &mut Reader<'_>, open: &Open, line: &[Field]) -> Result<Option<Self>, Fault>;
+}
 
-fn fault(word: &Word, message: impl Into<String>) -> Fault {
+/// A problem with a place, before it is known in which file.
+pub(super) type Fault = (usize, usize, String);
+
+pub(super) fn fault(word: &Word, message: impl Into<String>) -> Fault {
     (word.line, word.column, message.into())
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(files: &'a dyn HbaFiles) -> Self {
-        Self { files, read: 0, words: 0, rules: Vec::new(), problems: Vec::new() }
-    }
-
-    pub(super) fn start(&mut self, path: &Path) {
+    /// Appends what the lines of a file, and of all that it includes, mean; gives what is wrong with them.
+    pub(super) fn read<L: Line>(files: &'a dyn HbaFiles, path: &Path, found: &mut Vec<L>) -> Vec<HbaProblem> {
+        let mut reader = Self { files, read: 0, words: 0, problems: Vec::new() };
         let name = Arc::from(path.display().to_string());
         let open = Open { name, path: path.to_owned(), depth: 0 };
-        match self.text(path) {
-            Ok(text) => self.file(&open, &text),
-            Err(message) => self.problem(&open, (1, 1, message)),
+        match reader.text(path) {
+            Ok(text) => reader.file(&open, &text, found),
+            Err(message) => reader.problem(&open, (1, 1, message)),
         }
+        reader.problems
     }
 
     fn problem(&mut self, open: &Open, (line, column, message): Fault) {
@@ -75,20 +79,20 @@ impl<'a> Reader<'a> {
         self.files.file(path)
     }
 
-    fn file(&mut self, open: &Open, text: &str) {
+    fn file<L: Line>(&mut self, open: &Open, text: &str, found: &mut Vec<L>) {
         for line in lexer::lines(text) {
-            if self.rules.len() >= RULES_MAX || self.read > FILES_MAX {
+            if found.len() >= RULES_MAX || self.read > FILES_MAX {
                 self.problem(
                     open,
-                    fault(&line[0][0], format!("more than {RULES_MAX} rules or {FILES_MAX} files")),
+                    fault(&line[0][0], format!("more than {RULES_MAX} lines or {FILES_MAX} files")),
                 );
                 return;
             }
             let outcome = match line[0][0].text.as_str() {
                 "include" | "include_if_exists" | "include_dir" if !line[0][0].quoted => {
-                    self.include(open, &line)
+                    self.include(open, &line, found)
                 }
-                _ => self.line(open, &line),
+                _ => L::read(self, open, &line).map(|meant| found.extend(meant)),
             };
             if let Err(fault) = outcome {
                 self.problem(open, fault);
@@ -96,7 +100,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn include(&mut self, open: &Open, line: &[Field]) -> Result<(), Fault> {
+    fn include<L: Line>(&mut self, open: &Open, line: &[Field], found: &mut Vec<L>) -> Result<(), Fault> {
         let directive = &line[0][0];
         let [_, target] = line else {
             return Err(fault(directive, format!("expected one path after `{}`", directive.text)));
@@ -120,7 +124,7 @@ impl<'a> Reader<'a> {
             match self.try_text(&path) {
                 Ok(text) => {
                     let name = Arc::from(path.display().to_string());
-                    self.file(&Open { name, path, depth }, &text);
+                    self.file(&Open { name, path, depth }, &text, found);
                 }
                 Err(error)
                     if error.kind() == io::ErrorKind::NotFound && directive.text == "include_if_exists" => {}
@@ -132,56 +136,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// A line with a rule; a rule that can fit no connection of metako's is left out.
-    fn line(&mut self, open: &Open, line: &[Field]) -> Result<(), Fault> {
-        let kind = single(&line[0], "kind of connection")?;
-        let encryption = match kind.text.as_str() {
-            "local" | "hostgssenc" => None,
-            "host" | "hostnogssenc" => Some(Encryption::Any),
-            "hostssl" => Some(Encryption::Tls),
-            "hostnossl" => Some(Encryption::NoTls),
-            other => {
-                let likely = did_you_mean(nearest(other, KINDS));
-                return Err(fault(
-                    kind,
-                    format!("found `{other}`; expected one of {}{likely}", KINDS.join(", ")),
-                ));
-            }
-        };
-        let mut fields = Fields { rest: &line[1..], last: kind };
-        let (mut databases, mut users) = (Databases::default(), Users::default());
-        for word in self.expand(open, fields.next("a database, such as `all`")?)? {
-            databases.add(&word).or_else(|message| tolerate(encryption, fault(&word, message)))?;
-        }
-        for word in self.expand(open, fields.next("a user, such as `all`")?)? {
-            users.add(&word).or_else(|message| tolerate(encryption, fault(&word, message)))?;
-        }
-        let addresses = if kind.text == "local" { Ok(Addresses::All) } else { addresses(&mut fields) };
-        let addresses = match addresses {
-            Ok(addresses) => addresses,
-            Err(fault) => {
-                tolerate(encryption, fault)?;
-                Addresses::All
-            }
-        };
-        let method = single(fields.next("a method, such as scram-sha-256")?, "method")?;
-        let Some(encryption) = encryption else {
-            let known = METHODS.iter().chain(&OTHER_METHODS).any(|known| *known == method.text);
-            return if known { Ok(()) } else { Err(unknown_method(method)) };
-        };
-        let (method, mut certificate) = self::method(method, encryption)?;
-        for field in fields.rest {
-            for option in field {
-                self::option(option, method, encryption, &mut certificate)?;
-            }
-        }
-        let (file, line) = (Arc::clone(&open.name), kind.line);
-        self.rules.push(Rule { file, line, encryption, databases, users, addresses, method, certificate });
-        Ok(())
-    }
-
     /// Words with those of the files that they name in their place. Words of other files stand where their file was named.
-    fn expand(&mut self, open: &Open, field: &Field) -> Result<Vec<Word>, Fault> {
+    pub(super) fn expand(&mut self, open: &Open, field: &Field) -> Result<Vec<Word>, Fault> {
         let mut words = Vec::new();
         for word in field {
             self.expand_word(&open.path, open.depth, word, word, &mut words)?;
@@ -217,19 +173,71 @@ impl<'a> Reader<'a> {
     }
 }
 
+impl Line for Rule {
+    /// A rule that can fit no connection of metako's means nothing.
+    fn read(reader: &mut Reader<'_>, open: &Open, line: &[Field]) -> Result<Option<Self>, Fault> {
+        let kind = single(&line[0], "kind of connection")?;
+        let encryption = match kind.text.as_str() {
+            "local" | "hostgssenc" => None,
+            "host" | "hostnogssenc" => Some(Encryption::Any),
+            "hostssl" => Some(Encryption::Tls),
+            "hostnossl" => Some(Encryption::NoTls),
+            other => {
+                let likely = did_you_mean(nearest(other, KINDS));
+                return Err(fault(
+                    kind,
+                    format!("found `{other}`; expected one of {}{likely}", KINDS.join(", ")),
+                ));
+            }
+        };
+        let mut fields = Fields { rest: &line[1..], last: kind };
+        let (mut databases, mut users) = (Databases::default(), Users::default());
+        for word in reader.expand(open, fields.next("a database, such as `all`")?)? {
+            databases.add(&word).or_else(|message| tolerate(encryption, fault(&word, message)))?;
+        }
+        for word in reader.expand(open, fields.next("a user, such as `all`")?)? {
+            users.add(&word).or_else(|message| tolerate(encryption, fault(&word, message)))?;
+        }
+        let addresses =
+            if kind.text == "local" { Ok(Addresses::All) } else { addresses(&mut fields, reader.files) };
+        let addresses = match addresses {
+            Ok(addresses) => addresses,
+            Err(fault) => {
+                tolerate(encryption, fault)?;
+                Addresses::All
+            }
+        };
+        let method = single(fields.next("a method, such as scram-sha-256")?, "method")?;
+        let Some(encryption) = encryption else {
+            let known = METHODS.iter().chain(&OTHER_METHODS).any(|known| *known == method.text);
+            return if known { Ok(None) } else { Err(unknown_method(method)) };
+        };
+        let (method, certificate) = self::method(method, encryption)?;
+        let (file, line) = (Arc::clone(&open.name), kind.line);
+        let mut rule =
+            Self { file, line, encryption, databases, users, addresses, method, certificate, map: None };
+        for field in fields.rest {
+            for option in field {
+                rule.option(option)?;
+            }
+        }
+        Ok(Some(rule))
+    }
+}
+
 /// A problem with a line that can fit nothing is none: only its form is checked.
 fn tolerate(encryption: Option<Encryption>, fault: Fault) -> Result<(), Fault> {
     if encryption.is_none() { Ok(()) } else { Err(fault) }
 }
 
 /// The fields of a line, one after the other.
-struct Fields<'a> {
-    rest: &'a [Field],
-    last: &'a Word,
+pub(super) struct Fields<'a> {
+    pub(super) rest: &'a [Field],
+    pub(super) last: &'a Word,
 }
 
 impl<'a> Fields<'a> {
-    fn next(&mut self, expected: &str) -> Result<&'a Field, Fault> {
+    pub(super) fn next(&mut self, expected: &str) -> Result<&'a Field, Fault> {
         let Some((field, rest)) = self.rest.split_first() else {
             return Err(fault(
                 self.last,
@@ -242,7 +250,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn single<'a>(field: &'a Field, what: &str) -> Result<&'a Word, Fault> {
+pub(super) fn single<'a>(field: &'a Field, what: &str) -> Result<&'a Word, Fault> {
     match field.as_slice() {
         [word] => Ok(word),
         [_, second, ..] => Err(fault(second, format!("a second {what}; expected one"))),
@@ -250,17 +258,18 @@ fn single<'a>(field: &'a Field, what: &str) -> Result<&'a Word, Fault> {
     }
 }
 
-fn addresses(fields: &mut Fields<'_>) -> Result<Addresses, Fault> {
+fn addresses(fields: &mut Fields<'_>, files: &dyn HbaFiles) -> Result<Addresses, Fault> {
     let word = single(fields.next("an address, such as 10.0.0.0/8 or `all`")?, "address")?;
     if word.is("all") {
         return Ok(Addresses::All);
     }
     if word.is("samehost") || word.is("samenet") {
-        let message = format!(
-            "`{}` is not supported; expected an IP address with its mask, such as 10.0.0.0/8, or `all`",
-            word.text
-        );
-        return Err(fault(word, message));
+        let own = files.interfaces().map_err(|error| {
+            fault(word, format!("the addresses of this machine cannot be found out: {error}"))
+        })?;
+        let host = word.is("samehost");
+        let networks = own.into_iter().map(|own| if host { Network::host(own.address) } else { own });
+        return Ok(Addresses::Networks(networks.collect()));
     }
     match address::parse(&word.text).map_err(|message| fault(word, message))? {
         Parsed::Whole(addresses) => Ok(addresses),
@@ -298,47 +307,47 @@ fn unknown_method(word: &Word) -> Fault {
     fault(word, format!("found `{}`; expected a method, one of {}{likely}", word.text, METHODS.join(", ")))
 }
 
-fn option(
-    word: &Word,
-    method: Method,
-    encryption: Encryption,
-    certificate: &mut ClientCertificate,
-) -> Result<(), Fault> {
-    let Some((name, value)) = word.text.split_once('=') else {
-        return Err(fault(
-            word,
-            format!("found `{}`; expected an option as NAME=VALUE, or nothing", word.text),
-        ));
-    };
-    let wrong = |message: String| Err(fault(word, message));
-    match (name, value) {
-        ("clientcert", _) if encryption != Encryption::Tls => {
-            wrong("clientcert can only be configured for \"hostssl\" rows".to_owned())
+impl Rule {
+    /// Takes one of the options behind the method.
+    fn option(&mut self, word: &Word) -> Result<(), Fault> {
+        let Some((name, value)) = word.text.split_once('=') else {
+            return Err(fault(
+                word,
+                format!("found `{}`; expected an option as NAME=VALUE, or nothing", word.text),
+            ));
+        };
+        let wrong = |message: String| Err(fault(word, message));
+        match (name, value) {
+            ("clientcert", _) if self.encryption != Encryption::Tls => {
+                wrong("clientcert can only be configured for \"hostssl\" rows".to_owned())
+            }
+            ("clientcert", "verify-full") => {
+                self.certificate = ClientCertificate::Name;
+                Ok(())
+            }
+            ("clientcert", "verify-ca") if self.method == Method::Cert => {
+                wrong("clientcert only accepts \"verify-full\" when using \"cert\" authentication".to_owned())
+            }
+            ("clientcert", "verify-ca") => {
+                self.certificate = ClientCertificate::Signed;
+                Ok(())
+            }
+            ("clientcert", other) => {
+                wrong(format!("found `{other}`; expected clientcert=verify-ca or clientcert=verify-full"))
+            }
+            ("clientname", "CN") if self.certificate == ClientCertificate::Name => Ok(()),
+            ("clientname", "CN") => {
+                wrong("clientname needs `cert`, or clientcert=verify-full before it".to_owned())
+            }
+            ("clientname", _) => wrong("only clientname=CN is supported".to_owned()),
+            ("map", map) if self.method == Method::Cert => {
+                // An empty name is none, as with PostgreSQL.
+                self.map = Some(map.to_owned()).filter(|map| !map.is_empty());
+                Ok(())
+            }
+            ("map", _) => wrong("`map` is only for the method `cert` here".to_owned()),
+            _ => wrong(format!("unknown option `{name}`; expected clientcert, clientname or map")),
         }
-        ("clientcert", "verify-full") => {
-            *certificate = ClientCertificate::Name;
-            Ok(())
-        }
-        ("clientcert", "verify-ca") if method == Method::Cert => {
-            wrong("clientcert only accepts \"verify-full\" when using \"cert\" authentication".to_owned())
-        }
-        ("clientcert", "verify-ca") => {
-            *certificate = ClientCertificate::Signed;
-            Ok(())
-        }
-        ("clientcert", other) => {
-            wrong(format!("found `{other}`; expected clientcert=verify-ca or clientcert=verify-full"))
-        }
-        ("clientname", "CN") if *certificate == ClientCertificate::Name => Ok(()),
-        ("clientname", "CN") => {
-            wrong("clientname needs `cert`, or clientcert=verify-full before it".to_owned())
-        }
-        ("clientname", _) => wrong("only clientname=CN is supported".to_owned()),
-        ("map", _) => wrong(
-            "user name maps are not supported; issue certificates whose common name is the user's name"
-                .to_owned(),
-        ),
-        _ => wrong(format!("unknown option `{name}`; expected clientcert or clientname")),
     }
 }
 

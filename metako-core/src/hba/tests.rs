@@ -18,6 +18,14 @@ impl HbaFiles for Files {
         let found: Vec<_> = self.0.keys().filter(|file| file.parent() == Some(path)).cloned().collect();
         if found.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(found) }
     }
+
+    fn interfaces(&self) -> io::Result<Vec<Network>> {
+        let network = |address: [u8; 4], mask: [u8; 4]| Network {
+            address: IpAddr::V4(address.into()),
+            mask: IpAddr::V4(mask.into()),
+        };
+        Ok(vec![network([127, 0, 0, 1], [255, 0, 0, 0]), network([10, 0, 0, 1], [255, 255, 255, 0])])
+    }
 }
 
 fn files(all: &[(&str, &str)]) -> Files {
@@ -42,12 +50,18 @@ fn client<'a>(user: &'a str, database: &'a str) -> Connection<'a> {
     Connection { address, tls: false, user, database, physical_replication: false }
 }
 
+/// A member of `ops` and `shop`, on `db.example.org`.
+fn facts() -> Facts {
+    let roles = ["u", "ops", "shop"].map(str::to_owned).into();
+    Facts { roles: Some(Arc::new(roles)), host: Some(Some("db.example.org".to_owned())) }
+}
+
 fn found(hba: &Hba, connection: &Connection<'_>) -> Option<String> {
-    hba.rule(connection).map(Rule::place)
+    hba.rule(connection, &facts()).unwrap().map(Rule::place)
 }
 
 fn line(hba: &Hba, user: &str, database: &str) -> Option<usize> {
-    hba.rule(&client(user, database)).map(|rule| rule.line)
+    hba.rule(&client(user, database), &facts()).unwrap().map(|rule| rule.line)
 }
 
 #[test]
@@ -73,7 +87,7 @@ fn encryption_and_replication_choose_too() {
     );
     let tls = Connection { tls: true, ..client("u", "a") };
     assert_eq!(
-        hba.rule(&tls).map(|rule| (rule.method, rule.certificate)),
+        hba.rule(&tls, &facts()).unwrap().map(|rule| (rule.method, rule.certificate)),
         Some((Method::Cert, ClientCertificate::Name))
     );
     assert_eq!(line(&hba, "u", "a"), Some(2));
@@ -175,17 +189,15 @@ fn every_mistake_is_found_at_its_place() {
 hosts all all all md5
 host all all all scram-sha256
 host all all all ldap ldapserver=x
-host all +ops all md5
-host samerole all all md5
-host all all samenet md5
-host all all db.example.org md5
+host all all db..300 md5
+host all all db.example.org/32 md5
 host all all 10.0.0.0/99 md5
 host all all 10.0.0.1 md5
 host all all 10.0.0.1
 host all all all
 host all all all cert
 host all all all md5 clientcert=verify-full
-hostssl all all all cert map=people
+hostssl all all all md5 map=people
 hostssl all all all cert clientcert=verify-ca
 hostssl all all all md5 clientcert=1
 hostssl all all all md5 verify
@@ -199,31 +211,29 @@ host all all all md5 colour=red
         "hba:1:1: found `hosts`; expected one of local, host, hostssl, hostnossl, hostgssenc, hostnogssenc; did you mean `host`?",
         "hba:2:18: found `scram-sha256`; expected a method, one of trust, reject, scram-sha-256, md5, password, cert; did you mean `scram-sha-256`?",
         "hba:3:18: the method `ldap` is not supported; expected one of trust, reject, scram-sha-256, md5, password, cert",
-        "hba:4:10: `+ops` is not supported: metako does not know who is a member of which role; name the users, or keep them in a file and write @FILE",
-        "hba:5:6: `samerole` is not supported: metako does not know who is a member of which role; name the users, or keep them in a file and write @FILE",
-        "hba:6:14: `samenet` is not supported; expected an IP address with its mask, such as 10.0.0.0/8, or `all`",
-        "hba:7:14: host names are not supported (`db.example.org`): a rule would change with the name service; expected an IP address with its mask, such as 10.0.0.0/8, or `all`",
-        "hba:8:14: `99` is no length of a network mask for 10.0.0.0",
-        "hba:9:23: found `md5`; expected the network mask of 10.0.0.1, such as 255.255.255.0",
-        "hba:10:14: the line ends after `10.0.0.1`; expected the network mask of 10.0.0.1, here or as 10.0.0.1/32",
-        "hba:11:14: the line ends after `all`; expected a method, such as scram-sha-256",
-        "hba:12:18: cert authentication is only supported on hostssl connections",
-        "hba:13:22: clientcert can only be configured for \"hostssl\" rows",
-        "hba:14:26: user name maps are not supported; issue certificates whose common name is the user's name",
-        "hba:15:26: clientcert only accepts \"verify-full\" when using \"cert\" authentication",
-        "hba:16:25: found `1`; expected clientcert=verify-ca or clientcert=verify-full",
-        "hba:17:25: found `verify`; expected an option as NAME=VALUE, or nothing",
-        "hba:18:26: only clientname=CN is supported",
-        "hba:19:22: a second method; expected one",
+        "hba:4:14: `db..300` is neither an IP address nor the name of a host; expected such as 10.0.0.0/8, .example.com, or `all`",
+        "hba:5:14: `db.example.org` is no IP address; only an IP address has a mask",
+        "hba:6:14: `99` is no length of a network mask for 10.0.0.0",
+        "hba:7:23: found `md5`; expected the network mask of 10.0.0.1, such as 255.255.255.0",
+        "hba:8:14: the line ends after `10.0.0.1`; expected the network mask of 10.0.0.1, here or as 10.0.0.1/32",
+        "hba:9:14: the line ends after `all`; expected a method, such as scram-sha-256",
+        "hba:10:18: cert authentication is only supported on hostssl connections",
+        "hba:11:22: clientcert can only be configured for \"hostssl\" rows",
+        "hba:12:25: `map` is only for the method `cert` here",
+        "hba:13:26: clientcert only accepts \"verify-full\" when using \"cert\" authentication",
+        "hba:14:25: found `1`; expected clientcert=verify-ca or clientcert=verify-full",
+        "hba:15:25: found `verify`; expected an option as NAME=VALUE, or nothing",
+        "hba:16:26: only clientname=CN is supported",
+        "hba:17:22: a second method; expected one",
     ];
     let found = problems(text);
-    assert_eq!(found[..19], expected);
-    assert!(found[19].starts_with("hba:20:6: the regular expression `(a` cannot be used: "), "{}", found[19]);
+    assert_eq!(found[..17], expected);
+    assert!(found[17].starts_with("hba:18:6: the regular expression `(a` cannot be used: "), "{}", found[17]);
     assert_eq!(
-        found[20..],
+        found[18..],
         [
-            "hba:21:1: expected one path after `include`",
-            "hba:22:22: unknown option `colour`; expected clientcert or clientname",
+            "hba:19:1: expected one path after `include`",
+            "hba:20:22: unknown option `colour`; expected clientcert, clientname or map",
         ]
     );
 }
@@ -284,8 +294,8 @@ proptest! {
             prop_assert_eq!(problems.len(), parts.iter().map(|part| part.as_ref().err().map_or(0, Vec::len)).sum::<usize>());
         }
         if let Ok(hba) = whole {
-            let first = parts.iter().position(|part| part.as_ref().is_ok_and(|hba| hba.rule(&connection).is_some()));
-            prop_assert_eq!(hba.rule(&connection).map(|rule| rule.line), first.map(|index| index + 1));
+            let first = parts.iter().position(|part| part.as_ref().is_ok_and(|hba| hba.rule(&connection, &facts()).unwrap().is_some()));
+            prop_assert_eq!(hba.rule(&connection, &facts()).unwrap().map(|rule| rule.line), first.map(|index| index + 1));
         }
     }
 }
@@ -296,4 +306,94 @@ fn a_dot_stands_for_every_character_as_with_postgresql() {
     assert_eq!(line(&hba, "guest one", "shop"), Some(1));
     assert_eq!(line(&hba, "guest\none", "shop"), Some(1));
     assert_eq!(line(&hba, "\nguest", "shop"), Some(2));
+}
+
+#[test]
+fn members_of_roles_are_asked_for_only_where_it_matters() {
+    let hba = rules(
+        "host shop ann all trust\nhost samerole,stock all 127.0.0.1/32 reject\nhost other +ops,joe all md5\n\
+         host samegroup all all password\n",
+    );
+    let asked = |user, database| {
+        hba.rule(&client(user, database), &Facts::default()).map(|rule| rule.map(|rule| rule.line))
+    };
+    assert_eq!(asked("ann", "shop"), Ok(Some(1)));
+    assert_eq!(asked("joe", "other"), Ok(Some(3)));
+    assert_eq!(asked("ann", "other"), Err(Unknown::Roles));
+    assert_eq!(line(&hba, "ann", "other"), Some(3));
+    assert_eq!(line(&hba, "joe", "shop"), Some(4));
+    assert_eq!(line(&hba, "joe", "ops of others"), None);
+    let stranger = Facts { roles: Some(Arc::default()), host: None };
+    assert_eq!(hba.rule(&client("nobody", "other"), &stranger).unwrap().map(|rule| rule.line), None);
+    let quoted = rules("host all \"+ops\" all trust");
+    assert_eq!((line(&quoted, "+ops", "x"), line(&quoted, "u", "x")), (Some(1), None));
+}
+
+#[test]
+fn hosts_are_asked_for_last() {
+    let hba =
+        rules("host shop all .example.org trust\nhost all all db.example.com reject\nhost all all all md5");
+    let asked =
+        |database| hba.rule(&client("u", database), &Facts::default()).map(|rule| rule.map(|rule| rule.line));
+    assert_eq!((asked("shop"), asked("other")), (Err(Unknown::Host), Err(Unknown::Host)));
+    assert_eq!((line(&hba, "u", "shop"), line(&hba, "u", "other")), (Some(1), Some(3)));
+    let local = rules("host shop all .example.org trust\nhost all all all md5");
+    let rule = local.rule(&client("u", "other"), &Facts::default()).unwrap().map(|rule| rule.line);
+    assert_eq!(rule, Some(2), "nobody is asked about a rule of another database");
+}
+
+#[test]
+fn the_addresses_of_this_machine_have_words() {
+    let hba = rules("host a all samehost trust\nhost all all samenet md5\nhost all all \"samehost\" trust\n");
+    let from = |address: [u8; 4], database| {
+        let connection = Connection { address: IpAddr::V4(address.into()), ..client("u", database) };
+        hba.rule(&connection, &facts()).unwrap().map(|rule| rule.line)
+    };
+    assert_eq!(from([10, 0, 0, 1], "a"), Some(1));
+    assert_eq!(from([10, 0, 0, 7], "a"), Some(2));
+    assert_eq!(from([127, 3, 3, 3], "b"), Some(2));
+    assert_eq!(from([10, 0, 1, 7], "a"), None);
+}
+
+fn maps(text: &str) -> Result<Maps, Vec<String>> {
+    load_maps(Path::new("ident"), &files(&[("ident", text)]))
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn names_are_mapped_as_postgresql_maps_them() {
+    let maps = maps(
+        "people Ann ann\npeople /^(.*)@example\\.org$ \\1\npeople /^(x)?y$ \\1\npeople /^y$ late\nstaff boss all\nstaff deputy +ops\n\
+         staff /^guest /^guest\npeople \"two words\" \"all\"\n",
+    )
+    .unwrap();
+    let may = |map: &str, name: &str, user: &str| maps.may_be(map, name, user, &facts()).unwrap();
+    assert!(may("people", "Ann", "ann") && !may("people", "ann", "ann") && !may("staff", "Ann", "ann"));
+    assert!(may("people", "joe@example.org", "joe") && !may("people", "joe@example.org", "ann"));
+    assert!(!may("people", "joe@example.orgs", "joe"));
+    assert!(may("people", "xy", "x"));
+    // A part that is not there ends the search, as with PostgreSQL.
+    assert!(!may("people", "y", "") && !may("people", "y", "late"));
+    assert!(may("staff", "boss", "whoever"));
+    assert!(may("staff", "deputy", "whoever"));
+    assert_eq!(maps.may_be("staff", "deputy", "u", &Facts::default()), Err(Unknown::Roles));
+    assert!(may("staff", "guest7", "guest1") && !may("staff", "guest7", "joe"));
+    assert!(may("people", "two words", "all") && !may("people", "two words", "joe"));
+    assert!(maps.has("staff") && !maps.has("nobody's"));
+}
+
+#[test]
+fn mistakes_in_maps_are_found_at_their_places() {
+    assert_eq!(
+        maps("people\npeople ann\npeople a,b ann\npeople /( ann\npeople /a x\\1\npeople a b c\n")
+            .unwrap_err(),
+        [
+            "ident:1:1: the line ends after `people`; expected the name in a certificate",
+            "ident:2:8: the line ends after `ann`; expected the user that this name may be",
+            "ident:3:10: a second name; expected one",
+            "ident:4:8: the regular expression `(` cannot be used: found open group without closing ')' (back references and look-around are not supported)",
+            "ident:5:11: regular expression \"a\" has no subexpressions as requested by backreference in \"x\\1\"",
+            "ident:6:12: found `c`; expected the end of the line",
+        ]
+    );
 }

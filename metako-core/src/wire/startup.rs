@@ -1,5 +1,7 @@
 //! What a client says before anything else: StartupMessage, SSLRequest, GSSENCRequest, CancelRequest.
 
+use std::fmt;
+
 /// The longest start-up packet, in bytes behind its length (PostgreSQL's own limit).
 pub const STARTUP_MAX: usize = 10_000;
 
@@ -61,9 +63,17 @@ pub enum StartupError {
     /// Names and values are not well formed.
     #[error("invalid startup packet layout: expected terminator as last byte")]
     Layout,
-    /// A name or value is no UTF-8.
-    #[error("a start-up parameter is not valid UTF-8")]
-    Encoding,
+    /// A name or value is no UTF-8: the bytes at fault.
+    #[error("invalid byte sequence for encoding \"UTF8\":{}", Hexadecimal(.0))]
+    Encoding(Vec<u8>),
+}
+
+struct Hexadecimal<'a>(&'a [u8]);
+
+impl fmt::Display for Hexadecimal<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, " 0x{byte:02x}"))
+    }
 }
 
 impl StartupError {
@@ -81,7 +91,7 @@ impl StartupError {
     pub fn sqlstate(&self) -> &'static str {
         match self {
             Self::Version(..) => super::sqlstate::FEATURE_NOT_SUPPORTED,
-            Self::Encoding => super::sqlstate::CHARACTER_NOT_IN_REPERTOIRE,
+            Self::Encoding(_) => super::sqlstate::CHARACTER_NOT_IN_REPERTOIRE,
             Self::Length | Self::Layout => super::sqlstate::PROTOCOL_VIOLATION,
         }
     }
@@ -142,7 +152,18 @@ fn session(version: u32, body: &[u8]) -> Result<StartupMessage, StartupError> {
 
 fn text(input: &[u8]) -> Result<(&str, &[u8]), StartupError> {
     let (text, rest) = super::read::text(input).ok_or(StartupError::Layout)?;
-    Ok((std::str::from_utf8(text).map_err(|_| StartupError::Encoding)?, rest))
+    let text = std::str::from_utf8(text).map_err(|error| {
+        let wrong = &text[error.valid_up_to()..];
+        // As PostgreSQL shows it: as long as the first byte says that the character is.
+        let length = match wrong.first() {
+            Some(0xc0..=0xdf) => 2,
+            Some(0xe0..=0xef) => 3,
+            Some(0xf0..=0xf7) => 4,
+            _ => 1,
+        };
+        StartupError::Encoding(wrong.iter().take(length).copied().collect())
+    })?;
+    Ok((text, rest))
 }
 
 #[cfg(test)]
@@ -183,7 +204,11 @@ mod tests {
         assert_eq!(parse(&packet(0x0003_0000, b"user\0u")), Err(StartupError::Layout));
         assert_eq!(parse(&packet(0x0003_0000, b"user\0\0\0\0")), Err(StartupError::Layout));
         assert_eq!(parse(&packet(0x0002_0000, b"\0")), Err(StartupError::Version(2, 0)));
-        assert_eq!(parse(&packet(0x0003_0000, b"user\0\xff\0\0")), Err(StartupError::Encoding));
+        assert_eq!(parse(&packet(0x0003_0000, b"user\0\xff\0\0")), Err(StartupError::Encoding(vec![0xff])));
+        let cut = parse(&packet(0x0003_0000, b"user\0a\xe2\x82\0\0")).unwrap_err();
+        assert_eq!(cut.to_string(), "invalid byte sequence for encoding \"UTF8\": 0xe2 0x82");
+        let split = parse(&packet(0x0003_0000, b"user\0\xc3(\0\0")).unwrap_err();
+        assert_eq!(split.to_string(), "invalid byte sequence for encoding \"UTF8\": 0xc3 0x28");
         assert!(StartupError::Version(2, 0).is_for_protocol_2());
         assert!(!StartupError::Version(4, 0).is_for_protocol_2());
         let longest = packet(0x0003_0000, &[b"user\0u\0", &[b'o'; STARTUP_MAX - 14][..], b"\0\0\0"].concat());

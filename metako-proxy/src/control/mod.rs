@@ -28,5 +28,5 @@ pub use driver::{Driver, DriverHandle, Parts, StartError, Stopped};
 pub use journal::{FileJournal, Found, JOURNAL_VERSION, JournalError, JournalStore};
 pub use record::{Entry, History, HistoryWriter, timestamp};
 pub use report::log as log_report;
-pub use secrets::NodeSecrets;
+pub(crate) use secrets::sources;
 pub use status::{NodeStatus, OverallHealth, Queries, Status, render};

@@ -1,5 +1,6 @@
-//! `auth.query`: secrets of users, asked of a node.
+//! What log-ins ask of a node: secrets of users (`auth.query`), and the roles that they are members of.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,49 +12,102 @@ use parking_lot::Mutex;
 use super::connection::{Connection, Row};
 use crate::backend::ServerTlsTable;
 use crate::env::Env;
-use crate::login::{LookupError, SecretLookup};
+use crate::login::{EnvHostNames, LookupError, RoleLookup, SecretLookup, Sources};
 use crate::shared::ViewCell;
 
-/// Runs `auth.query` as the node's own user: on the primary, or while there is none on a replica that is up. Keeps one
+/// The roles that a user is a member of. Superusers are members of none but their own and those that were granted to them:
+/// that is what rules of log-in mean, and not what `pg_has_role` says.
+const ROLES: &str = "WITH RECURSIVE granted (oid) AS (
+    SELECT oid FROM pg_catalog.pg_roles WHERE rolname = $1
+    UNION
+    SELECT member.roleid FROM pg_catalog.pg_auth_members AS member JOIN granted ON member.member = granted.oid)
+SELECT role.rolname FROM granted JOIN pg_catalog.pg_roles AS role USING (oid)";
+
+/// What log-ins by a configuration can ask for. Nothing is opened yet.
+pub(crate) fn sources<E: Env>(
+    env: &E,
+    view: &Arc<ViewCell>,
+    tls: &ServerTlsTable,
+    config: &Config,
+) -> Sources {
+    let nodes = Arc::new(Nodes {
+        env: env.clone(),
+        view: Arc::clone(view),
+        tls: tls.clone(),
+        cluster: Arc::clone(&config.cluster),
+        kept: Mutex::new(None),
+    });
+    let secrets = config.auth.query.clone().map(|query| {
+        let secrets = NodeSecrets { nodes: Arc::clone(&nodes), query };
+        Arc::new(secrets) as Arc<dyn SecretLookup>
+    });
+    Sources {
+        secrets,
+        roles: Some(Arc::new(NodeRoles(nodes))),
+        hosts: Some(Arc::new(EnvHostNames(env.clone()))),
+    }
+}
+
+/// Runs questions as the node's own user: on the primary, or while there is none on a replica that is up. Keeps one
 /// connection between questions.
-pub struct NodeSecrets<E: Env> {
+struct Nodes<E: Env> {
     env: E,
     view: Arc<ViewCell>,
     tls: ServerTlsTable,
     cluster: Arc<ClusterSettings>,
-    query: String,
     kept: Mutex<Option<(NodeName, Connection)>>,
 }
 
-impl<E: Env> NodeSecrets<E> {
-    /// The look-up of a configuration, if it has one. Nothing is opened yet.
-    pub fn of_config(
-        env: &E,
-        view: &Arc<ViewCell>,
-        tls: &ServerTlsTable,
-        config: &Config,
-    ) -> Option<Arc<dyn SecretLookup>> {
-        let query = config.auth.query.clone()?;
-        let (env, view, cluster) = (env.clone(), Arc::clone(view), Arc::clone(&config.cluster));
-        Some(Arc::new(Self { env, view, tls: tls.clone(), cluster, query, kept: Mutex::new(None) }))
-    }
+struct NodeSecrets<E: Env> {
+    nodes: Arc<Nodes<E>>,
+    query: String,
+}
 
-    async fn ask(&self, node: &NodeName, user: &str) -> Result<Option<Secret>, String> {
+struct NodeRoles<E: Env>(Arc<Nodes<E>>);
+
+impl<E: Env> Nodes<E> {
+    async fn ask(&self, node: &NodeName, query: &str, user: &str) -> Result<Vec<Row>, String> {
         let kept = self.kept.lock().take().filter(|(of, connection)| of == node && !connection.is_closed());
         if let Some((_, connection)) = kept
-            && let Ok(rows) = connection.rows_for(&self.query, user).await
+            && let Ok(rows) = connection.rows_for(query, user).await
         {
             self.keep(node, connection);
-            return answer(rows, user);
+            return Ok(rows);
         }
         // A connection that was kept may have broken meanwhile: only a new one tells.
         let config =
             self.cluster.node(node.as_str()).ok_or_else(|| "is not in the configuration".to_owned())?;
         let connection =
             Connection::open(&self.env, config, &self.tls).await.map_err(|error| error.to_string())?;
-        let rows = connection.rows_for(&self.query, user).await.map_err(|error| error.to_string())?;
+        let rows = connection.rows_for(query, user).await.map_err(|error| error.to_string())?;
         self.keep(node, connection);
-        answer(rows, user)
+        Ok(rows)
+    }
+
+    /// Asks the nodes until `read` understands an answer.
+    async fn ask_any<T>(
+        &self,
+        query: &str,
+        user: &str,
+        read: impl Fn(Vec<Row>) -> Result<T, String> + Send + Sync,
+    ) -> Result<T, LookupError> {
+        let mut changes = self.view.subscribe();
+        loop {
+            let mut failures = Vec::new();
+            for node in nodes(&self.view.load()) {
+                match self.ask(&node, query, user).await.and_then(&read) {
+                    Ok(answer) => return Ok(answer),
+                    Err(problem) => failures.push(format!("{node}: {problem}")),
+                }
+            }
+            if !failures.is_empty() {
+                return Err(LookupError(failures.join("; ")));
+            }
+            // No node is known to be up yet: whoever asks waits no longer than it wants to.
+            if changes.changed().await.is_err() {
+                return Err(LookupError("metako ends".to_owned()));
+            }
+        }
     }
 
     fn keep(&self, node: &NodeName, connection: Connection) {
@@ -88,23 +142,15 @@ fn answer(mut rows: Vec<Row>, user: &str) -> Result<Option<Secret>, String> {
 #[async_trait]
 impl<E: Env> SecretLookup for NodeSecrets<E> {
     async fn look_up(&self, user: &str) -> Result<Option<Secret>, LookupError> {
-        let mut changes = self.view.subscribe();
-        loop {
-            let mut failures = Vec::new();
-            for node in nodes(&self.view.load()) {
-                match self.ask(&node, user).await {
-                    Ok(secret) => return Ok(secret),
-                    Err(problem) => failures.push(format!("{node}: {problem}")),
-                }
-            }
-            if !failures.is_empty() {
-                return Err(LookupError(failures.join("; ")));
-            }
-            // No node is known to be up yet: whoever asks waits no longer than it wants to.
-            if changes.changed().await.is_err() {
-                return Err(LookupError("metako ends".to_owned()));
-            }
-        }
+        self.nodes.ask_any(&self.query, user, |rows| answer(rows, user)).await
+    }
+}
+
+#[async_trait]
+impl<E: Env> RoleLookup for NodeRoles<E> {
+    async fn roles_of(&self, user: &str) -> Result<BTreeSet<String>, LookupError> {
+        let names = |rows: Vec<Row>| Ok(rows.into_iter().flatten().flatten().collect());
+        self.0.ask_any(ROLES, user, names).await
     }
 }
 

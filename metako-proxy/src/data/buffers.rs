@@ -65,6 +65,11 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
+    /// With these bytes in it.
+    pub(super) fn of(bytes: Vec<u8>) -> Self {
+        Self { bytes, ..Self::default() }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty() && !self.flush
     }

@@ -50,9 +50,12 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
         // Boxed, so that the task of a client that shares servers does not keep room for it.
         return Box::pin(transparent::serve(Arc::clone(&core), Arc::clone(&handle), client)).await;
     }
+    let mut output = Outbox::of(std::mem::take(&mut client.unsent));
     let who = match greeting::who(&core, &mut client) {
         Ok(who) => who,
-        Err(report) => return Box::pin(greeting::say_last(&mut client.stream, &report)).await,
+        Err(report) => {
+            return Box::pin(greeting::say_behind(&mut client.stream, &mut output, &report)).await;
+        }
     };
     let mut session = Session::new(&who.application_name, core.settings.load().config.limits.message_size);
     if mode == PoolMode::Statement {
@@ -62,7 +65,7 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
         stream: client.stream,
         session,
         input: client.leftover,
-        output: Outbox::default(),
+        output,
         stalled: false,
         leaving: false,
         timer: None,

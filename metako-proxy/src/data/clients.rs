@@ -20,6 +20,9 @@ use crate::login::Protocol;
 /// How long the delivery of a cancel may take; a server whose cancel did not arrive in time is not used again.
 const CANCEL_MAX: Duration = Duration::from_secs(5);
 
+/// Bytes of the longest secret that metako makes.
+const SECRET_MAX: usize = 32;
+
 /// So many cancels of one client are under way at a time; more are dropped, as PostgreSQL drops those that come when
 /// nothing runs.
 const CANCELS_MAX: u32 = 4;
@@ -46,10 +49,15 @@ pub(super) struct Key {
 }
 
 impl Key {
-    fn new<E: Env>(env: &E, process_id: i32, length: usize) -> Self {
-        let mut secret = vec![0; length].into_boxed_slice();
-        env.entropy(&mut secret);
-        Self { process_id, secret }
+    /// One that is metako's own altogether.
+    fn made_up<E: Env>(env: &E, protocol: Protocol) -> Self {
+        // One question for both: the system's answers cost more than their bytes.
+        let mut random = [0; 4 + SECRET_MAX];
+        env.entropy(&mut random);
+        let [first, second, third, fourth, secret @ ..] = random;
+        // Process ids are positive.
+        let process_id = (i32::from_be_bytes([first, second, third, fourth]) & i32::MAX) | ABOVE_PROCESSES;
+        Self { process_id, secret: secret[..secret_length(protocol)].into() }
     }
 }
 
@@ -203,16 +211,15 @@ pub(super) struct Clients {
 impl Clients {
     /// Enters a client under a new key that is metako's own, with a secret as long as `protocol` has it.
     pub(super) fn enter<E: Env>(&self, env: &E, protocol: Protocol) -> Arc<Handle> {
-        let mut clients = self.all.lock();
         loop {
-            let mut random = [0; 4];
-            env.entropy(&mut random);
-            let process_id = (i32::from_be_bytes(random) & i32::MAX) | ABOVE_PROCESSES;
+            let key = Key::made_up(env, protocol);
+            let process_id = key.process_id;
+            let mut clients = self.all.lock();
             if clients.range((process_id, 0)..=(process_id, u64::MAX)).next().is_none() {
                 let number = self.last.fetch_add(1, Ordering::Relaxed);
                 let handle = Arc::new(Handle {
                     number,
-                    key: Mutex::new(Key::new(env, process_id, secret_length(protocol))),
+                    key: Mutex::new(key),
                     state: Mutex::default(),
                     settled: Notify::new(),
                     task: AtomicWaker::new(),
@@ -232,10 +239,11 @@ impl Clients {
         process_id: i32,
         protocol: Protocol,
     ) {
+        let new = Key { process_id, ..Key::made_up(env, protocol) };
         let mut clients = self.all.lock();
         let mut key = handle.key.lock();
         clients.remove(&(key.process_id, handle.number));
-        *key = Key::new(env, process_id, secret_length(protocol));
+        *key = new;
         clients.insert((process_id, handle.number), Arc::clone(handle));
     }
 
@@ -274,7 +282,7 @@ const ABOVE_PROCESSES: i32 = 1 << 30;
 const fn secret_length(protocol: Protocol) -> usize {
     match protocol {
         Protocol::V3_0 => 4,
-        Protocol::V3_2 => 32,
+        Protocol::V3_2 => SECRET_MAX,
     }
 }
 

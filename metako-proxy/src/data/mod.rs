@@ -34,15 +34,16 @@ use tokio::sync::Notify;
 
 pub use settings::DataError;
 
+use self::buffers::Outbox;
 use self::clients::Clients;
 use self::conn::Register;
 use self::hold::HoldLine;
 use self::pools::Pools;
 use self::settings::Settings;
 use crate::backend::ServerTlsTable;
-use crate::control::NodeSecrets;
+use crate::control;
 use crate::env::{Env, Listener};
-use crate::login::{self, Accepted};
+use crate::login::{self, Accepted, Client};
 use crate::shared::{EvidenceSender, Fence, Traffic, ViewCell};
 
 /// How often pools are looked after.
@@ -113,9 +114,9 @@ impl<E: Env> DataPlane<E> {
         let mut salt_secret = [0; 32];
         env.entropy(&mut salt_secret);
         let server_tls = ServerTlsTable::default();
-        let lookup = NodeSecrets::of_config(&env, &view, &server_tls, &config);
+        let sources = control::sources(&env, &view, &server_tls, &config);
         let core = Arc::new(Core {
-            settings: ArcSwap::from_pointee(Settings::new(config, &salt_secret, &traffic, lookup)?),
+            settings: ArcSwap::from_pointee(Settings::new(config, &salt_secret, &traffic, sources)?),
             view,
             evidence,
             traffic,
@@ -167,8 +168,8 @@ impl<E: Env> DataPlane<E> {
     /// that are gone are closed as they become free. On an error nothing has changed. Blocks on the file system where
     /// TLS is on.
     pub fn reconfigure(&self, config: Arc<Config>) -> Result<(), DataError> {
-        let lookup = NodeSecrets::of_config(&self.core.env, &self.core.view, &self.server_tls, &config);
-        let settings = Settings::new(config, &self.salt_secret, &self.core.traffic, lookup)?;
+        let sources = control::sources(&self.core.env, &self.core.view, &self.server_tls, &config);
+        let settings = Settings::new(config, &self.salt_secret, &self.core.traffic, sources)?;
         let before = Arc::clone(&self.core.settings.load().config);
         self.server_tls.replace(settings.server_tls.clone(), &before.cluster.nodes);
         self.core.settings.store(Arc::new(settings));
@@ -244,7 +245,7 @@ impl<E: Env> Drop for Place<E> {
 /// Serves one connection, whatever it turns out to be.
 async fn connection<E: Env>(core: Arc<Core<E>>, mut stream: E::Stream, peer: SocketAddr, crowded: bool) {
     core.env.settle(&mut stream);
-    let context = core.settings.load().login.clone();
+    let context = Arc::clone(&core.settings.load().login);
     let env = core.env.clone();
     let entropy = move |bytes: &mut [u8]| env.entropy(bytes);
     let accepted = login::accept(stream, peer, &context, &entropy).await;
@@ -257,10 +258,11 @@ async fn connection<E: Env>(core: Arc<Core<E>>, mut stream: E::Stream, peer: Soc
             }
             drop(stream);
         }
-        Ok(Accepted::Session(mut session)) if crowded => {
+        Ok(Accepted::Session(Client { mut stream, unsent, .. })) if crowded => {
             let report = Report::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
                 .with_detail("limits.clients is reached.");
-            Box::pin(client::greeting::say_last(&mut session.stream, &report)).await;
+            let mut output = Outbox::of(unsent);
+            Box::pin(client::greeting::say_behind(&mut stream, &mut output, &report)).await;
         }
         Ok(Accepted::Session(session)) => {
             core.traffic.clients.fetch_add(1, Ordering::Relaxed);

@@ -12,7 +12,7 @@ use metako_core::plugin::{
 use metako_core::pool::PoolLimits;
 
 use crate::backend::{ServerTls, ServerTlsTable};
-use crate::login::{LoginContext, LoginFilesError, SecretLookup};
+use crate::login::{LoginContext, LoginFilesError, Sources};
 use crate::shared::{NodeTraffic, Traffic};
 use crate::tls_files::TlsFileError;
 
@@ -37,7 +37,7 @@ fn texts(errors: &[TlsFileError]) -> String {
 /// One configuration, with its strategies built. Replaced whole by a reload.
 pub(super) struct Settings {
     pub(super) config: Arc<Config>,
-    pub(super) login: LoginContext,
+    pub(super) login: Arc<LoginContext>,
     pub(super) balancer: ContainedBalancer,
     pub(super) classifier: ContainedClassifier,
     /// TLS towards each node, in the configuration's order.
@@ -52,14 +52,14 @@ impl Settings {
         config: Arc<Config>,
         salt_secret: &[u8; 32],
         traffic: &Traffic,
-        lookup: Option<Arc<dyn SecretLookup>>,
+        sources: Sources,
     ) -> Result<Self, DataError> {
         let nodes = config.cluster.nodes.iter().map(|node| &node.name);
         Ok(Self {
             server_tls: ServerTlsTable::load(&config.cluster.nodes).map_err(|errors| {
                 DataError::ServerTls(errors.into_iter().map(|(_, error)| error).collect())
             })?,
-            login: LoginContext::new(&config, salt_secret, lookup)?,
+            login: Arc::new(LoginContext::new(&config, salt_secret, sources)?),
             balancer: ContainedBalancer {
                 inner: config.strategies.balancer.build()?,
                 panics: AtomicU64::new(0),

@@ -53,12 +53,12 @@ pub(super) async fn serve<E: Env>(
 ) {
     let who = greeting::who_alone(&core, &client);
     let protocol = client.protocol;
-    let Client { mut stream, leftover, .. } = client;
-    let (mut input, mut output) = (leftover, Outbox::default());
+    let Client { mut stream, leftover, unsent, .. } = client;
+    let (mut input, mut output) = (leftover, Outbox::of(unsent));
     match find(&core, &handle, &who, &mut stream, (&mut input, &mut output)).await {
         Ok(Ok(lease)) => {
             drop(who);
-            relay(&core, &handle, lease, stream, &input, protocol).await;
+            relay(&core, &handle, lease, stream, (&input, output), protocol).await;
         }
         Ok(Err(report)) => say_behind(&mut stream, &mut output, &report.as_fatal()).await,
         Err(Gone) => {}
@@ -95,7 +95,7 @@ async fn relay<E: Env>(
     handle: &Arc<Handle>,
     mut lease: Lease<E>,
     mut stream: MaybeTls<E::Stream>,
-    input: &[u8],
+    (input, mut to_client): (&[u8], Outbox),
     protocol: Protocol,
 ) {
     let cancel = Arc::clone(&lease.conn().cancel);
@@ -104,8 +104,7 @@ async fn relay<E: Env>(
     let key = handle.key();
     let reported = Arc::clone(&lease.conn().reported);
     let notices = std::mem::take(&mut lease.conn().notices);
-    let mut to_client = Outbox::default();
-    to_client.bytes().extend_from_slice(&welcome(&notices, &reported, &key));
+    welcome(to_client.bytes(), &notices, &reported, &key);
     let node = lease.node().clone();
     let knows_its_role = reported.iter().any(|(name, _)| name == "in_hot_standby");
     let mut tally = Tally::new(core.settings.load().config.limits.message_size);
@@ -158,11 +157,13 @@ async fn relay<E: Env>(
 }
 
 /// What a client is told between AuthenticationOk and its first message, with its server's notices where they were.
-fn welcome(notices: &Notices, reported: &[(String, String)], key: &Key) -> Vec<u8> {
-    let mut told = notices.first.clone();
-    told.extend_from_slice(&login::welcome(reported, key.process_id, &key.secret));
-    let ready = told.split_off(told.len() - READY);
-    [told, notices.last.clone(), ready].concat()
+fn welcome(out: &mut Vec<u8>, notices: &Notices, reported: &[(String, String)], key: &Key) {
+    out.extend_from_slice(&notices.first);
+    let parameters = reported.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    login::welcome(out, parameters, key.process_id, &key.secret);
+    let ready = out.split_off(out.len() - READY);
+    out.extend_from_slice(&notices.last);
+    out.extend_from_slice(&ready);
 }
 
 /// What a client is told whose server is gone; nothing, where `failover.unknown_outcome` says so.

@@ -28,6 +28,8 @@ const OVERLOADED: f64 = 0.9;
 const LIGHT: f64 = 0.5;
 /// How often clients are moved, if they have to be.
 const BALANCE_EVERY: Duration = Duration::from_millis(250);
+/// See [`tick`].
+const TICK: Duration = Duration::from_secs(1);
 /// What a worker did is looked at over at least this time.
 const WINDOW: Duration = Duration::from_millis(50);
 
@@ -220,8 +222,13 @@ fn start_one(number: usize) -> io::Result<Worker> {
             Ok(runtime) => {
                 // Without a receiver there is nobody to work for: `ended` resolves at once.
                 let _ = report.send(Ok((runtime.handle().clone(), thread)));
-                // An error is what it waits for: the sender is gone.
-                let _ = runtime.block_on(ended);
+                runtime.block_on(async {
+                    tokio::select! {
+                        // An error is what it waits for: the sender is gone.
+                        _ = ended => {}
+                        () = tick() => {}
+                    }
+                });
                 runtime.shutdown_background();
             }
             Err(error) => drop(report.send(Err(error))),
@@ -236,6 +243,15 @@ fn start_one(number: usize) -> io::Result<Worker> {
         destination: AtomicUsize::new(number),
         _running: running,
     })
+}
+
+/// Keeps a timer pending that is due before most others: a runtime without one wakes itself by a system call for each timer
+/// that is set, such as that of every log-in.
+async fn tick() {
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        ticks.tick().await;
+    }
 }
 
 /// The clock that counts the processor time of one thread, as Linux numbers them (`pthread_getcpuclockid` does this).

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use aws_lc_rs::constant_time;
 use md5::{Digest, Md5};
@@ -15,7 +16,7 @@ use crate::credential::ServerCredential;
 type Md5Hex = String;
 
 /// What is kept of a user's password.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(super) enum Stored {
     /// The password itself, and a verifier made of it.
     Clear { password: Secret, verifier: Verifier },
@@ -24,6 +25,7 @@ pub(super) enum Stored {
     /// PostgreSQL's MD5 secret: MD5 of password and user name.
     Md5(Md5Hex),
     /// Nothing: there is no such user, or it has no password.
+    #[default]
     Nothing,
 }
 
@@ -110,7 +112,7 @@ fn is_md5_hex(text: &str) -> bool {
 #[derive(Debug, Clone)]
 pub(super) struct Account<'a> {
     pub(super) user: &'a str,
-    pub(super) stored: Stored,
+    pub(super) stored: Arc<Stored>,
     /// Stands in where there is nothing to check against.
     mock: Verifier,
     strangers: Manner,
@@ -118,8 +120,13 @@ pub(super) struct Account<'a> {
 
 impl<'a> Account<'a> {
     /// `salt` belongs to the name: it is shown if there is no such user, and `strangers` is what it looks like then.
-    pub(super) fn new(user: &'a str, stored: Stored, salt: [u8; SALT_LEN], strangers: Manner) -> Self {
-        Self { user, stored, mock: Verifier::mock(salt, strangers.iterations), strangers }
+    pub(super) fn new(
+        user: &'a str,
+        stored: impl Into<Arc<Stored>>,
+        salt: [u8; SALT_LEN],
+        strangers: Manner,
+    ) -> Self {
+        Self { user, stored: stored.into(), mock: Verifier::mock(salt, strangers.iterations), strangers }
     }
 
     /// Whether the method `md5` means MD5 for this user: where a SCRAM secret is kept it means SCRAM.
@@ -134,7 +141,7 @@ impl<'a> Account<'a> {
 
     /// What SCRAM is checked against. Nobody passes where only MD5 is known, as with PostgreSQL.
     pub(super) fn verifier(&self) -> &Verifier {
-        match &self.stored {
+        match &*self.stored {
             Stored::Clear { verifier, .. } | Stored::Scram(verifier) => verifier,
             Stored::Md5(_) | Stored::Nothing => &self.mock,
         }
@@ -143,7 +150,7 @@ impl<'a> Account<'a> {
     /// Whether that is the password.
     pub(super) fn has_password(&self, given: &str) -> bool {
         let by_scram = self.verifier().is_of(given);
-        let known = match &self.stored {
+        let known = match &*self.stored {
             Stored::Md5(hex) => hex.as_str(),
             _ => "",
         };
@@ -153,7 +160,7 @@ impl<'a> Account<'a> {
 
     /// Whether `answer` is what the password and this salt give by MD5.
     pub(super) fn answers_md5(&self, salt: [u8; 4], answer: &[u8]) -> bool {
-        let known = match &self.stored {
+        let known = match &*self.stored {
             Stored::Clear { password, .. } => {
                 Some(md5_of(&[password.reveal().as_bytes(), self.user.as_bytes()]))
             }
@@ -167,19 +174,19 @@ impl<'a> Account<'a> {
 
     /// What metako logs in to servers with for a user who proved the password by SCRAM.
     pub(super) fn credential_after_scram(&self, client_key: Key) -> ServerCredential {
-        match &self.stored {
+        match &*self.stored {
             // The keys belong to metako's own salt: a server knows others.
             Stored::Clear { password, .. } => ServerCredential::Password(password.clone()),
-            stored => {
-                let Stored::Scram(verifier) = stored else { return ServerCredential::None };
+            Stored::Scram(verifier) => {
                 ServerCredential::ScramKeys { client_key, server_key: verifier.server_key() }
             }
+            Stored::Md5(_) | Stored::Nothing => ServerCredential::None,
         }
     }
 
     /// What metako logs in to servers with for a user whose password was not shown to it.
     pub(super) fn credential(&self) -> ServerCredential {
-        match &self.stored {
+        match &*self.stored {
             Stored::Clear { password, .. } => ServerCredential::Password(password.clone()),
             Stored::Md5(hex) => ServerCredential::Md5(Secret::new(hex.clone())),
             Stored::Scram(_) | Stored::Nothing => ServerCredential::None,
@@ -220,16 +227,16 @@ mod tests {
     #[test]
     fn secrets_are_told_apart_as_postgresql_does() {
         let [clear, scram, md5] = secrets();
-        assert!(matches!(account(&clear).stored, Stored::Clear { .. }));
-        assert!(matches!(account(&scram).stored, Stored::Scram(_)));
-        assert!(matches!(account(&md5).stored, Stored::Md5(_)));
-        assert_eq!(account("").stored, Stored::Nothing);
-        assert!(matches!(account(&md5[..34]).stored, Stored::Clear { .. }));
-        assert!(matches!(account(&md5.replace('m', "M")).stored, Stored::Clear { .. }));
+        assert!(matches!(*account(&clear).stored, Stored::Clear { .. }));
+        assert!(matches!(*account(&scram).stored, Stored::Scram(_)));
+        assert!(matches!(*account(&md5).stored, Stored::Md5(_)));
+        assert_eq!(*account("").stored, Stored::Nothing);
+        assert!(matches!(*account(&md5[..34]).stored, Stored::Clear { .. }));
+        assert!(matches!(*account(&md5.replace('m', "M")).stored, Stored::Clear { .. }));
         // What begins like a SCRAM secret is no password, or the secret would be one.
         let unreadable = scram.replacen('$', "$0x", 1);
-        assert_eq!(account(&unreadable).stored, Stored::Nothing);
-        assert_eq!(account("SCRAM-SHA-256$").stored, Stored::Nothing);
+        assert_eq!(*account(&unreadable).stored, Stored::Nothing);
+        assert_eq!(*account("SCRAM-SHA-256$").stored, Stored::Nothing);
         assert!(!format!("{:?}", account(&md5)).contains(&md5[3..]));
     }
 

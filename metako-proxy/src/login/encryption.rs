@@ -111,7 +111,7 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     incoming: Incoming<MaybeTls<S>>,
     tls: &ServerTls,
 ) -> Result<Incoming<MaybeTls<S>>, LoginError> {
-    let Incoming { stream, buffer } = incoming;
+    let Incoming { stream, buffer, .. } = incoming;
     let MaybeTls::Plain(stream) = stream else {
         return Err(LoginError::Protocol("TLS inside TLS".to_owned()));
     };

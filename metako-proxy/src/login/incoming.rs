@@ -19,11 +19,13 @@ const READ: usize = 1024;
 pub(super) struct Incoming<S> {
     pub(super) stream: S,
     pub(super) buffer: BytesMut,
+    /// What the client is to be told with what comes next.
+    pub(super) unsent: Vec<u8>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, buffer: BytesMut::new() }
+        Self { stream, buffer: BytesMut::new(), unsent: Vec::new() }
     }
 
     async fn fill(&mut self) -> Result<(), LoginError> {
@@ -120,8 +122,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     }
 
     async fn say_last(&mut self, bytes: &[u8]) {
+        let mut all = std::mem::take(&mut self.unsent);
+        all.extend_from_slice(bytes);
         // Whether the client still hears it changes nothing: it is not let in.
-        if self.send(bytes).await.is_ok() {
+        if self.send(&all).await.is_ok() {
             let _ = self.stream.shutdown().await;
         }
     }

@@ -1,24 +1,26 @@
-//! Secrets of users that the configuration does not name: asked for, and kept for a while.
+//! What only a server knows of a user: asked for, and kept for a while.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use metako_core::config::Secret;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::account::{Manner, Stored};
 use super::scram::SALT_LEN;
+use super::turns::{Line, Turns};
 
 /// How long a question may take, the wait for its turn included.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Questions at a time.
 const QUESTIONS_MAX: usize = 4;
-/// How long an answer holds: one with a secret, and one without.
+/// How long an answer holds: one about a user, and one that there is none.
 const FOUND_FOR: Duration = Duration::from_secs(30);
 const MISSING_FOR: Duration = Duration::from_secs(3);
 /// After a log-in that failed the secret may have changed; but it is not asked for again at every guess.
@@ -33,7 +35,14 @@ pub trait SecretLookup: Send + Sync {
     async fn look_up(&self, user: &str) -> Result<Option<Secret>, LookupError>;
 }
 
-/// Why it could not be found out what a server keeps of a user's password: for metako's log.
+/// Who is a member of which role.
+#[async_trait]
+pub trait RoleLookup: Send + Sync {
+    /// The roles that a user is a member of, directly or not, its own among them; none if there is no such user.
+    async fn roles_of(&self, user: &str) -> Result<BTreeSet<String>, LookupError>;
+}
+
+/// Why it could not be found out what a server knows: for metako's log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct LookupError(pub String);
@@ -41,8 +50,15 @@ pub struct LookupError(pub String);
 /// [`SecretLookup`] with few questions at a time, a time-out, and answers that are kept for a while.
 pub(super) struct CachedLookup {
     source: Arc<dyn SecretLookup>,
-    turns: Semaphore,
-    kept: Mutex<Kept>,
+    answers: Answers<Arc<Stored>>,
+    /// Of those found.
+    manner: Mutex<Option<Manner>>,
+}
+
+/// [`RoleLookup`] likewise.
+pub(super) struct CachedRoles {
+    source: Arc<dyn RoleLookup>,
+    answers: Answers<Arc<BTreeSet<String>>>,
 }
 
 impl fmt::Debug for CachedLookup {
@@ -51,89 +67,172 @@ impl fmt::Debug for CachedLookup {
     }
 }
 
-/// Users found and users missing are kept apart, so that made-up names push out no real ones.
-#[derive(Default)]
-struct Kept {
-    found: BTreeMap<String, Answer>,
-    missing: BTreeMap<String, Answer>,
-    /// Of those found.
-    manner: Option<Manner>,
-}
-
-struct Answer {
-    stored: Stored,
-    at: Instant,
+impl fmt::Debug for CachedRoles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CachedRoles")
+    }
 }
 
 impl CachedLookup {
     pub(super) fn new(source: Arc<dyn SecretLookup>) -> Self {
-        Self { source, turns: Semaphore::new(QUESTIONS_MAX), kept: Mutex::default() }
+        Self { source, answers: Answers::default(), manner: Mutex::default() }
     }
 
-    /// What is kept of a user's password. Cancelling ends the question.
-    pub(super) async fn stored(&self, user: &str, salt: [u8; SALT_LEN]) -> Result<Stored, LookupError> {
-        if let Some(stored) = self.kept.lock().find(user) {
-            return Ok(stored);
-        }
+    /// What is kept of the password of a user who connects from there. Cancelling ends the question.
+    pub(super) async fn stored(
+        &self,
+        user: &str,
+        from: IpAddr,
+        salt: [u8; SALT_LEN],
+    ) -> Result<Arc<Stored>, LookupError> {
         let question = async {
-            let _turn = self.turns.acquire().await.map_err(|error| LookupError(error.to_string()))?;
-            // While it waited, the same may have been asked.
-            if let Some(stored) = self.kept.lock().find(user) {
-                return Ok(stored);
-            }
             let secret = self.source.look_up(user).await?;
-            let stored = secret.map_or(Stored::Nothing, |secret| Stored::read(&secret, salt));
-            self.kept.lock().keep(user, stored.clone());
-            Ok(stored)
+            Ok(Arc::new(secret.map_or(Stored::Nothing, |secret| Stored::read(&secret, salt))))
         };
-        tokio::time::timeout(ANSWER_MAX, question)
-            .await
-            .unwrap_or_else(|_| Err(LookupError(format!("no answer within {ANSWER_MAX:?}"))))
+        let (stored, fresh) = self.answers.get(user, from, question).await?;
+        if fresh && *stored != Stored::Nothing {
+            let most = self.answers.among_found(|all| Manner::of_most(all.map(Arc::as_ref)));
+            *self.manner.lock() = most;
+        }
+        Ok(stored)
     }
 
     /// What strangers are to look like: most of the users that were found lately.
     pub(super) fn manner(&self) -> Manner {
-        self.kept.lock().manner.unwrap_or(Manner::POSTGRESQL)
+        self.manner.lock().unwrap_or(Manner::POSTGRESQL)
     }
 
     /// A log-in by the secret failed: it may be out of date, so that the next log-in asks again.
     pub(super) fn doubt(&self, user: &str) {
-        let mut kept = self.kept.lock();
-        let Kept { found, missing, .. } = &mut *kept;
-        for answers in [found, missing] {
-            if answers.get(user).is_some_and(|answer| answer.at.elapsed() >= DOUBTED_AFTER) {
-                answers.remove(user);
+        self.answers.doubt(user);
+    }
+}
+
+impl CachedRoles {
+    pub(super) fn new(source: Arc<dyn RoleLookup>) -> Self {
+        Self { source, answers: Answers::default() }
+    }
+
+    /// The roles of a user who connects from there. Cancelling ends the question.
+    pub(super) async fn of(&self, user: &str, from: IpAddr) -> Result<Arc<BTreeSet<String>>, LookupError> {
+        let question = async { self.source.roles_of(user).await.map(Arc::new) };
+        Ok(self.answers.get(user, from, question).await?.0)
+    }
+}
+
+/// What a server can say of a user.
+trait Answer: Clone {
+    /// There is no such user.
+    fn is_missing(&self) -> bool;
+}
+
+impl Answer for Arc<Stored> {
+    fn is_missing(&self) -> bool {
+        **self == Stored::Nothing
+    }
+}
+
+impl Answer for Arc<BTreeSet<String>> {
+    fn is_missing(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+/// Answers by name. Few questions are asked at a time, and nobody's starve others.
+struct Answers<T> {
+    turns: Turns,
+    kept: Mutex<Kept<T>>,
+}
+
+impl<T> Default for Answers<T> {
+    fn default() -> Self {
+        let kept = Kept { found: BTreeMap::new(), missing: BTreeMap::new() };
+        Self { turns: Turns::new(QUESTIONS_MAX), kept: Mutex::new(kept) }
+    }
+}
+
+/// Users found and users missing are kept apart, so that made-up names push out no real ones.
+struct Kept<T> {
+    found: BTreeMap<String, Given<T>>,
+    missing: BTreeMap<String, Given<T>>,
+}
+
+struct Given<T> {
+    answer: T,
+    at: Instant,
+    doubted: bool,
+}
+
+impl<T: Answer> Answers<T> {
+    /// The answer about a user, from what is kept or by asking; whether it was asked for.
+    async fn get(
+        &self,
+        user: &str,
+        from: IpAddr,
+        question: impl Future<Output = Result<T, LookupError>>,
+    ) -> Result<(T, bool), LookupError> {
+        let line = {
+            let kept = self.kept.lock();
+            if let Some(answer) = kept.find(user) {
+                return Ok((answer, false));
             }
+            if kept.found.contains_key(user) { Line::Known(user.to_owned()) } else { Line::of(from) }
+        };
+        let asked = async {
+            let turn = self.turns.take(line).await;
+            let _turn = turn.map_err(|_| LookupError("too many names are asked for already".to_owned()))?;
+            // While it waited, the same may have been asked.
+            if let Some(answer) = self.kept.lock().find(user) {
+                return Ok((answer, false));
+            }
+            let answer = question.await?;
+            self.kept.lock().keep(user, answer.clone());
+            Ok((answer, true))
+        };
+        tokio::time::timeout(ANSWER_MAX, asked)
+            .await
+            .unwrap_or_else(|_| Err(LookupError(format!("no answer within {ANSWER_MAX:?}"))))
+    }
+
+    fn among_found<R>(&self, look: impl FnOnce(&mut dyn Iterator<Item = &T>) -> R) -> R {
+        look(&mut self.kept.lock().found.values().map(|given| &given.answer))
+    }
+
+    fn doubt(&self, user: &str) {
+        let mut kept = self.kept.lock();
+        let Kept { found, missing } = &mut *kept;
+        for given in [found, missing].into_iter().filter_map(|answers| answers.get_mut(user)) {
+            given.doubted |= given.at.elapsed() >= DOUBTED_AFTER;
         }
     }
 }
 
-impl Kept {
-    fn find(&self, user: &str) -> Option<Stored> {
-        let fresh = |answers: &BTreeMap<String, Answer>, limit| {
-            answers.get(user).filter(|answer| answer.at.elapsed() < limit).map(|answer| answer.stored.clone())
+impl<T: Answer> Kept<T> {
+    fn find(&self, user: &str) -> Option<T> {
+        let fresh = |answers: &BTreeMap<String, Given<T>>, limit| {
+            let given = answers.get(user).filter(|given| !given.doubted && given.at.elapsed() < limit);
+            given.map(|given| given.answer.clone())
         };
         fresh(&self.found, FOUND_FOR).or_else(|| fresh(&self.missing, MISSING_FOR))
     }
 
-    fn keep(&mut self, user: &str, stored: Stored) {
-        let (answers, others, limit) = if stored == Stored::Nothing {
+    fn keep(&mut self, user: &str, answer: T) {
+        let (answers, others, limit) = if answer.is_missing() {
             (&mut self.missing, &mut self.found, MISSING_FOR)
         } else {
             (&mut self.found, &mut self.missing, FOUND_FOR)
         };
         others.remove(user);
         if answers.len() >= KEPT_MAX {
-            answers.retain(|_, answer| answer.at.elapsed() < limit);
+            answers.retain(|_, given| given.at.elapsed() < limit);
         }
         if answers.len() >= KEPT_MAX
             && let Some(oldest) =
-                answers.iter().min_by_key(|(_, answer)| answer.at).map(|(name, _)| name.clone())
+                answers.iter().min_by_key(|(_, given)| given.at).map(|(name, _)| name.clone())
         {
             answers.remove(&oldest);
         }
-        answers.insert(user.to_owned(), Answer { stored, at: Instant::now() });
-        self.manner = Manner::of_most(self.found.values().map(|answer| &answer.stored)).or(self.manner);
+        answers.insert(user.to_owned(), Given { answer, at: Instant::now(), doubted: false });
     }
 }
 
@@ -181,7 +280,8 @@ mod tests {
     }
 
     async fn ask(lookup: &CachedLookup, user: &str) -> Result<Stored, LookupError> {
-        lookup.stored(user, [0; SALT_LEN]).await
+        let from = IpAddr::V4([192, 0, 2, 1].into());
+        lookup.stored(user, from, [0; SALT_LEN]).await.map(Arc::unwrap_or_clone)
     }
 
     fn md5(text: &str) -> Stored {
@@ -242,7 +342,7 @@ mod tests {
         let all = futures_util::future::join_all(names.iter().map(|name| ask(&lookup, name))).await;
         assert!(all.iter().all(|stored| *stored == Ok(Stored::Nothing)));
         assert_eq!(server.most_at_once.load(Ordering::SeqCst), QUESTIONS_MAX);
-        assert_eq!(lookup.kept.lock().missing.len(), KEPT_MAX);
+        assert_eq!(lookup.answers.kept.lock().missing.len(), KEPT_MAX);
         // Made-up names did not push it out.
         let asked = server.asked.load(Ordering::SeqCst);
         assert_eq!(ask(&lookup, "ann").await, Ok(md5(MD5)));

@@ -12,6 +12,9 @@ const SASL: u32 = 10;
 const SASL_CONTINUE: u32 = 11;
 const SASL_FINAL: u32 = 12;
 
+/// Bytes of what PostgreSQL says from AuthenticationOk to ReadyForQuery, with some room.
+const WELCOME_USUAL: usize = 640;
+
 /// An ErrorResponse in the format of protocol 3.
 pub(super) fn error(report: &Report) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -26,24 +29,27 @@ pub(super) fn error_of_protocol_2(report: &Report) -> Vec<u8> {
 
 /// The end of a log-in: the parameters that the client is told, its cancel key and ReadyForQuery, idle.
 ///
-/// To be sent once, after [`accept`](super::accept) and before anything else. Names and values must hold no NUL character.
-/// The key has 4 to 256 bytes, and 4 in protocol 3.0.
-pub fn welcome(parameters: &[(String, String)], process_id: i32, secret_key: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
+/// To be sent once, behind [`Client::unsent`](super::Client::unsent). Names and values must hold no NUL character. The key
+/// has 4 to 256 bytes, and 4 in protocol 3.0.
+pub fn welcome<'a>(
+    out: &mut Vec<u8>,
+    parameters: impl IntoIterator<Item = (&'a str, &'a str)>,
+    process_id: i32,
+    secret_key: &[u8],
+) {
     for (name, value) in parameters {
-        write::frame(&mut bytes, b'S', |body| {
+        write::frame(out, b'S', |body| {
             for text in [name, value] {
                 body.extend_from_slice(text.as_bytes());
                 body.push(0);
             }
         });
     }
-    write::frame(&mut bytes, b'K', |body| {
+    write::frame(out, b'K', |body| {
         body.extend_from_slice(&process_id.to_be_bytes());
         body.extend_from_slice(secret_key);
     });
-    write::frame(&mut bytes, b'Z', |body| body.push(b'I'));
-    bytes
+    write::frame(out, b'Z', |body| body.push(b'I'));
 }
 
 /// Tells a client that it gets this minor version of protocol 3 and none of these options.
@@ -73,7 +79,7 @@ fn authentication(bytes: &mut Vec<u8>, kind: u32, data: &[u8]) {
 }
 
 fn one(kind: u32, data: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(9 + data.len());
     authentication(&mut bytes, kind, data);
     bytes
 }
@@ -105,8 +111,9 @@ pub(super) fn sasl_final(data: &str) -> Vec<u8> {
     one(SASL_FINAL, data.as_bytes())
 }
 
-/// AuthenticationOk, after what is to be said before it.
+/// AuthenticationOk, after what is to be said before it, with room for the usual welcome behind it.
 pub(super) fn authentication_ok(mut before: Vec<u8>) -> Vec<u8> {
+    before.reserve(WELCOME_USUAL);
     authentication(&mut before, AUTHENTICATION_OK, b"");
     before
 }
@@ -124,9 +131,10 @@ mod tests {
 
     #[test]
     fn the_welcome_ends_idle() {
-        let parameters = [("a".to_owned(), "b".to_owned())];
+        let mut bytes = Vec::new();
+        welcome(&mut bytes, [("a", "b")], 7, &[1, 2, 3, 4]);
         let expected = b"S\0\0\0\x08a\0b\0K\0\0\0\x0c\0\0\0\x07\x01\x02\x03\x04Z\0\0\0\x05I";
-        assert_eq!(welcome(&parameters, 7, &[1, 2, 3, 4]), expected);
+        assert_eq!(bytes, expected);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Clients log in to metako: first packet, TLS, start-up message, rules, and the proof of who they are.
 //!
-//! [`accept`] takes a connection from its first byte to AuthenticationOk. Nothing that a stranger sends is looked at before
+//! [`accept`] takes a connection from its first byte until AuthenticationOk can be sent. Nothing that a stranger sends is looked at before
 //! its length is checked, nothing of it is kept beyond fixed bounds, and the whole takes at most
 //! [`LoginContext::login_timeout`].
 
 mod account;
 mod encryption;
+mod hosts;
 mod incoming;
 mod lookup;
 mod messages;
@@ -18,6 +19,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod turns;
 mod users;
 
 use std::fmt;
@@ -29,14 +31,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metako_core::config::Config;
-use metako_core::hba::{Hba, HbaProblem};
+use metako_core::hba::HbaProblem;
 use metako_core::wire::write::Report;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use lookup::CachedLookup;
-pub use lookup::{LookupError, SecretLookup};
+pub use hosts::{EnvHostNames, HostNames};
+use lookup::{CachedLookup, CachedRoles};
+pub use lookup::{LookupError, RoleLookup, SecretLookup};
 pub use messages::welcome;
 use refusals::Refusals;
+use rules::Rules;
 pub use tls::ServerTls;
 pub use users::Users;
 
@@ -50,7 +54,7 @@ pub struct LoginContext {
     /// The users of the configuration.
     pub users: Arc<Users>,
     /// Who may connect from where, and how; `None` is SCRAM-SHA-256 for all.
-    pub rules: Option<Arc<Hba>>,
+    rules: Option<Arc<Rules>>,
     /// TLS, if it is offered.
     pub tls: Option<ServerTls>,
     /// Whether clients without TLS are refused.
@@ -58,21 +62,35 @@ pub struct LoginContext {
     /// How long a log-in may take, from the first byte to AuthenticationOk.
     pub login_timeout: Duration,
     lookup: Option<Arc<CachedLookup>>,
+    roles: Option<Arc<CachedRoles>>,
+    hosts: Option<Arc<dyn HostNames>>,
     refusals: Arc<Refusals>,
 }
 
+/// Where a log-in finds out what the configuration does not say.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// Secrets of users that the configuration does not name.
+    pub secrets: Option<Arc<dyn SecretLookup>>,
+    /// Members of roles, for rules that ask for them.
+    pub roles: Option<Arc<dyn RoleLookup>>,
+    /// Names of hosts, for rules that ask for them.
+    pub hosts: Option<Arc<dyn HostNames>>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
 impl LoginContext {
-    /// Reads the users, the rules, certificates and keys; see [`Users::new`] for `salt_secret`. `lookup` is asked for
-    /// users that the configuration does not name. Blocks on the file system.
+    /// Reads the users, the rules, certificates and keys; see [`Users::new`] for `salt_secret`. Blocks on the file system.
     ///
     /// # Errors
     ///
     /// All that is wrong with the files.
-    pub fn new(
-        config: &Config,
-        salt_secret: &[u8; 32],
-        lookup: Option<Arc<dyn SecretLookup>>,
-    ) -> Result<Self, LoginFilesError> {
+    pub fn new(config: &Config, salt_secret: &[u8; 32], sources: Sources) -> Result<Self, LoginFilesError> {
         let security = &config.security;
         let tls = security.tls.as_ref().map(|files| ServerTls::load(files, security.client_ca.as_deref()));
         Ok(Self {
@@ -80,7 +98,7 @@ impl LoginContext {
             tls: tls.transpose().map_err(LoginFilesError::Tls)?,
             require_tls: security.require_tls,
             login_timeout: config.limits.login_timeout,
-            ..Self::of_users(Users::new(config, salt_secret), lookup)
+            ..Self::of_users(Users::new(config, salt_secret), sources)
         })
     }
 
@@ -93,14 +111,17 @@ impl LoginContext {
     }
 
     /// These users and nothing else.
-    fn of_users(users: Users, lookup: Option<Arc<dyn SecretLookup>>) -> Self {
+    fn of_users(users: Users, sources: Sources) -> Self {
+        let Sources { secrets, roles, hosts } = sources;
         Self {
             users: Arc::new(users),
             rules: None,
             tls: None,
             require_tls: false,
             login_timeout: Duration::from_secs(10),
-            lookup: lookup.map(|lookup| Arc::new(CachedLookup::new(lookup))),
+            lookup: secrets.map(|secrets| Arc::new(CachedLookup::new(secrets))),
+            roles: roles.map(|roles| Arc::new(CachedRoles::new(roles))),
+            hosts,
             refusals: Arc::default(),
         }
     }
@@ -113,7 +134,7 @@ pub enum LoginFilesError {
     #[error("TLS for clients: {}", joined(.0))]
     Tls(Vec<TlsFileError>),
     /// The rules.
-    #[error("auth.hba_file: {}", joined(.0))]
+    #[error("rules of log-in: {}", joined(.0))]
     Rules(Vec<HbaProblem>),
 }
 
@@ -157,7 +178,8 @@ impl<S> fmt::Debug for Accepted<S> {
     }
 }
 
-/// A client that has logged in and waits for ParameterStatus, BackendKeyData and ReadyForQuery ([`welcome`]).
+/// A client that has logged in and waits for the end of it: what is unsent, and ParameterStatus, BackendKeyData and
+/// ReadyForQuery ([`welcome`]).
 #[derive(Debug)]
 pub struct Client<S> {
     /// Its connection.
@@ -174,6 +196,8 @@ pub struct Client<S> {
     pub replication: Option<Replication>,
     /// What metako logs in to servers with for it.
     pub credential: ServerCredential,
+    /// What it has to be sent before anything else, AuthenticationOk at its end.
+    pub unsent: Vec<u8>,
     /// What it sent ahead: to be read before the stream.
     pub leftover: Vec<u8>,
 }
@@ -247,7 +271,8 @@ impl Protocol {
     const NEWEST_MINOR: u16 = 2;
 }
 
-/// Takes a connection from its first byte until the client is logged in: AuthenticationOk was sent, nothing after it.
+/// Takes a connection from its first byte until the client is logged in: AuthenticationOk is what it has to be sent next
+/// ([`Client::unsent`]).
 ///
 /// Encryption and protocol are agreed on, the rules say how the user has to prove who it is, and the user is checked
 /// against the database. `entropy` gives nonces and salts. Ends within [`LoginContext::login_timeout`], refusals

@@ -141,7 +141,7 @@ pub(super) fn wrong_password(user: &str) -> Report {
 }
 
 fn no_proof(account: &Account<'_>) -> LoginError {
-    let reason = match account.stored {
+    let reason = match *account.stored {
         Stored::Nothing => "there is no such user, or it has no password that it may log in with",
         Stored::Md5(_) => "the password is wrong, or the method is SCRAM and only an MD5 secret is kept",
         Stored::Clear { .. } | Stored::Scram(_) => "the password is wrong",

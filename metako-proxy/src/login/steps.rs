@@ -1,20 +1,23 @@
 //! The steps of a log-in, each a function of its own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use metako_core::hba::{ClientCertificate, Connection, Method};
+use metako_core::hba::{ClientCertificate, Connection, Facts, Method, Unknown};
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::account::{Account, Stored};
+use super::account::Account;
 use super::encryption::{Request, first_request};
 use super::incoming::Incoming;
+use super::lookup::LookupError;
 use super::prove::{Means, Proof, prove, wrong_password};
 use super::request::SessionRequest;
 use super::users::Access;
 use super::{Accepted, Client, Entropy, LoginContext, LoginError, Replication, messages};
 use crate::certificate;
+use crate::credential::ServerCredential;
 use crate::stream::MaybeTls;
 
 pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
@@ -34,10 +37,10 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     let claimed = message.parameter("user").map(str::to_owned);
     let admitted = async {
         let request = SessionRequest::read(message).map_err(LoginError::refused)?;
-        let proof = log_in(&mut incoming, peer, cx, &request, entropy).await?;
-        Ok((request, proof))
+        let credential = log_in(&mut incoming, peer, cx, &request, entropy).await?;
+        Ok((request, credential))
     };
-    let (request, proof) = match admitted.await {
+    let (request, credential) = match admitted.await {
         Ok(admitted) => admitted,
         Err(LoginError::Refused { report, reason, .. }) => {
             incoming.say_no(&report).await;
@@ -52,19 +55,21 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         database: request.database,
         parameters: request.parameters,
         replication: request.replication,
-        credential: proof.credential,
+        credential,
+        unsent: incoming.unsent,
         leftover: incoming.buffer.into(),
     }))
 }
 
-/// All that comes after the start-up message, to AuthenticationOk. A refusal is still to be told.
+/// All that comes after the start-up message, to AuthenticationOk, which is left to be sent with what follows it. A refusal
+/// is still to be told.
 async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
     incoming: &mut Incoming<MaybeTls<S>>,
     peer: SocketAddr,
     cx: &LoginContext,
     request: &SessionRequest,
     entropy: Entropy<'_>,
-) -> Result<Proof, LoginError> {
+) -> Result<ServerCredential, LoginError> {
     if let Some(minor) = request.negotiated_minor() {
         incoming.send(&messages::negotiate(minor, &request.protocol_options)).await?;
     }
@@ -73,17 +78,19 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
         return Err(LoginError::refused(Report::fatal(sqlstate::INVALID_AUTHORIZATION, message)));
     }
     let encrypted = incoming.stream.is_tls();
-    let rule = admit(peer, cx, request, encrypted)?;
+    let mut facts = Facts::default();
+    let rule = admit(peer, cx, request, encrypted, &mut facts).await?;
     let shown = shown_certificate(&incoming.stream);
+    let peer_address = peer.ip().to_canonical();
     if rule.certificate != ClientCertificate::NotAsked && shown.is_none() {
         let message = "connection requires a valid client certificate";
         return Err(LoginError::refused(Report::fatal(sqlstate::INVALID_AUTHORIZATION, message)));
     }
     let named = shown.as_deref().and_then(certificate::common_name);
-    let account = account(cx, &request.user, rule.method).await?;
+    let account = account(cx, &request.user, peer_address, rule.method).await?;
     let end_point = cx.tls.as_ref().filter(|_| encrypted).and_then(|tls| tls.end_point.as_deref());
     let means = Means { end_point, entropy };
-    let proof = match prove(incoming, rule.method, &account, &means).await {
+    let Proof { credential, last } = match prove(incoming, rule.method, &account, &means).await {
         Ok(proof) => proof,
         Err(error) => {
             if let (LoginError::Refused { .. }, Some(lookup)) = (&error, &cx.lookup) {
@@ -92,26 +99,40 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
             return Err(error);
         }
     };
-    if rule.certificate == ClientCertificate::Name && named.as_deref() != Some(request.user.as_str()) {
-        return Err(other_name(&request.user, named.as_deref(), rule.method));
+    if rule.certificate == ClientCertificate::Name {
+        let maps = rule.map.as_deref().zip(cx.rules.as_deref().map(|rules| &rules.maps));
+        let may = match (named.as_deref(), maps) {
+            (Some(named), Some((map, maps))) => {
+                settle(cx, &request.user, peer_address, &mut facts, |facts| {
+                    maps.may_be(map, named, &request.user, facts)
+                })
+                .await?
+            }
+            (named, _) => named == Some(request.user.as_str()),
+        };
+        if !may {
+            return Err(other_name(&request.user, named.as_deref(), rule.method));
+        }
     }
-    incoming.send(&messages::authentication_ok(proof.last.clone())).await?;
+    incoming.unsent = messages::authentication_ok(last);
     authorize(cx, request)?;
-    Ok(proof)
+    Ok(credential)
 }
 
 /// What the rules demand of a client.
 struct Admission {
     method: Method,
     certificate: ClientCertificate,
+    map: Option<String>,
 }
 
 /// Finds the rule for a client, before anybody is asked for a password.
-fn admit(
+async fn admit(
     peer: SocketAddr,
     cx: &LoginContext,
     request: &SessionRequest,
     encrypted: bool,
+    facts: &mut Facts,
 ) -> Result<Admission, LoginError> {
     let SessionRequest { user, database, .. } = request;
     if cx.require_tls && !encrypted {
@@ -120,7 +141,8 @@ fn admit(
         return Err(LoginError::refused(report).because("security.require_tls is on"));
     }
     let Some(rules) = &cx.rules else {
-        return Ok(Admission { method: Method::ScramSha256, certificate: ClientCertificate::NotAsked });
+        let (method, certificate) = (Method::ScramSha256, ClientCertificate::NotAsked);
+        return Ok(Admission { method, certificate, map: None });
     };
     let connection = Connection {
         address: peer.ip(),
@@ -129,13 +151,48 @@ fn admit(
         database,
         physical_replication: request.replication == Some(Replication::Physical),
     };
-    match rules.rule(&connection) {
+    let address = peer.ip().to_canonical();
+    let rule = settle(cx, user, address, facts, |facts| rules.hba.rule(&connection, facts)).await?;
+    match rule {
         Some(rule) if rule.method == Method::Reject => {
             let report = not_let_in("pg_hba.conf rejects", peer, request, encrypted);
             Err(LoginError::refused(report).because(&format!("the rule in {}", rule.place())))
         }
-        Some(rule) => Ok(Admission { method: rule.method, certificate: rule.certificate }),
+        Some(rule) => {
+            let (method, certificate, map) = (rule.method, rule.certificate, rule.map.clone());
+            Ok(Admission { method, certificate, map })
+        }
         None => Err(LoginError::refused(not_let_in("no pg_hba.conf entry for", peer, request, encrypted))),
+    }
+}
+
+/// Finds out what a judgement depends on, as far as it does, and gives the judgement.
+async fn settle<T>(
+    cx: &LoginContext,
+    user: &str,
+    address: IpAddr,
+    facts: &mut Facts,
+    judge: impl Fn(&Facts) -> Result<T, Unknown>,
+) -> Result<T, LoginError> {
+    loop {
+        match judge(facts) {
+            Ok(judgement) => return Ok(judgement),
+            Err(Unknown::Roles) => {
+                facts.roles = Some(match &cx.roles {
+                    Some(roles) => roles
+                        .of(user, address)
+                        .await
+                        .map_err(|error| not_known("members of roles", "auth.hba_file", &error))?,
+                    None => Arc::default(),
+                });
+            }
+            Err(Unknown::Host) => {
+                facts.host = Some(match &cx.hosts {
+                    Some(hosts) => hosts.host_of(address).await,
+                    None => None,
+                });
+            }
+        }
     }
 }
 
@@ -181,25 +238,30 @@ fn other_name(user: &str, named: Option<&str>, method: Method) -> LoginError {
 }
 
 /// What is known of the user: by the configuration, else by the server.
-async fn account<'a>(cx: &LoginContext, user: &'a str, method: Method) -> Result<Account<'a>, LoginError> {
+async fn account<'a>(
+    cx: &LoginContext,
+    user: &'a str,
+    address: IpAddr,
+    method: Method,
+) -> Result<Account<'a>, LoginError> {
     let by_password = !matches!(method, Method::Trust | Method::Cert);
     let stored = match (cx.users.stored(user), &cx.lookup) {
         (None, Some(lookup)) if by_password => {
-            let found = lookup.stored(user, cx.users.salt(user)).await;
-            Some(found.map_err(|error| not_known(&error.to_string()))?)
+            let found = lookup.stored(user, address, cx.users.salt(user)).await;
+            Some(found.map_err(|error| not_known("passwords", "auth.query", &error))?)
         }
         (stored, _) => stored,
     };
     let strangers = cx.lookup.as_ref().map_or_else(|| cx.users.manner(), |lookup| lookup.manner());
-    Ok(cx.users.account(user, stored.unwrap_or(Stored::Nothing), strangers))
+    Ok(cx.users.account(user, stored.unwrap_or_default(), strangers))
 }
 
 /// Nobody can be told from a stranger while no server answers. The same for both.
-fn not_known(error: &str) -> LoginError {
+fn not_known(what: &str, key: &str, error: &LookupError) -> LoginError {
     let report =
         Report::fatal(sqlstate::CANNOT_CONNECT_NOW, "the database system is not yet accepting connections")
-            .with_detail("metako cannot ask a server for passwords (auth.query) now.");
-    LoginError::refused(report).because(&format!("auth.query: {error}"))
+            .with_detail(format!("metako cannot ask a server for {what} ({key}) now."));
+    LoginError::refused(report).because(&format!("{key}: {error}"))
 }
 
 /// Whether the user, who is known by now, may use the database.

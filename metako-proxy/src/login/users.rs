@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use metako_core::config::{Config, Secret};
 
@@ -19,7 +20,7 @@ pub struct Users {
 
 #[derive(Clone)]
 struct User {
-    stored: Stored,
+    stored: Arc<Stored>,
     /// Names, in which `*` stands for any text; `None`: any.
     databases: Option<Vec<String>>,
 }
@@ -65,15 +66,15 @@ impl Users {
     }
 
     fn most(&self) -> Manner {
-        Manner::of_most(self.by_name.values().map(|user| &user.stored)).unwrap_or(Manner::POSTGRESQL)
+        Manner::of_most(self.by_name.values().map(|user| &*user.stored)).unwrap_or(Manner::POSTGRESQL)
     }
 
     pub(super) fn add(&mut self, name: &str, password: &Secret, only: Option<&[String]>) {
         let salt = self.salt(name);
-        let user = self
-            .by_name
-            .entry(name.to_owned())
-            .or_insert_with(|| User { stored: Stored::read(password, salt), databases: Some(Vec::new()) });
+        let user = self.by_name.entry(name.to_owned()).or_insert_with(|| User {
+            stored: Arc::new(Stored::read(password, salt)),
+            databases: Some(Vec::new()),
+        });
         match only {
             Some(only) => {
                 if let Some(databases) = &mut user.databases {
@@ -90,12 +91,12 @@ impl Users {
     }
 
     /// What is kept of a user's password; `None` if the configuration does not name it.
-    pub(super) fn stored(&self, name: &str) -> Option<Stored> {
-        self.by_name.get(name).map(|user| user.stored.clone())
+    pub(super) fn stored(&self, name: &str) -> Option<Arc<Stored>> {
+        self.by_name.get(name).map(|user| Arc::clone(&user.stored))
     }
 
     /// A user by what is known of it, or one whom nobody passes as and who looks like `strangers`.
-    pub(super) fn account<'a>(&self, name: &'a str, stored: Stored, strangers: Manner) -> Account<'a> {
+    pub(super) fn account<'a>(&self, name: &'a str, stored: Arc<Stored>, strangers: Manner) -> Account<'a> {
         Account::new(name, stored, self.salt(name), strangers)
     }
 
@@ -229,10 +230,7 @@ mod tests {
     fn a_stranger_is_shown_the_same_salt_each_time() {
         let users = users();
         let shown = |name| {
-            users
-                .account(name, users.stored(name).unwrap_or(Stored::Nothing), users.manner())
-                .verifier()
-                .clone()
+            users.account(name, users.stored(name).unwrap_or_default(), users.manner()).verifier().clone()
         };
         assert_eq!(shown("nobody"), shown("nobody"));
         assert_ne!(shown("nobody"), shown("somebody"));

@@ -264,6 +264,8 @@ impl Default for Pool {
 pub(super) struct Auth {
     /// Who may connect from where and how, in the format of pg_hba.conf; `none` is scram-sha-256 for all.
     pub(super) hba_file: Option<String>,
+    /// Which users the names in certificates may be, in the format of pg_ident.conf, for rules with `map=`.
+    pub(super) ident_file: Option<String>,
     /// A query that finds name and secret of the user `$1` in the server, for users that are not in this file.
     pub(super) query: Option<String>,
 }

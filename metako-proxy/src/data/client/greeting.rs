@@ -18,13 +18,17 @@ use crate::login::{self, Client, MaybeTls, Replication};
 pub(super) fn who<E: Env>(core: &Core<E>, client: &mut Client<MaybeTls<E::Stream>>) -> Result<Who, Report> {
     let mut application_name = String::new();
     let mut parameters = Vec::with_capacity(client.parameters.len());
-    for (name, value) in &client.parameters {
-        match name.to_ascii_lowercase().as_str() {
-            "application_name" => application_name.clone_from(value),
-            // In small letters these would be another user, database or protocol to the server, and nobody proved that.
-            lower if backend::is_no_setting(lower) => parameters.push((name.clone(), value.clone())),
-            lower => parameters.push((lower.to_owned(), value.clone())),
+    for (mut name, value) in std::mem::take(&mut client.parameters) {
+        if name.eq_ignore_ascii_case("application_name") {
+            application_name = value;
+            continue;
         }
+        // In small letters these would be another user, database or protocol to the server, and nobody proved that.
+        let is_small = !name.bytes().any(|byte| byte.is_ascii_uppercase());
+        if !is_small && !backend::is_no_setting(&name.to_ascii_lowercase()) {
+            name.make_ascii_lowercase();
+        }
+        parameters.push((name, value));
     }
     let parameters = Arc::new(parameters);
     let (parameters, variant) = core.pools.variant(&parameters).ok_or_else(|| {
@@ -35,8 +39,8 @@ pub(super) fn who<E: Env>(core: &Core<E>, client: &mut Client<MaybeTls<E::Stream
         .with_hint("Let clients of one kind connect with the same options.")
     })?;
     Ok(Who {
-        database: client.database.clone(),
-        user: client.user.clone(),
+        database: std::mem::take(&mut client.database),
+        user: std::mem::take(&mut client.user),
         application_name,
         parameters,
         variant,
@@ -65,12 +69,7 @@ pub(in crate::data) fn who_alone<E: Env>(core: &Core<E>, client: &Client<MaybeTl
     }
 }
 
-/// Tells a client why its connection ends, as far as it listens.
-pub(in crate::data) async fn say_last<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, report: &Report) {
-    say_behind(stream, &mut Outbox::default(), report).await;
-}
-
-/// The same, behind what is on its way to the client already: whole messages.
+/// Tells a client why its connection ends, as far as it listens, behind what is on its way to it already: whole messages.
 pub(in crate::data) async fn say_behind<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     output: &mut Outbox,
@@ -84,6 +83,9 @@ pub(in crate::data) async fn say_behind<S: AsyncRead + AsyncWrite + Unpin>(
 
 /// An application name as a server of that version makes it printable ASCII, byte by byte.
 fn in_ascii(name: &str, server_version: Option<&str>) -> String {
+    if name.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return name.to_owned();
+    }
     let major = server_version.and_then(|version| version.split(|c: char| !c.is_ascii_digit()).next());
     let shows_bytes = major.and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 16);
     let shown = |byte: u8| match byte {
@@ -116,21 +118,17 @@ impl<E: Env> ClientTask<E> {
         };
         self.logs_in = false;
         self.side.session.welcomed(&reported);
-        let mut parameters: Vec<(String, String)> = reported.to_vec();
-        let version = parameters.iter().find(|(name, _)| name == "server_version");
+        let version = reported.iter().find(|(name, _)| name == "server_version");
         let application_name =
             in_ascii(&self.who.application_name, version.map(|(_, version)| version.as_str()));
-        for (name, value) in &mut parameters {
-            match name.as_str() {
-                "application_name" => value.clone_from(&application_name),
-                // Writes are possible here, whichever node the connection was to.
-                "in_hot_standby" => "off".clone_into(value),
-                _ => {}
-            }
-        }
+        let parameters = reported.iter().map(|(name, value)| match name.as_str() {
+            "application_name" => (name.as_str(), application_name.as_str()),
+            // Writes are possible here, whichever node the connection was to.
+            "in_hot_standby" => (name.as_str(), "off"),
+            _ => (name.as_str(), value.as_str()),
+        });
         let key = self.handle.key();
-        let welcome = login::welcome(&parameters, key.process_id, &key.secret);
-        self.side.output.bytes().extend_from_slice(&welcome);
+        login::welcome(self.side.output.bytes(), parameters, key.process_id, &key.secret);
         let flushed = self.flush().await;
         self.side.output = Outbox::default();
         flushed

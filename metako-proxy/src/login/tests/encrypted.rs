@@ -7,7 +7,7 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::super::tls::ALPN;
-use super::methods::rules;
+use super::methods::{rules, rules_and_maps};
 use super::*;
 use crate::backend::tls_server_end_point;
 
@@ -29,7 +29,7 @@ fn world(text: &str) -> World {
     let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: String| {
-        std::fs::write(dir.path().join(name), text).unwrap();
+        write_alone(&dir.path().join(name), &text);
         dir.path().join(name)
     };
     let files =
@@ -73,8 +73,7 @@ impl World {
         let (client, outcome) = serve(self.cx.clone());
         let session = tokio::spawn(async move {
             if let Ok(Accepted::Session(mut client)) = outcome.await.unwrap() {
-                client.stream.write_all(&welcome(&[], 7, &[1, 2, 3, 4])).await.unwrap();
-                client.stream.flush().await.unwrap();
+                welcome_to(&mut client.stream).await;
             }
         });
         let client = over_tls(client, self.connector(identity, &[])).await;
@@ -101,6 +100,26 @@ async fn a_certificate_for_the_user_lets_in_without_a_password() {
         world.log_in("app", None).await,
         Some(told("28000", "connection requires a valid client certificate"))
     );
+}
+
+#[tokio::test]
+async fn a_map_says_which_users_the_name_in_a_certificate_may_be() {
+    let mut world = world("hostssl all all all trust");
+    world.cx.rules = Some(rules_and_maps(
+        "hostssl all all all cert map=people\n",
+        "people /^(.*)@example\\.org$ \\1\npeople boss app\nothers app app\n",
+    ));
+    let named = |name| Some(identity(&world.authority, name));
+    let refused = Some(told("28000", "certificate authentication failed for user \"app\""));
+    for (name, expected) in [
+        ("app@example.org", None),
+        ("boss", None),
+        ("app", refused.clone()),
+        ("report@example.org", refused.clone()),
+        ("app@example.com", refused),
+    ] {
+        assert_eq!(world.log_in("app", named(name)).await, expected, "{name}");
+    }
 }
 
 #[tokio::test]

@@ -27,6 +27,10 @@ impl SecretLookup for Server {
     }
 }
 
+fn asking(server: Arc<Server>) -> Sources {
+    Sources { secrets: Some(server), ..Sources::default() }
+}
+
 fn server() -> (Arc<Server>, LoginContext) {
     let secrets = [
         ("ann", password::scram_sha_256(b"tiger")),
@@ -37,7 +41,7 @@ fn server() -> (Arc<Server>, LoginContext) {
     let server = Arc::new(Server { secrets: secrets.into(), asked: AtomicUsize::new(0) });
     let mut users = Users::empty(&[9; 32]);
     users.add("app", &Secret::new("secret"), Some(&["shop".to_owned()]));
-    let cx = LoginContext::of_users(users, Some(Arc::clone(&server) as Arc<dyn SecretLookup>));
+    let cx = LoginContext::of_users(users, asking(Arc::clone(&server)));
     (server, cx)
 }
 
@@ -97,7 +101,7 @@ async fn strangers_are_asked_for_as_many_iterations_as_users() {
     let slow = |password: &[u8]| password::scram_sha_256(password).replacen("4096", "10000", 1);
     let secrets = [("ann", slow(b"tiger")), ("joe", slow(b"lion"))];
     let server = Arc::new(Server { secrets: secrets.into(), asked: AtomicUsize::new(0) });
-    let cx = LoginContext::of_users(Users::empty(&[9; 32]), Some(server));
+    let cx = LoginContext::of_users(Users::empty(&[9; 32]), asking(server));
     for user in ["ann", "nobody", "joe", "somebody"] {
         let (mut client, _outcome) = serve(cx.clone());
         client.write_all(&startup(3 << 16, format!("user\0{user}\0").as_bytes())).await.unwrap();

@@ -16,11 +16,22 @@ impl HbaFiles for OneFile {
     fn folder(&self, _path: &std::path::Path) -> io::Result<Vec<std::path::PathBuf>> {
         Err(io::ErrorKind::NotFound.into())
     }
+
+    fn interfaces(&self) -> io::Result<Vec<hba::Network>> {
+        Ok(Vec::new())
+    }
 }
 
-pub(super) fn rules(text: &str) -> Arc<Hba> {
-    let loaded = hba::load(std::path::Path::new("hba"), &OneFile(text.to_owned()));
-    Arc::new(loaded.unwrap_or_else(|problems| panic!("{problems:?}")))
+pub(super) fn rules(text: &str) -> Arc<Rules> {
+    rules_and_maps(text, "")
+}
+
+pub(super) fn rules_and_maps(text: &str, maps: &str) -> Arc<Rules> {
+    let path = std::path::Path::new("file");
+    let hba = hba::load(path, &OneFile(text.to_owned())).unwrap_or_else(|problems| panic!("{problems:?}"));
+    let maps =
+        hba::load_maps(path, &OneFile(maps.to_owned())).unwrap_or_else(|problems| panic!("{problems:?}"));
+    Arc::new(Rules { hba, maps })
 }
 
 /// `clear`, `scram` and `md5` have the password `tiger`, each kept in another way.
@@ -29,7 +40,7 @@ fn context_with(text: &str) -> LoginContext {
     users.add("clear", &Secret::new("tiger"), None);
     users.add("scram", &Secret::new(password::scram_sha_256(b"tiger")), None);
     users.add("md5", &Secret::new(password::md5(b"tiger", "md5")), None);
-    LoginContext { rules: Some(rules(text)), ..LoginContext::of_users(users, None) }
+    LoginContext { rules: Some(rules(text)), ..LoginContext::of_users(users, Sources::default()) }
 }
 
 /// Logs in with tokio-postgres, which answers whatever it is asked; gives what servers are given.
@@ -38,7 +49,7 @@ async fn log_in(text: &str, user: &str, password: &str) -> Result<ServerCredenti
     let session = tokio::spawn(async move {
         match outcome.await.unwrap() {
             Ok(Accepted::Session(mut client)) => {
-                client.stream.write_all(&welcome(&[], 7, &[1, 2, 3, 4])).await.unwrap();
+                welcome_to(&mut client.stream).await;
                 Some(client.credential)
             }
             _ => None,
@@ -51,6 +62,51 @@ async fn log_in(text: &str, user: &str, password: &str) -> Result<ServerCredenti
             assert!(session.await.unwrap().is_none());
             Err((error.code().code().to_owned(), error.message().to_owned()))
         }
+    }
+}
+
+/// Members of roles: `clear` is one of `ops` and of `shop`; nobody can be asked about `md5`.
+struct Members;
+
+#[async_trait::async_trait]
+impl RoleLookup for Members {
+    async fn roles_of(&self, user: &str) -> Result<std::collections::BTreeSet<String>, LookupError> {
+        match user {
+            "clear" => Ok(["clear", "ops", "shop"].map(str::to_owned).into()),
+            "md5" => Err(LookupError("no server answers".to_owned())),
+            user => Ok([user.to_owned()].into()),
+        }
+    }
+}
+
+/// Every client comes from `db.example.org`.
+#[derive(Debug)]
+struct OneHost;
+
+#[async_trait::async_trait]
+impl HostNames for OneHost {
+    async fn host_of(&self, _address: std::net::IpAddr) -> Option<String> {
+        Some("db.example.org".to_owned())
+    }
+}
+
+#[tokio::test]
+async fn rules_may_ask_for_roles_and_hosts() {
+    let text = "host other,samerole +ops .example.org trust\nhost all scram db.example.org reject\n";
+    let mut cx = context_with(text);
+    cx.roles = Some(Arc::new(CachedRoles::new(Arc::new(Members))));
+    cx.hosts = Some(Arc::new(OneHost));
+    let (client, session) = serve_session(cx.clone());
+    drop(driver("clear", "", "shop").connect_raw(client, NoTls).await.unwrap());
+    assert_eq!(session.await.unwrap().credential, ServerCredential::Password(Secret::new("tiger")));
+    for (user, database, code, words) in [
+        ("clear", "stock", "28000", "no pg_hba.conf entry for host"),
+        ("scram", "shop", "28000", "pg_hba.conf rejects connection for host"),
+        ("nobody", "other", "28000", "no pg_hba.conf entry for host"),
+        ("md5", "other", "57P03", "the database system is not yet accepting connections"),
+    ] {
+        let refused = refusal(cx.clone(), user, "tiger", database).await;
+        assert!(refused.0 == code && refused.1.starts_with(words), "{user} {database}: {refused:?}");
     }
 }
 

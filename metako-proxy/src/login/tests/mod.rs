@@ -35,9 +35,16 @@ fn context() -> LoginContext {
         let mut users = Users::empty(&[9; 32]);
         users.add("app", &Secret::new("secret"), Some(&["shop".to_owned()]));
         users.add("report", &Secret::new("word"), Some(&["stock".to_owned()]));
-        LoginContext::of_users(users, None)
+        LoginContext::of_users(users, Sources::default())
     });
     CONTEXT.clone()
+}
+
+/// Writes a file that nobody else can read, as a key has to be.
+fn write_alone(path: &std::path::Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 /// A context that offers TLS with a fresh certificate for `localhost`, and a client's configuration that trusts it.
@@ -46,7 +53,7 @@ fn context_with_tls() -> (LoginContext, TlsConnector) {
     let dir = tempfile::tempdir().unwrap();
     let files = TlsFiles { cert: dir.path().join("cert.pem"), key: dir.path().join("key.pem") };
     std::fs::write(&files.cert, made.cert.pem()).unwrap();
-    std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+    write_alone(&files.key, &made.signing_key.serialize_pem());
     let mut roots = RootCertStore::empty();
     roots.add(made.cert.der().clone()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -59,11 +66,26 @@ fn context_with_tls() -> (LoginContext, TlsConnector) {
     (cx, TlsConnector::from(Arc::new(client)))
 }
 
-/// Accepts one connection in a task of its own.
+/// Accepts one connection in a task of its own, and tells the client what [`accept`] has left to be told.
 fn serve(cx: LoginContext) -> (DuplexStream, JoinHandle<Outcome>) {
     let (client, server) = duplex(16 * 1024);
-    let outcome = tokio::spawn(async move { accept(server, peer(), &cx, &|bytes| bytes.fill(7)).await });
+    let outcome = tokio::spawn(async move {
+        let mut outcome = accept(server, peer(), &cx, &|bytes| bytes.fill(7)).await;
+        if let Ok(Accepted::Session(client)) = &mut outcome {
+            client.stream.write_all(&client.unsent).await.unwrap();
+            client.stream.flush().await.unwrap();
+        }
+        outcome
+    });
     (client, outcome)
+}
+
+/// Ends a client's log-in.
+async fn welcome_to(stream: &mut MaybeTls<DuplexStream>) {
+    let mut told = Vec::new();
+    welcome(&mut told, [("server_version", "15.0")], 7, &[1, 2, 3, 4]);
+    stream.write_all(&told).await.unwrap();
+    stream.flush().await.unwrap();
 }
 
 /// Accepts one connection and welcomes the client; gives the session as it was accepted.
@@ -71,9 +93,7 @@ fn serve_session(cx: LoginContext) -> (DuplexStream, JoinHandle<Client<MaybeTls<
     let (client, outcome) = serve(cx);
     let session = tokio::spawn(async move {
         let Accepted::Session(mut client) = outcome.await.unwrap().unwrap() else { panic!("a cancel") };
-        let parameters = [("server_version".to_owned(), "15.0".to_owned())];
-        client.stream.write_all(&welcome(&parameters, 7, &[1, 2, 3, 4])).await.unwrap();
-        client.stream.flush().await.unwrap();
+        welcome_to(&mut client.stream).await;
         client
     });
     (client, session)
@@ -293,7 +313,7 @@ async fn replication_is_handed_on() {
     let mut users = Users::empty(&[9; 32]);
     users.add("copy", &Secret::new("secret"), None);
     users.add("app", &Secret::new("secret"), Some(&["shop".to_owned()]));
-    let cx = LoginContext::of_users(users, None);
+    let cx = LoginContext::of_users(users, Sources::default());
     for (parameters, replication, database) in [
         (&b"user\0copy\0replication\0true\0database\0shop\0"[..], Some(Replication::Physical), ""),
         (b"user\0copy\0replication\0database\0database\0shop\0", Some(Replication::Logical), "shop"),
