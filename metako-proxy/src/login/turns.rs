@@ -116,14 +116,10 @@ impl Drop for Turn {
                 next
             };
             let Some(next) = next else { return };
-            match next.send(Turn(Some(state))) {
-                Ok(()) => return,
-                // That one has left; the turn must not be dropped as if it had been used.
-                Err(Turn(None)) => return,
-                Err(mut turn) => match turn.0.take() {
-                    Some(same) => state = same,
-                    None => return,
-                },
+            // Who has left gives it back; it must not be dropped as if it had been used.
+            match next.send(Turn(Some(state))).err().and_then(|mut turn| turn.0.take()) {
+                Some(same) => state = same,
+                None => return,
             }
         }
     }
