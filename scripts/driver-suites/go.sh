@@ -65,7 +65,7 @@ run_pgx() {
     if [ ! -d "$certificates" ]; then
         mkdir "$certificates"
         (cd "$certificates" && go run "$at/testsetup/generate_certs.go" && cp ca.pem root.crt && cp localhost.crt server.crt &&
-            cp localhost.key server.key)
+            cp localhost.key server.key && chmod 600 server.key)
     fi
     rules=$(sed 's/^host  *all  *pgx_md5/host all postgres all trust\n&/' "$at/testsetup/pg_hba.conf")
     setup=$(cat "$at/testsetup/postgresql_setup.sql")
