@@ -42,9 +42,9 @@ impl Session {
 
     /// Takes a part of the server's answer to that.
     pub(super) fn take_description(&mut self, server: &mut Server, part: &[u8], last: bool) {
-        let Some(found) = server.describing.take(part, last) else { return };
-        if let Some(Owed::Described(parsed)) = server.replies.pop()
-            && let Some(found) = found
+        if server.describing.take(part, last)
+            && let Some(Owed::Described(parsed)) = server.replies.pop()
+            && let Some(found) = server.describing.finish()
         {
             self.described(server, *parsed, found);
         }
