@@ -36,7 +36,7 @@ const MOMENTS: [&[u8]; 4] = [b"now", b"today", b"tomorrow", b"yesterday"];
 #[derive(Debug, Default)]
 pub(super) struct InTransaction {
     /// How the search_path was set.
-    path: Vec<u8>,
+    path: Option<Box<[u8]>>,
     /// Something else that analysis depends on was, and is not reported.
     other: bool,
 }
@@ -45,8 +45,7 @@ impl InTransaction {
     /// A setting is made, by this text if it is one.
     pub(super) fn set(&mut self, name: &[u8], text: Option<&[u8]>) {
         if name == SEARCH_PATH {
-            self.path.clear();
-            self.path.extend_from_slice(text.unwrap_or(b"another way"));
+            self.path = Some(text.unwrap_or(b"another way").into());
         }
         self.other |= UNREPORTED.contains(&name);
     }
@@ -84,8 +83,8 @@ impl Session {
                 add(name, made.bytes());
             }
         }
-        if !self.becoming.set.path.is_empty() {
-            add(b"", &self.becoming.set.path);
+        if let Some(path) = &self.becoming.set.path {
+            add(b"", path);
         }
         Some(context)
     }

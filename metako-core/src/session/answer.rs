@@ -262,7 +262,7 @@ impl Session {
         if server.replies.settled() {
             self.open = Open::default();
             self.fresh.settle(server.replies.unit());
-            if !self.found_shared.is_empty() {
+            if self.finds.is_some() {
                 self.share(server);
             }
         }

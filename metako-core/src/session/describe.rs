@@ -10,9 +10,16 @@ use super::{Server, Session, SessionCx};
 use crate::wire::sqlstate;
 use crate::wire::write;
 
-/// What a client parsed under a name is what is shared already.
+/// What Parses were found to be.
+#[derive(Debug, Default)]
+pub(super) struct Finds {
+    shared: Vec<FoundShared>,
+    new: Vec<FoundNew>,
+}
+
+/// What a client parsed under a name is what is shared already: that takes its place once all is answered.
 #[derive(Debug)]
-pub(super) struct FoundShared {
+struct FoundShared {
     name: Box<[u8]>,
     parsed: Arc<Statement>,
     shared: Arc<Statement>,
@@ -20,7 +27,7 @@ pub(super) struct FoundShared {
 
 /// What a client parsed under a name is not what the shared statement of that text was.
 #[derive(Debug)]
-pub(super) struct FoundNew {
+struct FoundNew {
     name: Box<[u8]>,
     parsed: Arc<Statement>,
     description: Description,
@@ -42,9 +49,9 @@ impl Session {
 
     /// Takes a part of the server's answer to that.
     pub(super) fn take_description(&mut self, server: &mut Server, part: &[u8], last: bool) {
-        let Some(found) = server.describing.take(part, last) else { return };
-        if let Some(Owed::Described(parsed)) = server.replies.pop()
-            && let Some(found) = found
+        if server.describing.take(part, last)
+            && let Some(Owed::Described(parsed)) = server.replies.pop()
+            && let Some(found) = server.describing.finish()
         {
             self.described(server, *parsed, found);
         }
@@ -61,7 +68,8 @@ impl Session {
             }
             By::Client { name, shared: Some(shared) } => {
                 if shared.description() == Some(&found) {
-                    self.found_shared.push(FoundShared { name, parsed: statement, shared });
+                    let found = FoundShared { name, parsed: statement, shared };
+                    self.finds.get_or_insert_default().shared.push(found);
                 } else {
                     shared.expire();
                     statement.describe(found);
@@ -71,7 +79,8 @@ impl Session {
                 if *statement.describe(found.clone()) != found {
                     statement.expire();
                     server.prepared.distrust(&statement);
-                    self.found_new.push(FoundNew { name, parsed: statement, description: found });
+                    let found = FoundNew { name, parsed: statement, description: found };
+                    self.finds.get_or_insert_default().new.push(found);
                 }
             }
         }
@@ -79,16 +88,25 @@ impl Session {
 
     /// All is answered: names mean what was found to be shared. Before, errors speak of what was parsed.
     pub(super) fn share(&mut self, server: &mut Server) {
-        for FoundShared { name, parsed, shared } in std::mem::take(&mut self.found_shared) {
+        for FoundShared { name, parsed, shared } in self.take_finds(|finds| &mut finds.shared) {
             if self.names.replace(&name, &parsed, &shared) {
                 server.prepared.release(&parsed);
             }
         }
     }
 
+    fn take_finds<T>(&mut self, of: impl Fn(&mut Finds) -> &mut Vec<T>) -> Vec<T> {
+        let Some(finds) = &mut self.finds else { return Vec::new() };
+        let taken = std::mem::take(of(finds));
+        if finds.shared.is_empty() && finds.new.is_empty() {
+            self.finds = None;
+        }
+        taken
+    }
+
     /// Names mean what their Parse was found to be, and not what others had before.
     pub(super) fn take_new(&mut self, cx: &SessionCx<'_>) {
-        for FoundNew { name, parsed, description } in std::mem::take(&mut self.found_new) {
+        for FoundNew { name, parsed, description } in self.take_finds(|finds| &mut finds.new) {
             let own = cx.statements.unshared(parsed.tail(), parsed.verdict(), false, None);
             own.describe(description);
             if self.names.replace(&name, &parsed, &own) {

@@ -66,6 +66,7 @@ pub(super) struct Describing {
     columns: Vec<u8>,
     /// The message at hand, if one has begun.
     tag: Option<u8>,
+    has_columns: bool,
     too_long: bool,
 }
 
@@ -80,24 +81,26 @@ impl Describing {
         self.tag.is_some()
     }
 
-    /// Takes a part of the message at hand. At the end of the last one, gives the description, or nothing if it is too long.
-    pub(super) fn take(&mut self, part: &[u8], last: bool) -> Option<Option<Description>> {
-        let tag = self.tag?;
+    /// Takes a part of the message at hand. Whether the description is complete with it.
+    pub(super) fn take(&mut self, part: &[u8], last: bool) -> bool {
+        let Some(tag) = self.tag else { return false };
         let kept = if tag == b't' { &mut self.parameters } else { &mut self.columns };
         self.too_long |= kept.len() + part.len() > LONGEST;
         if !self.too_long {
             kept.extend_from_slice(part);
         }
-        if !last {
-            return None;
+        if last {
+            self.tag = None;
+            self.has_columns = tag == b'T';
         }
-        self.tag = None;
-        if tag == b't' {
-            return None;
-        }
-        let Self { parameters, columns, too_long, .. } = std::mem::take(self);
-        let columns = (tag == b'T').then(|| Columns::of(&columns));
-        Some((!too_long).then(|| Description { parameters: parameters.into(), columns }))
+        last && tag != b't'
+    }
+
+    /// The description, once it is complete; not if it is too long.
+    pub(super) fn finish(&mut self) -> Option<Description> {
+        let Self { parameters, columns, too_long, has_columns, .. } = std::mem::take(self);
+        let columns = has_columns.then(|| Columns::of(&columns));
+        (!too_long).then(|| Description { parameters: parameters.into(), columns })
     }
 }
 
@@ -114,14 +117,13 @@ mod tests {
     fn described(columns: Option<&[u8]>, cut: usize) -> Description {
         let mut describing = Describing::default();
         describing.begin(b't');
-        assert_eq!(describing.take(b"\0\x01\0", false), None);
-        assert_eq!(describing.take(b"\0\0\x17", true), None);
-        assert!(!describing.goes_on());
+        assert!(!describing.take(b"\0\x01\0", false));
+        assert!(!describing.take(b"\0\0\x17", true) && !describing.goes_on());
         describing.begin(if columns.is_some() { b'T' } else { b'n' });
         let body = columns.unwrap_or_default();
         let (first, rest) = body.split_at(cut);
-        assert_eq!(describing.take(first, false), None);
-        describing.take(rest, true).flatten().unwrap()
+        assert!(!describing.take(first, false) && describing.take(rest, true));
+        describing.finish().unwrap()
     }
 
     #[test]
@@ -141,7 +143,7 @@ mod tests {
     fn what_is_too_long_is_no_description() {
         let mut describing = Describing::default();
         describing.begin(b'T');
-        assert_eq!(describing.take(&vec![1; LONGEST], false), None);
-        assert_eq!(describing.take(&[1], true), Some(None));
+        assert!(!describing.take(&vec![1; LONGEST], false) && describing.take(&[1], true));
+        assert_eq!(describing.finish(), None);
     }
 }

@@ -64,7 +64,7 @@ impl Session {
         let mut pipe = Pipe { input, at: 0, from: 0, out: to_server };
         let mut terminate = false;
         self.waiting = false;
-        if !self.found_new.is_empty() {
+        if self.finds.is_some() {
             self.take_new(cx);
         }
         self.tell_if_due(server, to_client);

@@ -63,7 +63,7 @@ use crate::plugin::{Effects, QueryClassifier, TransactionVerb};
 use crate::wire::write::{Report, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, sqlstate, write};
 use by_statement::ByStatement;
-use describe::{FoundNew, FoundShared};
+use describe::Finds;
 use local::LostBlock;
 use pins::Pins;
 use settings::{APPLICATION_NAME, Made, Settings, View};
@@ -236,10 +236,8 @@ pub struct Session {
     by_statement: ByStatement,
     /// Names changed by what was not answered yet.
     fresh: Fresh,
-    /// What was parsed turned out to be something that is shared: that takes its place once all is answered.
-    found_shared: Vec<FoundShared>,
-    /// What was parsed under the name of a shared statement turned out to be another one.
-    found_new: Vec<FoundNew>,
+    /// What Parses were found to be, until names mean that.
+    finds: Option<Box<Finds>>,
     /// What was read last waits for that answer.
     waiting: bool,
     /// The application name that the client began with.
@@ -285,8 +283,7 @@ impl Session {
             unnamed: Unnamed::default(),
             by_statement: ByStatement::Off,
             fresh: Fresh::default(),
-            found_shared: Vec::new(),
-            found_new: Vec::new(),
+            finds: None,
             waiting: false,
             start,
             settings,

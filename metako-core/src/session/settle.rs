@@ -185,8 +185,10 @@ impl Session {
         }
         let Some(carried) = replies.carried() else { return };
         for (_, undo) in carried.undo.iter().filter(|(of, _)| *of == done) {
-            if let Undo::Forget(_, statement) = undo {
-                prepared.confirm(statement, carried.unit);
+            match undo {
+                Undo::Forget(_, statement) => prepared.confirm(statement, carried.unit),
+                Undo::Restore(_, statement) if statement.is_own() => prepared.release(statement),
+                Undo::Restore(..) => {}
             }
         }
         carried.undo.retain(|(of, _)| *of != done);

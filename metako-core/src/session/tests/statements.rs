@@ -161,9 +161,10 @@ fn names_are_one_whether_made_in_sql_or_by_the_protocol() {
     let unknown = error("26000", "prepared statement \"s\" does not exist");
     bench.answer(&[unknown, ready(TransactionStatus::Idle)].concat());
     bench.client_got();
+    // What nobody else has is closed there.
     bench.forward(&[&parse("s", "select 2")[..], SYNC].concat());
-    bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
-    bench.server_got();
+    assert_eq!(bench.server_got(), "Cmetako_1 Pmetako_2 Dmetako_2 S");
+    bench.answer(&[THREE, ONE, BARE, &ready(TransactionStatus::Idle)].concat());
     bench.forward(&query("PREPARE s AS select 3"));
     assert!(String::from_utf8_lossy(&bench.to_server).contains("PREPARE metako_2 AS select 3"));
     let taken = error("42P05", "prepared statement \"metako_2\" already exists");
