@@ -4,7 +4,7 @@
 #   make demo SCENARIO=kill-primary       traffic, SIGKILL to the primary, and what clients saw of it
 #   make test                             every check and test
 #   make fuzz                             the fuzz targets, FUZZ_SECONDS each (60); needs a nightly compiler
-#   make driver-suites                    PostgreSQL's own tests directly and through metako; SUITES, MODES
+#   make driver-suites                    tests of PostgreSQL and of drivers, directly and through metako: see the script
 #   make bench                            direct, PgBouncer and metako side by side: half an hour on a quiet machine
 #   make bench BENCH="--rows simple-16"   the same with options of the benchmark: --help lists them
 #   make bench-micro                      the frame scan alone, in nanoseconds

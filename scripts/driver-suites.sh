@@ -1,13 +1,15 @@
 #!/bin/bash
-# `make driver-suites`: PostgreSQL's own tests, run by hand against PostgreSQL itself, and against metako in session and in
-# transaction mode, each on a fresh server. Prints how many tests passed in each.
+# `make driver-suites`: the tests that PostgreSQL and drivers bring, run by hand against PostgreSQL itself, and through metako
+# in session and in transaction mode, each on a fresh server. Prints how many tests passed in each.
 #
-#   SUITES="regress isolation pipeline"          which; all by default
+#   SUITES="regress isolation pipeline"          which; all by default, but for those of Python and node without
+#                                                their folders: see scripts/driver-suites
 #   MODES="direct session transaction"           against what; all by default
 #   METAKO=target/release/metako                 which binary; built if it is missing
 #   METAKO_PG_BIN=dir                            PostgreSQL's programs, psql and pg_isready among them; Debian's by default
 #
-# What is downloaded and built stays in target/suites. Results of every test: target/suites/results/SUITE-MODE.
+# What is downloaded and built stays in target/suites. Results of every test: target/suites/results/SUITE-MODE, and for Python and
+# node the names of what passed in SUITE-MODE.passed, to compare.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD

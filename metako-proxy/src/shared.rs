@@ -84,6 +84,8 @@ pub struct NodeTraffic {
     pub writes: AtomicU64,
     /// Statements that ended in a lost server connection or an error of class 08, 53, 57 or 58.
     pub failed: AtomicU64,
+    /// Statements sent to it that may need a database to which nobody is connected.
+    pub databases: AtomicU64,
     /// Server connections in use by clients now.
     pub in_use: AtomicU64,
     /// Server connections idle in pools now.

@@ -81,6 +81,7 @@ nodes:
   - { name: node-1, host: 127.0.0.1, port: $direct, role: primary, username: postgres, password: "$password", database: $database, sslmode: $towards }
 users:
   - { name: app, password: "$password" }
+  - { name: postgres, password: "$password" }
 load_balancer: { split: off }
 pool: { mode: $mode, size: 60 }
 log: { level: warn }

@@ -91,6 +91,8 @@ impl Effects {
     pub const SEQUENCES: Self = Self(8);
     /// Something that lasts as long as the session, and that the server does not show: a library, a random seed.
     pub const STAYS: Self = Self(16);
+    /// Nothing; but it may need a database to which nobody is connected: CREATE, ALTER and DROP DATABASE.
+    pub const DATABASES: Self = Self(32);
 
     /// All of both.
     #[must_use]

@@ -379,6 +379,13 @@ impl Pool {
         gone
     }
 
+    /// All that are idle, to be closed now. They no longer count.
+    pub fn vacate(&mut self) -> Vec<ServerId> {
+        let gone: Vec<_> = self.idle.iter().map(|idle| idle.server).collect();
+        self.drop_idle(&gone);
+        gone
+    }
+
     fn drop_idle(&mut self, gone: &[ServerId]) {
         for server in gone {
             self.members.remove(server);

@@ -94,6 +94,18 @@ fn connections_of_an_older_epoch_serve_nobody() {
 }
 
 #[test]
+fn what_is_idle_can_be_closed_and_what_is_in_use_stays() {
+    let mut pool = Pool::new(LIMITS);
+    let (idle, used) = (open(&mut pool, A), open(&mut pool, A));
+    pool.checkin(Tick::ZERO, idle, true);
+    assert_eq!(pool.vacate(), [idle]);
+    assert_eq!((pool.len(), pool.idle()), (1, 0));
+    assert!(!pool.checkin(Tick::ZERO, used, true).close);
+    assert_eq!(pool.vacate(), [used]);
+    assert!(pool.is_empty());
+}
+
+#[test]
 fn old_and_idle_connections_expire_and_patience_ends() {
     let mut pool = Pool::new(LIMITS);
     let server = open(&mut pool, A);

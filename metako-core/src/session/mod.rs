@@ -139,6 +139,8 @@ pub struct Counts {
     pub failed: u32,
     /// Writes refused by a node because it is in recovery.
     pub read_only: u32,
+    /// Statements that may need a database to which nobody is connected.
+    pub databases: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -485,6 +487,7 @@ impl Session {
             self.counts.reads += 1;
         } else {
             self.counts.writes += 1;
+            self.counts.databases += u32::from(verdict.effects.has(Effects::DATABASES));
         }
     }
 

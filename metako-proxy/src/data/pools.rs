@@ -10,6 +10,7 @@ mod variants;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use metako_core::cluster::ServerLoss;
 use metako_core::config::{Node, NodeTls};
@@ -29,6 +30,9 @@ use crate::backend::{ConnectError, MaybeTls};
 use crate::credential::ServerCredential;
 use crate::env::Env;
 use crate::shared::NodeTraffic;
+
+/// How long PostgreSQL waits for others to leave a database that is to be dropped, renamed or copied.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) type ServerConn<E> = Conn<MaybeTls<<E as Env>::Stream>>;
 
@@ -79,6 +83,27 @@ struct State<E: Env> {
     warm: Option<Who>,
     /// The node is gone from the configuration: nothing is kept.
     retired: bool,
+    vacancy: Vacancy,
+}
+
+/// Until when nothing is kept for want of clients, because a database may be wanted without connections.
+struct Vacancy {
+    /// So many statements of this kind were seen.
+    asked: u64,
+    until: Option<Tick>,
+}
+
+impl Vacancy {
+    fn after(asked: u64) -> Self {
+        Self { asked, until: None }
+    }
+
+    fn is_wanted(&mut self, now: Tick, asked: u64) -> bool {
+        if asked != self.asked {
+            *self = Self { asked, until: Some(now + LEAVE_WITHIN) };
+        }
+        self.until.is_some_and(|until| now < until)
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -246,6 +271,7 @@ impl<E: Env> Pools<E> {
         let configured = settings.node(node.as_str())?;
         let mut pool = Pool::new(settings.pool_limits(&who.user));
         pool.raise_floor(core.view.load().epoch);
+        let traffic = core.traffic.node(node);
         let cell = Arc::new(Cell {
             node: node.clone(),
             address: Address::of(configured),
@@ -256,8 +282,9 @@ impl<E: Env> Pools<E> {
                 trouble: None,
                 warm: None,
                 retired: false,
+                vacancy: Vacancy::after(traffic.databases.load(Ordering::Relaxed)),
             }),
-            traffic: core.traffic.node(node),
+            traffic,
         });
         let key = PoolKey { database: who.database.clone(), user: who.user.clone(), node: node.clone() };
         cells.push((key, Arc::clone(&cell)));
@@ -313,7 +340,8 @@ impl<E: Env> Pools<E> {
     }
 
     /// Closes what is too old or was idle for too long, notices idle connections that died, ends waits whose patience
-    /// is over, has connections opened ahead, and brings the counters up to date.
+    /// is over, has connections opened ahead, and brings the counters up to date. While a database may be wanted without
+    /// connections, those of pools that no client has used who is still there are closed.
     pub(super) fn keep_house(&self, core: &Arc<Core<E>>) {
         let mut idle_by_node: BTreeMap<NodeName, u64> = BTreeMap::new();
         for cell in self.all() {
@@ -341,6 +369,13 @@ impl<E: Env> Pools<E> {
             }
             for grant in state.pool.serve_waiters(now) {
                 Cell::deliver(core, &mut state, None, Some(grant));
+            }
+            // One reference is the list's, one is that of this round.
+            let unused = Arc::strong_count(&cell) == 2;
+            if state.vacancy.is_wanted(now, cell.traffic.databases.load(Ordering::Relaxed)) && unused {
+                state.warm = None;
+                let vacated = state.pool.vacate();
+                closed.extend(Cell::take_idle(&mut state, vacated));
             }
             ahead::begin(core, &cell, &mut state);
             *idle_by_node.entry(cell.node.clone()).or_default() += state.idle.len() as u64;

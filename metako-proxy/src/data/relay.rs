@@ -376,6 +376,7 @@ where
             (&self.traffic.reads, counts.reads),
             (&self.traffic.writes, counts.writes),
             (&self.traffic.failed, counts.failed),
+            (&self.traffic.databases, counts.databases),
         ] {
             if count > 0 {
                 counter.fetch_add(u64::from(count), Ordering::Relaxed);

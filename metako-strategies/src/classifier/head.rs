@@ -121,6 +121,7 @@ fn left_behind(words: &Words) -> (Effects, bool) {
             | "checkpoint" | "lock" | "notify" | "show",
             ..,
         ] => (Effects::NONE, false),
+        ["create" | "alter" | "drop", "database", ..] => (Effects::DATABASES, false),
         ["drop" | "discard" | "close" | "unlisten", ..] => (Effects::RELEASES, false),
         ["listen", ..] => (Effects::HOLDS, false),
         ["load", ..] => (Effects::STAYS, false),

@@ -2,8 +2,8 @@
 
 use crate::cases::cases;
 use crate::client::Client;
-use crate::send::{SYNC, batch, query, run};
-use crate::stage::{PLAIN, Stage};
+use crate::send::{SYNC, V3_0, batch, query, run};
+use crate::stage::{PASSWORD, PLAIN, Stage, USER};
 
 cases![
     session_locks_outlive_rollback_and_commit,
@@ -27,6 +27,7 @@ cases![
     the_process_id_is_that_of_the_backend,
     nothing_is_left_of_a_client_that_is_gone,
     the_seed_of_random_is_the_clients_own,
+    a_database_is_in_use_until_its_clients_leave,
 ];
 
 const LOCKS: &str = "select count(*) from pg_locks where locktype = 'advisory' \
@@ -340,4 +341,20 @@ fn the_seed_of_random_is_the_clients_own(stage: &Stage<'_>) {
     a.asks("set seed = 0.5; select random()", "CTDCZ");
     a.leave();
     b.leave();
+}
+
+fn a_database_is_in_use_until_its_clients_leave(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    let database = format!("{}_left", stage.database());
+    a.asks(&format!("create database {database}"), "CZ");
+    let mut b = stage.connection("b");
+    b.quietly(|b| b.log_in(V3_0, &[("user", USER), ("database", &database)], PASSWORD));
+    b.asks("create table t (id int)", "CZ");
+    a.asks(&format!("drop database {database}"), "E55006Z");
+    b.leave();
+    a.asks(&format!("create database {database}_2 template {database}"), "CZ");
+    a.asks(&format!("alter database {database} rename to {database}_3"), "CZ");
+    a.asks(&format!("drop database {database}_2"), "CZ");
+    a.asks(&format!("drop database {database}_3"), "CZ");
+    a.leave();
 }
