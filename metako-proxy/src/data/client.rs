@@ -40,7 +40,7 @@ pub(super) struct ClientTask<E: Env> {
 }
 
 /// Serves a client from log-in to its end.
-pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTls<E::Stream>>) {
+pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Box<Client<MaybeTls<E::Stream>>>) {
     let handle = core.clients.enter(&core.env, client.protocol);
     // Whatever happens, the key is given up.
     let _entered = Entered { core: &core, handle: &handle };
@@ -48,7 +48,7 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
     let alone = mode == PoolMode::Session || client.replication.is_some();
     if alone {
         // Boxed, so that the task of a client that shares servers does not keep room for it.
-        return Box::pin(transparent::serve(Arc::clone(&core), Arc::clone(&handle), client)).await;
+        return Box::pin(transparent::serve(Arc::clone(&core), Arc::clone(&handle), *client)).await;
     }
     let mut output = Outbox::of(std::mem::take(&mut client.unsent));
     let who = match greeting::who(&core, &mut client) {
@@ -61,10 +61,11 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
     if mode == PoolMode::Statement {
         session.go_by_statement();
     }
+    let Client { stream, leftover, .. } = *client;
     let side = ClientSide {
-        stream: client.stream,
+        stream,
         session,
-        input: client.leftover,
+        input: leftover,
         output,
         stalled: false,
         leaving: false,

@@ -258,7 +258,8 @@ async fn connection<E: Env>(core: Arc<Core<E>>, mut stream: E::Stream, peer: Soc
             }
             drop(stream);
         }
-        Ok(Accepted::Session(Client { mut stream, unsent, .. })) if crowded => {
+        Ok(Accepted::Session(client)) if crowded => {
+            let Client { mut stream, unsent, .. } = *client;
             let report = Report::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
                 .with_detail("limits.clients is reached.");
             let mut output = Outbox::of(unsent);

@@ -147,8 +147,8 @@ pub type Entropy<'a> = &'a (dyn Fn(&mut [u8]) + Send + Sync);
 
 /// What became of a connection.
 pub enum Accepted<S> {
-    /// A client has logged in.
-    Session(Client<MaybeTls<S>>),
+    /// A client has logged in. Boxed, so that its task keeps no room for it.
+    Session(Box<Client<MaybeTls<S>>>),
     /// A client asks to cancel what another connection does. It gets no answer: it waits for the end of `stream`, which
     /// should be dropped when the cancel was delivered, not before.
     Cancel {
@@ -165,7 +165,7 @@ impl<S> fmt::Debug for Accepted<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Session(client) => {
-                let Client { user, database, .. } = client;
+                let Client { user, database, .. } = &**client;
                 f.debug_struct("Session")
                     .field("user", user)
                     .field("database", database)

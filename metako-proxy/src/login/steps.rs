@@ -48,7 +48,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         }
         Err(error) => return Err(error),
     };
-    Ok(Accepted::Session(Client {
+    Ok(Accepted::Session(Box::new(Client {
         protocol: request.protocol(),
         stream: incoming.stream,
         user: request.user,
@@ -58,7 +58,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         credential,
         unsent: incoming.unsent,
         leftover: incoming.buffer.into(),
-    }))
+    })))
 }
 
 /// All that comes after the start-up message, to AuthenticationOk, which is left to be sent with what follows it. A refusal

@@ -94,7 +94,7 @@ fn serve_session(cx: LoginContext) -> (DuplexStream, JoinHandle<Client<MaybeTls<
     let session = tokio::spawn(async move {
         let Accepted::Session(mut client) = outcome.await.unwrap().unwrap() else { panic!("a cancel") };
         welcome_to(&mut client.stream).await;
-        client
+        *client
     });
     (client, session)
 }
