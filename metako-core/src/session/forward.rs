@@ -80,13 +80,17 @@ impl OnServer {
 
 /// What is owed for a message whose body is not what it should be: the server itself refuses it, and the session goes
 /// on. `None` if the body is well formed, or the server would not look at it.
-fn malformed(tag: u8, body: &[u8]) -> Option<Owed> {
+fn malformed(server: &Server, tag: u8, body: &[u8]) -> Option<Owed> {
+    let refuses = |name| server.refuses_name(name);
+    let refuses_target = |target| matches!(target, Target::Statement(name) if server.refuses_name(name));
     match tag {
         b'Q' if read::query(body).is_none() => Some(Owed::Query { carried: None }),
-        b'P' if read::parse(body).is_none() => Some(Owed::ParseHere),
-        b'B' if read::bind(body).is_none() => Some(Owed::Bind { statement: None }),
-        b'D' if read::target(body).is_none() => Some(Owed::Describe { statement: None }),
-        b'C' if read::target(body).is_none() => Some(Owed::Close { own: None }),
+        b'P' if read::parse(body).is_none_or(|parse| refuses(parse.name)) => Some(Owed::ParseHere),
+        b'B' if read::bind(body).is_none_or(|bind| refuses(bind.statement)) => {
+            Some(Owed::Bind { statement: None })
+        }
+        b'D' if read::target(body).is_none_or(refuses_target) => Some(Owed::Describe { statement: None }),
+        b'C' if read::target(body).is_none_or(refuses_target) => Some(Owed::Close { own: None }),
         _ => None,
     }
 }
@@ -205,7 +209,7 @@ impl Session {
         cx: &SessionCx<'_>,
         pipe: &mut Pipe<'_>,
     ) -> Result<(), ClientFault> {
-        if whole && let Some(owed) = malformed(header.tag, body) {
+        if whole && let Some(owed) = malformed(server, header.tag, body) {
             self.sent(server, owed);
             if header.tag == b'Q' {
                 self.complete_unit();

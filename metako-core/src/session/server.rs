@@ -40,7 +40,7 @@ pub struct Server {
 
 impl Server {
     /// A connection that is idle after log-in, where it reported `parameters`.
-    pub fn new(parameters: &Reported, application_name: &str) -> Self {
+    pub fn new(parameters: &Reported) -> Self {
         Self {
             framer: Framer::new(Direction::Server, u64::MAX),
             replies: Replies::default(),
@@ -48,7 +48,7 @@ impl Server {
             status: TransactionStatus::Idle,
             swallow_rest: false,
             out_of_step: false,
-            applied: Settings::of_start(application_name),
+            applied: Arc::default(),
             unsure: false,
             last: None,
             reported: View::new(parameters),
@@ -102,6 +102,12 @@ impl Server {
         matches!(self.replies.front(), Some(Owed::Metako(_)))
     }
 
+    /// Whether it was asked what the session left, which is done when nothing of the client's is open: what comes next from
+    /// the client may belong elsewhere.
+    pub(super) fn is_questioned(&self) -> bool {
+        matches!(self.replies.front(), Some(Owed::Metako(Asked::Question)))
+    }
+
     /// Takes a part of a row that answers metako.
     pub(super) fn own_row(&mut self, part: &[u8], last: bool) {
         if self.replies.front() != Some(&Owed::Metako(Asked::Question)) {
@@ -116,6 +122,18 @@ impl Server {
             let row = std::mem::take(&mut self.row);
             self.answer.row(&row);
         }
+    }
+
+    /// Whether a name is no text in the client's encoding: the server itself has to refuse it. Other encodings than UTF-8
+    /// are left to its judgement of what is passed on as it is.
+    pub(super) fn refuses_name(&self, name: &[u8]) -> bool {
+        let reported = |parameter: &[u8]| self.reported.get(parameter);
+        !name.is_ascii()
+            && std::str::from_utf8(name).is_err()
+            && match reported(b"client_encoding") {
+                Some(b"SQL_ASCII") => reported(b"server_encoding") == Some(b"UTF8"),
+                client => client == Some(b"UTF8") && reported(b"server_encoding") != Some(b"SQL_ASCII"),
+            }
     }
 
     /// Takes what is owed next, which has to fit the tag.

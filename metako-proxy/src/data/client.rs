@@ -47,11 +47,11 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
         // Boxed, so that the task of a client that shares servers does not keep room for it.
         return Box::pin(transparent::serve(Arc::clone(&core), Arc::clone(&handle), client)).await;
     }
-    let who = match greeting::who(&core, &mut client) {
-        Ok(who) => who,
+    let (who, application_name) = match greeting::who(&core, &mut client) {
+        Ok(found) => found,
         Err(report) => return Box::pin(greeting::say_last(&mut client.stream, &report)).await,
     };
-    let mut session = Session::new(&who.application_name, core.settings.load().config.limits.message_size);
+    let mut session = Session::new(core.settings.load().config.limits.message_size);
     if mode == PoolMode::Statement {
         session.go_by_statement();
     }
@@ -62,12 +62,13 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Client<MaybeTl
         output: Outbox::default(),
         stalled: false,
         leaving: false,
+        vanished: false,
         timer: None,
         armed: false,
     };
     let (core, handle) = (Arc::clone(&core), Arc::clone(&handle));
     let mut task = ClientTask { core, handle, who, pool: None, logs_in: true, side };
-    if Box::pin(task.welcome()).await.is_ok() {
+    if Box::pin(task.welcome(application_name)).await.is_ok() {
         // Both outcomes end the connection, and have told the client what there was to tell.
         let _ = task.run().await;
     }
@@ -100,10 +101,19 @@ impl<E: Env> ClientTask<E> {
         }
         let (side, handle) = (&mut self.side, &self.handle);
         poll_fn(|cx| {
-            if handle.is_ended(cx) {
+            if handle.is_ended(cx) || (side.vanished && side.is_given_up(cx)) {
                 return Poll::Ready(Err(Gone));
             }
-            side.output.poll_flush(&mut side.stream, cx).map_err(|_| Gone)
+            match side.output.poll_flush(&mut side.stream, cx) {
+                Poll::Ready(Err(_)) => {
+                    // What it sent before is done all the same.
+                    side.output.clear();
+                    side.vanish();
+                    Poll::Ready(Ok(()))
+                }
+                Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+                Poll::Pending => Poll::Pending,
+            }
         })
         .await
     }

@@ -37,8 +37,7 @@ pub(super) type ServerConn<E> = Conn<MaybeTls<<E as Env>::Stream>>;
 pub(super) struct Who {
     pub(super) database: String,
     pub(super) user: String,
-    pub(super) application_name: String,
-    /// Start-up parameters but for those above.
+    /// Start-up parameters but for those above, and for the application name of clients that share servers.
     pub(super) parameters: Parameters,
     /// The number of those.
     pub(super) variant: Variant,

@@ -59,11 +59,6 @@ const LIST: &[Difference] = &[
         TRANSACTION,
         "the statement gets ERROR 40001, and the session goes on after ROLLBACK",
     ),
-    not_yet(
-        "the_start_up_echoes_what_the_client_set",
-        TRANSACTION,
-        "application_name is echoed as it was sent",
-    ),
     known_before(
         18,
         "another_major_version_is_refused",
@@ -97,22 +92,10 @@ const LIST: &[Difference] = &[
         "clients get protocol 3.2, whatever their server speaks",
     ),
     not_yet(
-        "the_application_name_is_the_clients_own",
-        TRANSACTION,
-        "a long name is reported once more when it is cut",
-    ),
-    not_yet(
-        "too_long_a_start_up_packet_ends_the_connection",
-        TRANSACTION,
-        "a long name is reported once more when it is cut",
-    ),
-    not_yet(
         "statements_follow_the_search_path",
         TRANSACTION,
         "a statement is shared among clients with another search_path",
     ),
-    only_in_13("discard_all_forgets_all_names"),
-    only_in_13("reset_all_goes_back_to_what_the_start_up_said"),
     not_yet("a_stale_plan_is_an_error", TRANSACTION, "a new client gets the stale statement of another"),
     not_yet(
         "an_execute_of_a_missing_name_fails",
@@ -129,11 +112,6 @@ const LIST: &[Difference] = &[
         "a_second_tls_request_is_refused",
         "the error names the versions that metako has: 3.0 to 3.2",
     ),
-    not_yet(
-        "a_garbled_proof_is_refused",
-        BOTH,
-        "the channel-binding attribute is not looked at before the proof",
-    ),
     known(
         "a_length_beyond_all_bounds_ends_the_connection",
         TRANSACTION,
@@ -144,18 +122,10 @@ const LIST: &[Difference] = &[
         TRANSACTION,
         "metako says why it ends the connection, where PostgreSQL only logs it",
     ),
-    not_yet("a_statement_with_bad_bytes_is_refused", TRANSACTION, "names are not checked for the encoding"),
-    not_yet("an_application_name_may_change", TRANSACTION, "RESET goes back to the server's start-up"),
 ];
 
 const fn known(case: &'static str, modes: &'static [Place], why: &'static str) -> Difference {
     Difference { case, modes, verdict: Verdict::Known(why), versions: 13..=99 }
-}
-
-const fn only_in_13(case: &'static str) -> Difference {
-    let verdict =
-        Verdict::NotYet("PostgreSQL 13: an application_name that was not changed is reported at RESET");
-    Difference { case, modes: TRANSACTION, verdict, versions: 13..=13 }
 }
 
 const fn known_before(version: u32, case: &'static str, why: &'static str) -> Difference {

@@ -52,6 +52,7 @@ fn list() -> String {
             let _ = writeln!(text, "| {name}{since} | {session} | {transaction} |");
         }
     }
+    text.push_str(&crate::semantics::table());
     text
 }
 

@@ -11,6 +11,7 @@ mod random;
 #[path = "../running/mod.rs"]
 mod running;
 mod scram;
+mod semantics;
 mod send;
 mod show;
 mod stage;

@@ -19,7 +19,7 @@ fn a_named_statement_is_parsed_on_each_server_that_lacks_it_unseen() {
     bench.answer(&[TWO, ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.client_got(), "2 D C:SELECT 1 ZI");
     bench.session.release();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.attach(false);
     bench.forward(&run);
     assert_eq!(bench.server_got(), "Pmetako_1 Bmetako_1 E S");
@@ -123,7 +123,7 @@ fn names_are_one_whether_made_in_sql_or_by_the_protocol() {
     bench.answer(&[TWO, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
     // On another server it is made first.
     bench.session.release();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.client_got();
     bench.attach(false);
     bench.forward(&query("EXPLAIN EXECUTE s(1)"));
@@ -166,7 +166,7 @@ fn a_statement_that_cannot_be_made_any_more_fails_for_that_reason() {
     bench.forward(&query("PREPARE s AS select a from t"));
     bench.answer(&[complete("PREPARE"), ready(TransactionStatus::Idle)].concat());
     bench.session.release();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.attach(false);
     bench.forward(&query("EXECUTE s"));
     bench.client_got();

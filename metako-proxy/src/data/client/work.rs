@@ -147,7 +147,7 @@ impl<E: Env> ClientTask<E> {
             handle: &self.handle,
             traffic,
             cx: session_cx(&self.core, &settings),
-            time_outs: TimeOuts::of(&settings.config),
+            time_outs: TimeOuts::of(&settings.config, &self.who.user),
             broken: None,
             cancelled: false,
             read_only: false,

@@ -316,7 +316,7 @@ pub(super) async fn open<E: Env>(
         Cell::deliver(core, &mut state, None, grant);
     }
     let conn = Conn {
-        server: Server::new(&reported, &who.application_name),
+        server: Server::new(&reported),
         stream: backend.stream,
         id: server,
         epoch,
@@ -348,8 +348,5 @@ fn target<E: Env>(core: &Core<E>, node: &NodeName, who: &Who) -> Option<Target> 
     target.user.clone_from(&who.user);
     target.database.clone_from(&who.database);
     target.parameters.clone_from(&who.parameters);
-    if !who.application_name.is_empty() {
-        target.parameters.push(("application_name".to_owned(), who.application_name.clone()));
-    }
     Some(target)
 }
