@@ -229,9 +229,9 @@ struct Over;
 impl World {
     fn new(units: bool, honest: bool) -> Self {
         Self {
-            session: Session::new("x", 1 << 20),
+            session: Session::new(1 << 20),
             interner: Mutex::default(),
-            server: Server::new(&Arc::default(), "x"),
+            server: Server::new(&Arc::default()),
             model: Model::default(),
             input: Vec::new(),
             taken: Vec::new(),
@@ -331,7 +331,7 @@ impl World {
         }
         let cx = LossCx { node: "n", cause: "c", unknown: UnknownOutcome::TransactionResolutionUnknown };
         let loss = self.session.lose(&mut self.server, &cx, &mut self.to_client);
-        (self.server, self.model) = (Server::new(&Arc::default(), "x"), Model::default());
+        (self.server, self.model) = (Server::new(&Arc::default()), Model::default());
         match loss {
             Loss::Kept => Ok(()),
             Loss::Close => Err(Over),

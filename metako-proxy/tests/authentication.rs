@@ -4,6 +4,7 @@
 
 mod running;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -353,7 +354,6 @@ fn maps_of_names_in_certificates_say_what_postgresql_says_by_them() {
         let path = data_dir.join(name);
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        use std::os::unix::fs::MetadataExt as _;
         std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
     };
     let read = |name: &str| std::fs::read_to_string(authority.path(name)).unwrap();

@@ -2,12 +2,10 @@
 //!
 //! What cannot be taken apart with certainty is [`Act::Unclear`]: the server is asked what came of it.
 
+use super::application_name::NAME_MAX;
 use crate::plugin::Span;
 use crate::sql::{Kind, Lexer, Token};
 use crate::wire::read;
-
-/// Names are cut to so many bytes by PostgreSQL.
-const NAME_MAX: usize = 63;
 
 /// What one statement does to its session.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::describe::refuse_changed;
 use super::replies::{Asked, Owed};
 use super::rewrite::{self, Renamed};
+use super::settings::APPLICATION_NAME;
 use super::statements::{NO_SUCH_NAME, PREFIX};
 use super::{Attachment, Awaited, Here, Open, Server, Session, State, ends_connection};
 use crate::wire::read::{self, ErrorFields};
@@ -158,16 +159,19 @@ impl Session {
             b'N' if ends_connection(read::error(body).code) => return Pass::Swallow,
             b'S' => {
                 server.parameter_status(body);
-                if !own_query && !self.refused {
-                    // It is not said twice, so it is not taken back.
-                    self.stop_holding_back();
+                if own_query || self.refused {
+                    return Pass::Swallow;
                 }
-                if !own_query
-                    && !self.refused
-                    && let Some((name, value)) = read::parameter_status(body)
-                    && let Some(told) = &mut self.told
-                {
-                    told.set(name, value);
+                // It is not said twice, so it is not taken back.
+                self.stop_holding_back();
+                if let Some((name, value)) = read::parameter_status(body) {
+                    if name == APPLICATION_NAME && self.has_anothers_name(server) {
+                        self.tell_start_name(to_client);
+                        return Pass::Replaced;
+                    }
+                    if let Some(told) = &mut self.told {
+                        told.set(name, value);
+                    }
                 }
             }
             b'Z' => return self.answer_ready(server, body, to_client, to_server),
@@ -266,7 +270,7 @@ impl Session {
                 self.share(server);
             }
         }
-        self.found_ready(server, to_server);
+        self.found_ready(server, to_server, to_client);
         if server.status != TransactionStatus::Idle {
             // A block on a replica, which the classifier did not foresee: the whole of it stays there.
             self.open_up();

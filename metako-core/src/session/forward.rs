@@ -176,7 +176,7 @@ impl Session {
         match header.tag {
             b'Q' => return self.forward_query(server, header, body, whole, cx, pipe),
             b'P' if whole => {
-                let Some(parse) = read::parse(body) else {
+                let Some(parse) = read::parse(body).filter(|parse| !server.refuses_name(parse.name)) else {
                     return self.forward_malformed(server, header, whole);
                 };
                 self.forward_parse(server, parse, header, cx, pipe);
@@ -194,7 +194,7 @@ impl Session {
                 self.sent(server, Owed::ParseHere);
             }
             b'B' => {
-                let Some(bind) = read::bind(body) else {
+                let Some(bind) = read::bind(body).filter(|bind| !server.refuses_name(bind.statement)) else {
                     return self.forward_malformed(server, header, whole);
                 };
                 let on_server = self.provide(server, bind.statement, cx, pipe);
@@ -227,7 +227,7 @@ impl Session {
                 self.sent(server, on_server.into_owed(false));
             }
             b'D' => {
-                let on_server = match read::target(body) {
+                let on_server = match read::target(body).filter(|target| !server.refuses_target(target)) {
                     Some(Target::Statement(name)) => self.provide(server, name, cx, pipe),
                     Some(Target::Portal(_)) => OnServer::Same,
                     None => return self.forward_malformed(server, header, whole),
@@ -241,7 +241,7 @@ impl Session {
                 self.sent(server, on_server.into_owed(true));
             }
             b'C' => {
-                let Some(target) = read::target(body) else {
+                let Some(target) = read::target(body).filter(|target| !server.refuses_target(target)) else {
                     return self.forward_malformed(server, header, whole);
                 };
                 self.forward_close(server, target, header, pipe);

@@ -22,6 +22,7 @@
 mod acts;
 mod analysis;
 mod answer;
+mod application_name;
 mod by_statement;
 mod describe;
 mod described;
@@ -49,6 +50,7 @@ mod tests;
 use std::sync::Arc;
 
 pub use answer::{Answered, Effect};
+pub use application_name::ApplicationName;
 pub use by_statement::block_opened;
 pub use forward::Forwarded;
 pub use loss::{Loss, LossCx};
@@ -126,6 +128,8 @@ pub enum Awaited {
     Read,
     /// The same of anything else.
     Write,
+    /// What metako asked for itself, with nothing of the client's before it.
+    Own,
 }
 
 /// What passed since it was last asked for.
@@ -242,8 +246,8 @@ pub struct Session {
     finds: Option<Box<Finds>>,
     /// What was read last waits for that answer.
     waiting: bool,
-    /// The application name that the client began with.
-    start: Made,
+    /// The application name that the client began with, if it gave one; else it is what servers have after log-in.
+    start: Option<Made>,
     settings: Arc<Settings>,
     becoming: Becoming,
     /// The reported parameters as the client knows them.
@@ -255,8 +259,6 @@ pub struct Session {
     /// Nothing was sent to the present server, which others may have used since this session did.
     new_here: bool,
     pins: Pins,
-    /// Why the caller wants the server to be kept.
-    kept: Option<&'static str>,
     open: Open,
     /// The statement that the last Bind bound.
     bound: Verdict,
@@ -273,11 +275,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session after log-in. `message_max` is the longest message body taken, in bytes; `application_name` the
-    /// client's, empty if it gave none.
-    pub fn new(application_name: &str, message_max: u64) -> Self {
-        let settings = Settings::of_start(application_name);
-        let start = settings.get(APPLICATION_NAME).cloned().unwrap_or(Made::Value(Box::default()));
+    /// A session after log-in. `message_max` is the longest message body taken, in bytes.
+    pub fn new(message_max: u64) -> Self {
         Self {
             state: State::Detached,
             framer: Framer::new(Direction::Client, message_max),
@@ -287,15 +286,14 @@ impl Session {
             fresh: Fresh::default(),
             finds: None,
             waiting: false,
-            start,
-            settings,
+            start: None,
+            settings: Arc::default(),
             becoming: Becoming::default(),
             told: None,
             tell_due: false,
             identity: Arc::default(),
             new_here: false,
             pins: Pins::default(),
-            kept: None,
             open: Open::default(),
             bound: Verdict::UNREAD,
             bound_script: None,
@@ -308,21 +306,19 @@ impl Session {
         }
     }
 
-    /// Keeps the server from now on, for a reason that people can read.
-    pub fn pin(&mut self, reason: &'static str) {
-        self.kept.get_or_insert(reason);
-    }
-
     /// Why the session keeps its server, if it does.
     pub fn pinned(&self) -> Option<&'static str> {
-        self.kept.or_else(|| self.pins.reason())
+        self.pins.reason()
     }
 
-    /// Notes which parameters the client was told after log-in, but for its own application name.
-    pub fn welcomed(&mut self, reported: &Reported) {
+    /// Notes which parameters the client was told after log-in, and the application name that it began with.
+    pub fn welcomed(&mut self, reported: &Reported, application_name: Option<&str>) {
         let mut told = View::new(reported);
-        if let Made::Value(name) = &self.start {
-            told.set(APPLICATION_NAME, name);
+        if let Some(name) = application_name {
+            told.set(APPLICATION_NAME, name.as_bytes());
+            let name = Made::Value(name.as_bytes().into());
+            self.settings = Arc::new(Settings::named(&name));
+            self.start = Some(name);
         }
         self.told = Some(told);
     }
@@ -345,12 +341,14 @@ impl Session {
         let waits = self.waiting
             && !server.replies.copying_in()
             && (server.replies.outstanding() > 0 || server.answers_metako() || server.replies.describing());
-        !complete && !waits && !self.is_done_here(server) && !server.replies.full()
+        !complete && !waits && !server.is_questioned() && !self.is_done_here(server) && !server.replies.full()
     }
 
     /// By what the answer that is awaited is bounded in time.
     pub fn awaited(&self, server: &Server) -> Awaited {
-        if self.open.committing || server.replies.outstanding() == 0 || server.replies.copying_in() {
+        if server.answers_metako() && server.replies.outstanding() == 0 {
+            Awaited::Own
+        } else if self.open.committing || server.replies.outstanding() == 0 || server.replies.copying_in() {
             Awaited::Unbounded
         } else {
             self.awaited
@@ -365,7 +363,8 @@ impl Session {
     /// Whether all that the client asked for ends by itself, though nothing more is read of it: units are whole, and no
     /// COPY waits for rows.
     pub fn will_finish(&self, server: &Server) -> bool {
-        (server.replies.outstanding() > 0 || server.answers_metako()) && !server.replies.copying_in()
+        (server.replies.outstanding_but(self.framer.inside_frame()) > 0 || server.answers_metako())
+            && !server.replies.copying_in()
     }
 
     /// Notes that metako itself cancels what runs; `key` is the setting that asked for it. The error that follows

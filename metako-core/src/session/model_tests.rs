@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use proptest::prelude::*;
 
-use super::tests::{FirstWord, brief, frames, reported, split_frames};
+use super::tests::{FirstWord, brief, frames, named, reported, split_frames};
 use super::*;
 use crate::wire::read;
 
@@ -66,11 +66,8 @@ impl Model {
 
     /// What a statement shows of the settings that it runs with.
     fn seen(&self) -> String {
-        let shown = |(name, value): (&String, &String)| {
-            let hidden = name == "application_name" && self.status != TransactionStatus::Idle;
-            (!hidden).then(|| format!("{name}={value}"))
-        };
-        self.settings.iter().filter_map(shown).collect::<Vec<_>>().join(",")
+        let shown = |(name, value): (&String, &String)| format!("{name}={value}");
+        self.settings.iter().map(shown).collect::<Vec<_>>().join(",")
     }
 
     fn run(&mut self, sql: &[u8]) -> bool {
@@ -425,9 +422,9 @@ proptest! {
         let tables: [Rc<Cell<u8>>; 2] = Default::default();
         let login = reported(&[("application_name", "")]);
         let mut servers: Vec<(Server, Model)> =
-            (0..3).map(|_| (Server::new(&login, ""), Model::named("", &tables[0]))).collect();
+            (0..3).map(|_| (Server::new(&login), Model::named("", &tables[0]))).collect();
         let mut direct = ["x", "y"].map(|name| Model::named(name, &tables[1]));
-        let mut sessions = ["x", "y"].map(|name| Session::new(name, 1 << 30));
+        let mut sessions = ["x", "y"].map(named);
         let mut told = ["x", "y"].map(str::to_owned);
         let mut attached: [Option<usize>; 2] = [None, None];
         let mut choices = choices.into_iter().cycle();
@@ -490,9 +487,7 @@ proptest! {
                 if let Some(name) = reported_name(&got) {
                     told[who] = name;
                 }
-                if direct[who].status == TransactionStatus::Idle {
-                    prop_assert_eq!(&told[who], &direct[who].settings["application_name"]);
-                }
+                prop_assert_eq!(&told[who], &direct[who].settings["application_name"]);
                 prop_assert_eq!(session.pinned(), None);
             }
         }
@@ -506,8 +501,8 @@ proptest! {
     ) {
         let interner = Mutex::new(Interner::default());
         let cx = SessionCx { classifier: &FirstWord, statements: &interner, split: true, scope: 0 };
-        let mut session = Session::new("", 1 << 30);
-        let mut server = Server::new(&Arc::default(), "");
+        let mut session = Session::new(1 << 30);
+        let mut server = Server::new(&Arc::default());
         let (mut to_server, mut to_client) = (Vec::new(), Vec::new());
         let input = [valid.concat(), from_client].concat();
         let _ = session.plan(&input, &cx, &mut to_client);

@@ -295,6 +295,12 @@ impl Replies {
         self.owed.iter().filter(|owed| owed.ends_ready() && !owed.ends_own()).count()
     }
 
+    /// The same, but for the message sent last if that is cut: it is not answered before the rest of it is sent.
+    pub(super) fn outstanding_but(&self, is_cut: bool) -> usize {
+        let is_awaited = |owed: &&Owed| owed.ends_ready() && !owed.ends_own();
+        self.outstanding() - usize::from(is_cut && self.owed.back().as_ref().is_some_and(is_awaited))
+    }
+
     /// Whether nothing is owed and nothing waits for a Sync.
     pub(super) fn settled(&self) -> bool {
         self.owed.is_empty() && !self.unsynced && !self.copying_in()

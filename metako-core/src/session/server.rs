@@ -7,6 +7,7 @@ use super::pins::{Answer, ROW_MAX};
 use super::replies::{Asked, Owed, Replies};
 use super::settings::{Named, Reported, Settings, View, is_settable};
 use super::statements::{Prepared, Undo};
+use crate::wire::read::Target;
 use crate::wire::write::{self, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, Piece};
 
@@ -43,7 +44,7 @@ pub struct Server {
 
 impl Server {
     /// A connection that is idle after log-in, where it reported `parameters`.
-    pub fn new(parameters: &Reported, application_name: &str) -> Self {
+    pub fn new(parameters: &Reported) -> Self {
         Self {
             framer: Framer::new(Direction::Server, u64::MAX),
             replies: Replies::default(),
@@ -51,7 +52,7 @@ impl Server {
             status: TransactionStatus::Idle,
             swallow_rest: false,
             out_of_step: false,
-            applied: Settings::of_start(application_name),
+            applied: Arc::default(),
             unsure: false,
             last: None,
             reported: View::new(parameters),
@@ -61,11 +62,6 @@ impl Server {
             row: Vec::new(),
             stand_in: None,
         }
-    }
-
-    /// It reported that as well, or instead: what is not the same for all that share what was reported after log-in.
-    pub fn reports(&mut self, name: &str, value: &str) {
-        self.reported.set(name.as_bytes(), value.as_bytes());
     }
 
     /// Whether the next client may have it: nothing owed, no block, no frame cut.
@@ -111,6 +107,12 @@ impl Server {
         matches!(self.replies.front(), Some(Owed::Metako(_)))
     }
 
+    /// Whether it was asked what the session left, which is done when nothing of the client's is open: what comes next from
+    /// the client may belong elsewhere.
+    pub(super) fn is_questioned(&self) -> bool {
+        matches!(self.replies.front(), Some(Owed::Metako(Asked::Question)))
+    }
+
     /// Takes a part of a row that answers metako.
     pub(super) fn own_row(&mut self, part: &[u8], last: bool) {
         if self.replies.front() != Some(&Owed::Metako(Asked::Question)) {
@@ -125,6 +127,23 @@ impl Server {
             let row = std::mem::take(&mut self.row);
             self.answer.row(&row);
         }
+    }
+
+    /// Whether a name is no text in the client's encoding: the server itself has to refuse it. Other encodings than UTF-8
+    /// are left to its judgement of what is passed on as it is.
+    pub(super) fn refuses_name(&self, name: &[u8]) -> bool {
+        let reported = |parameter: &[u8]| self.reported.get(parameter);
+        !name.is_ascii()
+            && std::str::from_utf8(name).is_err()
+            && match reported(b"client_encoding") {
+                Some(b"SQL_ASCII") => reported(b"server_encoding") == Some(b"UTF8"),
+                client => client == Some(b"UTF8") && reported(b"server_encoding") != Some(b"SQL_ASCII"),
+            }
+    }
+
+    /// The same of a name in a Describe or a Close.
+    pub(super) fn refuses_target(&self, target: &Target<'_>) -> bool {
+        matches!(target, Target::Statement(name) if self.refuses_name(name))
     }
 
     /// Takes what is owed next, which has to fit the tag.

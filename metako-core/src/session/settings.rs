@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::application_name;
+
 /// The most bytes of settings that one session may take from server to server.
 const BYTES_MAX: usize = 16 << 10;
 
@@ -30,13 +32,10 @@ impl Made {
 pub(super) struct Settings(Vec<(Box<[u8]>, Made)>);
 
 impl Settings {
-    /// Those of a session that has just begun. The application name is always among them: servers are shared by clients
-    /// that began with another.
-    pub(super) fn of_start(application_name: &str) -> Arc<Self> {
-        Arc::new(Self(vec![(
-            APPLICATION_NAME.into(),
-            Made::Value(printable(application_name.as_bytes()).into_bytes().into()),
-        )]))
+    /// Those of a session that has just begun and made none but its application name: servers are shared by clients that
+    /// began with another.
+    pub(super) fn named(application_name: &Made) -> Self {
+        Self(vec![(APPLICATION_NAME.into(), application_name.clone())])
     }
 
     pub(super) fn get(&self, name: &[u8]) -> Option<&Made> {
@@ -61,16 +60,10 @@ impl Settings {
     }
 
     /// Whether it differs from `other` in nothing but the application name.
-    pub(super) fn is_but_for_the_name(&self, other: &Self) -> bool {
-        let others = |settings: &Self| {
-            settings
-                .0
-                .iter()
-                .filter(|(name, _)| name.as_ref() != APPLICATION_NAME)
-                .cloned()
-                .collect::<Vec<_>>()
-        };
-        others(self) == others(other)
+    pub(super) fn is_but_for_the_name<'a>(&'a self, other: &'a Self) -> bool {
+        let others =
+            |settings: &'a Self| settings.0.iter().filter(|(name, _)| name.as_ref() != APPLICATION_NAME);
+        others(self).eq(others(other))
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &[u8]> {
@@ -151,7 +144,11 @@ fn make(name: &[u8], made: &Made, out: &mut Vec<u8>) {
             out.extend_from_slice(b"SET ");
             out.extend_from_slice(name);
             out.extend_from_slice(b" TO ");
-            quote(value, out);
+            if name == APPLICATION_NAME {
+                application_name::literal(value, out);
+            } else {
+                quote(value, out);
+            }
         }
     }
     out.extend_from_slice(b"; ");
@@ -194,7 +191,8 @@ impl View {
         Self { base: Arc::clone(base), changes: Vec::new() }
     }
 
-    fn of_base(&self, name: &[u8]) -> Option<&[u8]> {
+    /// The value after log-in.
+    pub(super) fn of_base(&self, name: &[u8]) -> Option<&[u8]> {
         self.base.iter().find(|(known, _)| known.as_bytes() == name).map(|(_, value)| value.as_bytes())
     }
 

@@ -64,13 +64,7 @@ impl Session {
         }
         self.make_settings(server, sql, to_server);
         match &mut self.told {
-            None => {
-                let mut told = View::new(server.reported.base());
-                if let Some(Made::Value(name)) = self.settings.get(APPLICATION_NAME) {
-                    told.set(APPLICATION_NAME, name);
-                }
-                self.told = Some(told);
-            }
+            None => self.told = Some(View::new(server.reported.base())),
             Some(told) => self.tell_due = !told.is_surely(&server.reported),
         }
     }
@@ -137,6 +131,9 @@ impl Session {
     pub(super) fn note_acts(&mut self, found: &[(usize, Act)], alone: bool) -> Vec<Act> {
         let mut kept = Vec::new();
         for (_, act) in found {
+            if act.undoes_log_in() && !alone {
+                kept.push(act.clone());
+            }
             match act {
                 Act::Set { .. } | Act::Reset { .. } | Act::ResetAll if alone => {}
                 Act::Set { name, text } | Act::SetLocal { name, text } => {
@@ -157,6 +154,7 @@ impl Session {
                 Act::Set { name, .. } | Act::Reset { name } | Act::SetConfig { name } => self.look_at(name),
                 Act::ResetAll | Act::Unclear => self.note_effects(Effects::OPAQUE),
                 // DISCARD ALL is seen by its tag.
+                Act::DiscardAll if alone => kept.push(Act::DiscardAll),
                 Act::DiscardAll
                 | Act::DiscardSequences
                 | Act::SetLocal { .. }
@@ -204,10 +202,45 @@ impl Session {
         self.pins.remove(Pins::UNNAMED);
     }
 
+    /// Whether a statement of the unit at hand has sent the server back to the application name of its own log-in, where
+    /// the client's is another.
+    pub(super) fn has_anothers_name(&self, server: &mut Server) -> bool {
+        let now = server.reported.get(APPLICATION_NAME);
+        let is_lost = matches!((&self.start, now), (Some(Made::Value(start)), Some(now)) if **start != *now)
+            && now == server.reported.of_base(APPLICATION_NAME);
+        let running = server.replies.carried().map_or(&[][..], |carried| &carried.acts);
+        is_lost && self.becoming.done.iter().chain(running).any(Act::undoes_log_in)
+    }
+
+    /// Tells the client that it has the name of its start-up again.
+    pub(super) fn tell_start_name(&mut self, to_client: &mut Vec<u8>) {
+        if let (Some(Made::Value(name)), Some(told)) = (&self.start, &mut self.told)
+            && told.get(APPLICATION_NAME) != Some(name)
+        {
+            write::parameter_status(to_client, APPLICATION_NAME, name);
+            told.set(APPLICATION_NAME, name);
+        }
+    }
+
     /// ReadyForQuery came for the client. Asks the server what the session has become, where that is not known.
-    pub(super) fn found_ready(&mut self, server: &mut Server, to_server: &mut Vec<u8>) {
+    pub(super) fn found_ready(
+        &mut self,
+        server: &mut Server,
+        to_server: &mut Vec<u8>,
+        to_client: &mut Vec<u8>,
+    ) {
         let failed = std::mem::take(&mut self.becoming.failed);
         self.becoming.statement = 0;
+        if !failed && !self.becoming.done.is_empty() && self.has_anothers_name(server) {
+            self.tell_start_name(to_client);
+            if server.status == TransactionStatus::InBlock
+                && let Some(start) = &self.start
+            {
+                let mut sql = Vec::new();
+                Settings::default().become_those(&Settings::named(start), &mut sql);
+                self.ask(server, Asked::Name, &sql, to_server);
+            }
+        }
         let mut explained = Explained::default();
         if !self.becoming.done.is_empty() {
             explained = self.finish_acts(server, failed);
@@ -240,10 +273,6 @@ impl Session {
             return;
         }
         let suspect = std::mem::take(&mut self.becoming.suspect);
-        if self.kept.is_some() {
-            // It keeps its server whatever that answers.
-            return;
-        }
         let opaque = suspect.has(Effects::OPAQUE);
         let may_have_ended = suspect.has(Effects::RELEASES) && self.pins.has(Pins::ASKED);
         if opaque || suspect.has(Effects::HOLDS) || may_have_ended {
@@ -300,16 +329,19 @@ impl Session {
     /// The session has these settings now, and its server as well.
     fn take_settings(&mut self, server: &mut Server, mut settings: Settings) {
         let on_server = server.reported.get(APPLICATION_NAME).map(|name| Made::Value(name.into()));
-        if settings.get(APPLICATION_NAME).is_none() {
-            // The server went back to the name of the client that it was opened for.
-            settings.set(APPLICATION_NAME, self.start.clone());
+        if settings.get(APPLICATION_NAME).is_none()
+            && let Some(start) = &self.start
+        {
+            // The server went back to its own.
+            settings.set(APPLICATION_NAME, start.clone());
         }
         let stuck = settings.is_stuck();
         self.pins.remove(Pins::SETTINGS);
         if stuck {
             self.pins.add(Pins::SETTINGS);
         }
-        let differs = on_server.filter(|name| settings.get(APPLICATION_NAME) != Some(name));
+        let wanted = settings.get(APPLICATION_NAME);
+        let differs = on_server.filter(|name| wanted.is_some_and(|wanted| wanted != name));
         self.settings = Arc::new(settings);
         server.applied = Arc::clone(&self.settings);
         if let Some(name) = differs {
@@ -331,8 +363,11 @@ impl Session {
         if asked == Asked::Question {
             self.learn(server);
         }
-        self.tell(server, to_client);
         self.settle(server, to_server);
+        if !server.answers_metako() {
+            // Else what the server has is not yet what the client has.
+            self.tell(server, to_client);
+        }
     }
 
     fn learn(&mut self, server: &mut Server) {
@@ -356,13 +391,6 @@ impl Session {
             let mut settings = Settings::default();
             for (name, value) in found.into_iter().filter(|(name, _)| !name.starts_with(b"transaction_")) {
                 settings.set(&name, Made::Value(value));
-            }
-            let name = server.reported.get(APPLICATION_NAME).map(|name| Made::Value(name.into()));
-            if let Some(name) = name
-                && self.settings.get(APPLICATION_NAME) == Some(&name)
-            {
-                // The server may have it from its log-in.
-                settings.set(APPLICATION_NAME, name);
             }
             if settings != *self.settings {
                 self.take_settings(server, settings);

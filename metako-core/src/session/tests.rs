@@ -48,9 +48,9 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn new() -> Self {
         Self {
-            session: Session::new("", 1 << 30),
+            session: Session::new(1 << 30),
             interner: Mutex::default(),
-            server: Server::new(&Arc::default(), ""),
+            server: Server::new(&Arc::default()),
             to_server: Vec::new(),
             to_client: Vec::new(),
         }
@@ -100,6 +100,13 @@ impl Bench {
     pub(super) fn server_got(&mut self) -> String {
         brief_from_client(&std::mem::take(&mut self.to_server))
     }
+}
+
+/// A session that began with that application name, where servers have none by themselves.
+pub(super) fn named(application_name: &str) -> Session {
+    let mut session = Session::new(1 << 30);
+    session.welcomed(&reported(&[("application_name", "")]), Some(application_name));
+    session
 }
 
 pub(super) fn reported(parameters: &[(&str, &str)]) -> Reported {

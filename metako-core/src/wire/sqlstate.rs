@@ -34,6 +34,8 @@ pub const SERIALIZATION_FAILURE: &str = "40001";
 pub const STATEMENT_COMPLETION_UNKNOWN: &str = "40003";
 /// 42501
 pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
+/// An identifier is too long.
+pub const NAME_TOO_LONG: &str = "42622";
 /// 42P05
 pub const DUPLICATE_PREPARED_STATEMENT: &str = "42P05";
 /// 53300

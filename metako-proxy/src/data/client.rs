@@ -51,13 +51,13 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Box<Client<May
         return Box::pin(transparent::serve(Arc::clone(&core), Arc::clone(&handle), *client)).await;
     }
     let mut output = Outbox::of(std::mem::take(&mut client.unsent));
-    let who = match greeting::who(&core, &mut client) {
-        Ok(who) => who,
+    let (who, application_name) = match greeting::who(&core, &mut client) {
+        Ok(found) => found,
         Err(report) => {
             return Box::pin(greeting::say_behind(&mut client.stream, &mut output, &report)).await;
         }
     };
-    let mut session = Session::new(&who.application_name, core.settings.load().config.limits.message_size);
+    let mut session = Session::new(core.settings.load().config.limits.message_size);
     if mode == PoolMode::Statement {
         session.go_by_statement();
     }
@@ -69,12 +69,13 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Box<Client<May
         output,
         stalled: false,
         leaving: false,
+        vanished: false,
         timer: None,
         armed: false,
     };
     let (core, handle) = (Arc::clone(&core), Arc::clone(&handle));
     let mut task = ClientTask { core, handle, scope: scope_of(&who), who, pool: None, logs_in: true, side };
-    if Box::pin(task.welcome()).await.is_ok() {
+    if Box::pin(task.welcome(application_name)).await.is_ok() {
         // Both outcomes end the connection, and have told the client what there was to tell.
         let _ = task.run().await;
     }
@@ -107,10 +108,19 @@ impl<E: Env> ClientTask<E> {
         }
         let (side, handle) = (&mut self.side, &self.handle);
         poll_fn(|cx| {
-            if handle.is_ended(cx) {
+            if handle.is_ended(cx) || (side.vanished && side.is_given_up(cx)) {
                 return Poll::Ready(Err(Gone));
             }
-            side.output.poll_flush(&mut side.stream, cx).map_err(|_| Gone)
+            match side.output.poll_flush(&mut side.stream, cx) {
+                Poll::Ready(Err(_)) => {
+                    // What it sent before is done all the same.
+                    side.output.clear();
+                    side.vanish();
+                    Poll::Ready(Ok(()))
+                }
+                Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+                Poll::Pending => Poll::Pending,
+            }
         })
         .await
     }

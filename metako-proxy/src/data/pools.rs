@@ -41,8 +41,7 @@ pub(super) type ServerConn<E> = Conn<MaybeTls<<E as Env>::Stream>>;
 pub(super) struct Who {
     pub(super) database: String,
     pub(super) user: String,
-    pub(super) application_name: String,
-    /// Start-up parameters but for those above.
+    /// Start-up parameters but for those above, and for the application name of clients that share servers.
     pub(super) parameters: Parameters,
     /// The number of those.
     pub(super) variant: Variant,
@@ -200,11 +199,6 @@ pub(super) struct Pools<E: Env> {
     reported: Mutex<BTreeMap<ReportKey, Reported>>,
 }
 
-/// What is the same for all clients of a kind.
-fn shared(reported: &[(String, String)]) -> impl Iterator<Item = &(String, String)> {
-    reported.iter().filter(|(name, _)| name != "application_name")
-}
-
 /// Database, user and variant.
 type ReportKey = (String, String, Variant);
 
@@ -238,8 +232,7 @@ impl<E: Env> Pools<E> {
         self.reported.lock().get(&key).cloned()
     }
 
-    /// Notes what a server reported. Gives it as all those share it that were told the same, but for the application
-    /// name, which is each client's own.
+    /// Notes what a server reported. Gives it as all those share it that were told the same.
     fn report(&self, who: &Who, parameters: Vec<(String, String)>) -> Reported {
         if who.alone {
             return Arc::new(parameters);
@@ -247,7 +240,7 @@ impl<E: Env> Pools<E> {
         let key = (who.database.clone(), who.user.clone(), who.variant);
         let mut reported = self.reported.lock();
         if let Some(known) = reported.get(&key)
-            && shared(known).eq(shared(&parameters))
+            && **known == parameters
         {
             return Arc::clone(known);
         }

@@ -21,10 +21,14 @@ use crate::shared::NodeTraffic;
 /// How long a server may take to end a statement that was cancelled there.
 const CANCELLED_MAX: Duration = Duration::from_secs(5);
 
+/// How long a server may go on with what a client asked for that has vanished since.
+pub(super) const VANISHED_MAX: Duration = Duration::from_secs(5);
+
 /// The most that is kept back of an answer while its unit may be repeated, in bytes.
 const HOLD_BACK_MAX: usize = 8 << 10;
 
 /// What a client's task holds of the client.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct ClientSide<S> {
     pub(super) stream: S,
     pub(super) session: Session,
@@ -35,8 +39,38 @@ pub(super) struct ClientSide<S> {
     pub(super) stalled: bool,
     /// The client said that it leaves; what it asked for before is finished.
     pub(super) leaving: bool,
+    /// It has vanished without a word; so is what it asked for before, but not for longer than the timer runs.
+    pub(super) vanished: bool,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
     pub(super) armed: bool,
+}
+
+impl<S> ClientSide<S> {
+    /// The client is not there any more. If it has said Terminate before, that is in order.
+    pub(super) fn vanish(&mut self) {
+        if !self.leaving && !std::mem::replace(&mut self.vanished, true) {
+            self.arm(VANISHED_MAX);
+        }
+    }
+
+    /// Whether the time is over for a client that has vanished.
+    pub(super) fn is_given_up(&mut self, cx: &mut Context<'_>) -> bool {
+        self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
+    }
+
+    fn arm(&mut self, span: Duration) {
+        let deadline = Instant::now() + span;
+        self.armed = true;
+        match &mut self.timer {
+            Some(timer) => timer.as_mut().reset(deadline),
+            None => self.timer = Some(Box::pin(tokio::time::sleep_until(deadline))),
+        }
+    }
+
+    /// Whether nothing more of the client will go to a server.
+    fn has_sent_all(&self) -> bool {
+        self.leaving || (self.vanished && (!self.stalled || self.input.is_empty()))
+    }
 }
 
 /// Why moving bytes came to an end.
@@ -71,11 +105,17 @@ pub(super) enum End {
 pub(super) struct TimeOuts {
     read: Option<Duration>,
     write: Option<Duration>,
+    /// For what metako asks for itself: until it is answered the client waits for a server.
+    own: Duration,
 }
 
 impl TimeOuts {
-    pub(super) fn of(config: &Config) -> Self {
-        Self { read: config.routing.read_timeout, write: config.routing.write_timeout }
+    pub(super) fn of(config: &Config, user: &str) -> Self {
+        Self {
+            read: config.routing.read_timeout,
+            write: config.routing.write_timeout,
+            own: config.pool_of(user).wait_timeout,
+        }
     }
 }
 
@@ -145,13 +185,13 @@ where
                 self.look_around()?;
                 Ok(true)
             }
-            Poll::Ready(Err(_)) if self.client.leaving => {
+            Poll::Ready(Err(_)) => {
                 // It left without waiting for the answer to what it asked for; that is finished all the same.
                 self.client.output.clear();
+                self.client.vanish();
                 self.look_around()?;
                 Ok(true)
             }
-            Poll::Ready(Err(_)) => Err(End::ClientGone),
             Poll::Pending => Ok(false),
         }
     }
@@ -213,8 +253,9 @@ where
             }
         } else {
             let sent = self.client.output.send(&mut self.client.stream, cx, made);
-            if sent.is_err() && !self.client.leaving {
-                return Err(End::ClientGone);
+            if sent.is_err() {
+                self.client.output.clear();
+                self.client.vanish();
             }
         }
         if !said.is_empty() {
@@ -248,6 +289,7 @@ where
         }
         if !self.to_server.is_empty()
             || self.client.leaving
+            || self.client.vanished
             || (!wanted && self.client.input.len() >= UNIT_MAX)
         {
             return Ok(false);
@@ -255,7 +297,10 @@ where
         with_scratch(|scratch| {
             let read = match poll_read(&mut self.client.stream, cx, &mut scratch.input) {
                 Poll::Pending => return Ok(false),
-                Poll::Ready(Ok(0) | Err(_)) => return Err(End::ClientGone),
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    self.client.vanish();
+                    return self.look_around().map(|()| true);
+                }
                 Poll::Ready(Ok(read)) => read,
             };
             let Scratch { input, first, second } = scratch;
@@ -265,6 +310,7 @@ where
                 self.look_around()?;
             } else {
                 self.client.input.extend_from_slice(&input[..read]);
+                self.client.stalled |= !wanted;
                 if wanted {
                     self.forward_kept(cx, first, second)?;
                 }
@@ -363,7 +409,7 @@ where
             return Err(End::BlockOpened);
         }
         self.look_for_release()?;
-        if self.client.leaving && !self.client.session.will_finish(&self.conn.server) {
+        if self.client.has_sent_all() && !self.client.session.will_finish(&self.conn.server) {
             // Its rows, or its Sync, will not come.
             return Err(End::ClientGone);
         }
@@ -387,30 +433,38 @@ where
 
     /// The clock runs from sending to the first byte of the answer, and anew from each run of rows.
     fn rearm(&mut self) {
+        if self.client.vanished {
+            return;
+        }
         let span = match self.client.session.awaited(&self.conn.server) {
             Awaited::Unbounded => None,
             _ if self.cancelled => Some(CANCELLED_MAX),
             Awaited::Read => self.time_outs.read,
             Awaited::Write => self.time_outs.write,
+            Awaited::Own => Some(self.time_outs.own),
         };
-        self.client.armed = span.is_some();
-        if let Some(span) = span {
-            let deadline = Instant::now() + span;
-            match &mut self.client.timer {
-                Some(timer) => timer.as_mut().reset(deadline),
-                None => self.client.timer = Some(Box::pin(tokio::time::sleep_until(deadline))),
-            }
+        match span {
+            Some(span) => self.client.arm(span),
+            None => self.client.armed = false,
         }
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let client_is_slow = !self.client.output.is_empty() && !self.client.session.is_holding_back();
         if self.client.armed
-            && !client_is_slow
+            && (!client_is_slow || self.client.vanished)
             && let Some(timer) = &mut self.client.timer
             && timer.as_mut().poll(cx).is_ready()
         {
             self.client.armed = false;
+            if self.client.vanished {
+                return Poll::Ready(End::ClientGone);
+            }
+            let awaited = self.client.session.awaited(&self.conn.server);
+            if awaited == Awaited::Own {
+                let cause = "it did not answer what metako asked it within pool.wait_timeout";
+                return Poll::Ready(End::ServerLost(cause.to_owned()));
+            }
             if self.cancelled {
                 return Poll::Ready(End::ServerLost(
                     "it did not end a statement that was cancelled".to_owned(),
@@ -418,8 +472,11 @@ where
             }
             self.cancelled = true;
             self.rearm();
-            let read = self.client.session.awaited(&self.conn.server) == Awaited::Read;
-            let key = if read { "load_balancer.read_timeout" } else { "load_balancer.write_timeout" };
+            let key = if awaited == Awaited::Read {
+                "load_balancer.read_timeout"
+            } else {
+                "load_balancer.write_timeout"
+            };
             return Poll::Ready(End::TimedOut(key));
         }
         Poll::Pending

@@ -3,19 +3,11 @@
 
 use crate::stage::Place;
 
-/// Why a case differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// For good: no pooler can do otherwise. For users, in docs/compatibility.md.
-    Known(&'static str),
-    /// To be done.
-    NotYet(&'static str),
-}
-
 struct Difference {
     case: &'static str,
     modes: &'static [Place],
-    verdict: Verdict,
+    /// For users, in docs/compatibility.md.
+    why: &'static str,
     /// The major versions of PostgreSQL with which it shows.
     versions: std::ops::RangeInclusive<u32>,
 }
@@ -59,11 +51,6 @@ const LIST: &[Difference] = &[
         TRANSACTION,
         "the statement gets ERROR 40001, and the session goes on after ROLLBACK",
     ),
-    not_yet(
-        "the_start_up_echoes_what_the_client_set",
-        TRANSACTION,
-        "application_name is echoed as it was sent",
-    ),
     known_before(
         18,
         "another_major_version_is_refused",
@@ -96,18 +83,6 @@ const LIST: &[Difference] = &[
         "unknown_protocol_options_are_named_in_the_negotiation",
         "clients get protocol 3.2, whatever their server speaks",
     ),
-    not_yet(
-        "the_application_name_is_the_clients_own",
-        TRANSACTION,
-        "a long name is reported once more when it is cut",
-    ),
-    not_yet(
-        "too_long_a_start_up_packet_ends_the_connection",
-        TRANSACTION,
-        "a long name is reported once more when it is cut",
-    ),
-    only_in_13("discard_all_forgets_all_names"),
-    only_in_13("reset_all_goes_back_to_what_the_start_up_said"),
     known(
         "settings_stay_with_their_client",
         TRANSACTION,
@@ -117,11 +92,6 @@ const LIST: &[Difference] = &[
         18,
         "a_second_tls_request_is_refused",
         "the error names the versions that metako has: 3.0 to 3.2",
-    ),
-    not_yet(
-        "a_garbled_proof_is_refused",
-        BOTH,
-        "the channel-binding attribute is not looked at before the proof",
     ),
     known(
         "a_length_beyond_all_bounds_ends_the_connection",
@@ -133,39 +103,27 @@ const LIST: &[Difference] = &[
         TRANSACTION,
         "metako says why it ends the connection, where PostgreSQL only logs it",
     ),
-    not_yet("a_statement_with_bad_bytes_is_refused", TRANSACTION, "names are not checked for the encoding"),
-    not_yet("an_application_name_may_change", TRANSACTION, "RESET goes back to the server's start-up"),
 ];
 
 const fn known(case: &'static str, modes: &'static [Place], why: &'static str) -> Difference {
-    Difference { case, modes, verdict: Verdict::Known(why), versions: 13..=99 }
-}
-
-const fn only_in_13(case: &'static str) -> Difference {
-    let verdict =
-        Verdict::NotYet("PostgreSQL 13: an application_name that was not changed is reported at RESET");
-    Difference { case, modes: TRANSACTION, verdict, versions: 13..=13 }
+    Difference { case, modes, why, versions: 13..=99 }
 }
 
 const fn known_before(version: u32, case: &'static str, why: &'static str) -> Difference {
-    Difference { case, modes: BOTH, verdict: Verdict::Known(why), versions: 13..=version - 1 }
-}
-
-const fn not_yet(case: &'static str, modes: &'static [Place], why: &'static str) -> Difference {
-    Difference { case, modes, verdict: Verdict::NotYet(why), versions: 13..=99 }
+    Difference { case, modes: BOTH, why, versions: 13..=version - 1 }
 }
 
 /// Why a case is expected to differ in a mode, if it is.
-pub(crate) fn of(case: &str, place: Place, version: u32) -> Option<Verdict> {
+pub(crate) fn of(case: &str, place: Place, version: u32) -> Option<&'static str> {
     let fits = |found: &&Difference| {
         found.case == case && found.modes.contains(&place) && found.versions.contains(&version)
     };
-    LIST.iter().find(fits).map(|found| found.verdict)
+    LIST.iter().find(fits).map(|found| found.why)
 }
 
 /// The same, whatever the version.
-pub(crate) fn in_any_version(case: &str, place: Place) -> Option<Verdict> {
-    LIST.iter().find(|found| found.case == case && found.modes.contains(&place)).map(|found| found.verdict)
+pub(crate) fn in_any_version(case: &str, place: Place) -> Option<&'static str> {
+    LIST.iter().find(|found| found.case == case && found.modes.contains(&place)).map(|found| found.why)
 }
 
 /// The cases that are listed.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::cases::{self, Case};
-use crate::differences::{self, Verdict};
+use crate::differences;
 use crate::stage::Place;
 
 const BEGIN: &str =
@@ -52,13 +52,13 @@ fn list() -> String {
             let _ = writeln!(text, "| {name}{since} | {session} | {transaction} |");
         }
     }
+    text.push_str(&crate::semantics::table());
     text
 }
 
 fn result(case: &Case, place: Place) -> String {
     match differences::in_any_version(case.name, place) {
         None => "same".to_owned(),
-        Some(Verdict::Known(why)) => format!("differs: {why}"),
-        Some(Verdict::NotYet(why)) => format!("not yet: {why}"),
+        Some(why) => format!("differs: {why}"),
     }
 }

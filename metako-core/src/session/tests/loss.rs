@@ -9,7 +9,7 @@ fn what_changes_nothing_may_be_run_again_when_its_server_is_lost() {
     bench.forward(&query("begin"));
     assert_eq!(bench.lose(), Loss::Kept);
     assert_eq!(bench.client_got(), "E40001 ZI");
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.attach(false);
     bench.forward(&[query("begin"), query("insert")].concat());
     assert_eq!(bench.lose(), Loss::Kept);
@@ -28,7 +28,7 @@ fn a_refusal_of_a_replica_is_not_seen_and_the_unit_can_be_repeated() {
     assert!(bench.server.is_clean());
     bench.to_client.clear();
     bench.server_got();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.repeat(false);
     assert_eq!(bench.server_got(), "Q");
     bench.answer(&[ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
@@ -42,7 +42,7 @@ fn a_lost_replica_is_repeated_while_nothing_was_given_and_told_after_that() {
     bench.attach(true);
     bench.forward(&query("select 1"));
     assert_eq!(bench.lose(), Loss::Repeat);
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.attach(true);
     bench.forward(&query("select 1"));
     bench.answer(ROW);
@@ -61,7 +61,7 @@ fn a_lost_primary_outside_a_block_leaves_the_outcome_unknown_for_each_that_waits
     bench.forward(&[query("insert"), query("select 1")].concat());
     assert_eq!(bench.lose(), Loss::Kept);
     assert_eq!(bench.client_got(), "E08007 ZI E08007 ZI");
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.attach(false);
     bench.forward(&[parse("", "insert"), bind(""), EXECUTE.to_vec()].concat());
     assert_eq!(bench.lose(), Loss::Kept);

@@ -15,12 +15,12 @@ fn what_a_session_sets_goes_with_it_to_another_server() {
     bench.attach(false);
     assert_eq!(bench.server_got(), "");
     bench.session.release();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.attach(false);
     assert!(String::from_utf8_lossy(&bench.to_server).contains("set a.b = 1"));
     // And the next session there does not get it.
     bench.answer(&[complete("SET"), ready(TransactionStatus::Idle)].concat());
-    bench.session = Session::new("", 1 << 30);
+    bench.session = Session::new(1 << 30);
     bench.to_server.clear();
     bench.attach(false);
     assert!(String::from_utf8_lossy(&bench.to_server).contains("RESET a.b"));
@@ -47,7 +47,7 @@ fn a_setting_that_was_refused_or_rolled_back_is_none() {
     bench.answer(&left_behind(None, &[]));
     assert!(bench.session.releasable(&bench.server));
     bench.session.release();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.to_server.clear();
     bench.attach(false);
     assert_eq!(bench.server_got(), "");
@@ -56,7 +56,7 @@ fn a_setting_that_was_refused_or_rolled_back_is_none() {
 #[test]
 fn a_parameter_changed_by_a_function_goes_along_and_one_that_came_back_does_not() {
     let mut bench = Bench::new();
-    bench.server = Server::new(&reported(&[("TimeZone", "UTC")]), "");
+    bench.server = Server::new(&reported(&[("TimeZone", "UTC")]));
     let report = |value: &str| {
         let mut out = Vec::new();
         write::parameter_status(&mut out, "TimeZone", value);
@@ -76,7 +76,7 @@ fn a_parameter_changed_by_a_function_goes_along_and_one_that_came_back_does_not(
     assert!(bench.session.releasable(&bench.server));
     bench.session.release();
     bench.client_got();
-    bench.server = Server::new(&reported(&[("TimeZone", "UTC")]), "");
+    bench.server = Server::new(&reported(&[("TimeZone", "UTC")]));
     bench.to_server.clear();
     bench.attach(false);
     assert!(String::from_utf8_lossy(&bench.to_server).contains("SET timezone TO 'Asia/Seoul'"));
@@ -89,8 +89,8 @@ fn a_parameter_changed_by_a_function_goes_along_and_one_that_came_back_does_not(
 fn a_parameter_changed_by_the_administrator_is_told_and_is_nobodys_setting() {
     let mut bench = Bench::new();
     let base = reported(&[("TimeZone", "UTC")]);
-    bench.session.welcomed(&base);
-    bench.server = Server::new(&base, "");
+    bench.session.welcomed(&base, None);
+    bench.server = Server::new(&base);
     bench.attach(false);
     bench.forward(&query("insert"));
     let mut seoul = Vec::new();
@@ -101,8 +101,8 @@ fn a_parameter_changed_by_the_administrator_is_told_and_is_nobodys_setting() {
     assert_eq!(bench.session.pinned(), None);
     bench.session.release();
     // Another client was told something else when it came.
-    bench.session = Session::new("", 1 << 30);
-    bench.session.welcomed(&base);
+    bench.session = Session::new(1 << 30);
+    bench.session.welcomed(&base, None);
     bench.attach(false);
     bench.forward(&query("insert"));
     bench.answer(&[complete("RESET"), ready(TransactionStatus::Idle)].concat());
@@ -158,7 +158,7 @@ fn discard_all_ends_what_the_session_has() {
     bench.answer(&left_behind(None, &[]));
     assert_eq!(bench.session.pinned(), None);
     bench.session.release();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.to_server.clear();
     bench.attach(false);
     bench.forward(&[&bind("s")[..], SYNC].concat());
@@ -179,7 +179,7 @@ fn a_sequence_value_of_another_session_is_not_read() {
     assert_eq!(bench.server_got(), "Q");
     bench.answer(&[complete("SELECT 1"), ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.session.pinned(), Some("it uses currval() or lastval()"));
-    bench.session = Session::new("", 1 << 30);
+    bench.session = Session::new(1 << 30);
     bench.attach(false);
     bench.forward(&query("currval s"));
     assert!(String::from_utf8_lossy(&bench.to_server).contains("DISCARD SEQUENCES"));
@@ -194,7 +194,7 @@ fn a_server_that_does_not_become_what_the_session_needs_ends_it() {
     bench.answer(&[complete("SET"), ready(TransactionStatus::Idle)].concat());
     bench.client_got();
     bench.session.release();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.attach(false);
     bench.forward(&query("insert"));
     assert_eq!(bench.answer(&error("57014", "canceling statement")), Effect::Ended);
@@ -205,7 +205,7 @@ fn a_server_that_does_not_become_what_the_session_needs_ends_it() {
 #[test]
 fn the_clients_application_name_is_set_unseen() {
     let mut bench = Bench::new();
-    bench.session = Session::new("it's", 1 << 30);
+    bench.session = named("it's");
     bench.attach(true);
     bench.forward(&query("select 1"));
     assert!(String::from_utf8_lossy(&bench.to_server).contains("SET application_name TO 'it''s'"));

@@ -19,7 +19,7 @@ fn a_named_statement_is_parsed_on_each_server_that_lacks_it_unseen() {
     bench.answer(&[TWO, ROW, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
     assert_eq!(bench.client_got(), "2 D C:SELECT 1 ZI");
     bench.session.release();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.attach(false);
     bench.forward(&run);
     // It has no columns that could have changed.
@@ -136,7 +136,7 @@ fn names_are_one_whether_made_in_sql_or_by_the_protocol() {
     bench.answer(&[TWO, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat());
     // On another server it is made first.
     bench.session.release();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.client_got();
     bench.attach(false);
     bench.forward(&query("EXPLAIN EXECUTE s(1)"));
@@ -180,7 +180,7 @@ fn a_statement_that_cannot_be_made_any_more_fails_for_that_reason() {
     bench.forward(&query("PREPARE s AS select a from t"));
     bench.answer(&[complete("PREPARE"), ready(TransactionStatus::Idle)].concat());
     bench.session.release();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.attach(false);
     bench.forward(&query("EXECUTE s"));
     bench.client_got();
@@ -226,7 +226,7 @@ fn an_unnamed_statement_that_is_not_parsed_yet_is_waited_for() {
 /// A client of another session that has the same servers.
 fn another(bench: &mut Bench) {
     bench.session.release();
-    bench.session = Session::new("", 1 << 30);
+    bench.session = Session::new(1 << 30);
     bench.attach(false);
 }
 
@@ -280,7 +280,7 @@ fn a_statement_made_again_has_its_types_and_its_columns_or_is_refused() {
         bench.attach(false);
         prepare(&mut bench, "s", "select $1", &described(23, "a"));
         bench.session.release();
-        bench.server = Server::new(&Arc::default(), "");
+        bench.server = Server::new(&Arc::default());
         bench.attach(false);
         assert_eq!(bench.forward(&used), 0);
         assert!(!bench.session.wants_input(&bench.server) && !bench.session.releasable(&bench.server));
@@ -307,7 +307,7 @@ fn a_changed_statement_is_described_up_to_its_columns() {
     bench.attach(false);
     prepare(&mut bench, "s", "select $1", &described(23, "a"));
     bench.session.release();
-    bench.server = Server::new(&Arc::default(), "");
+    bench.server = Server::new(&Arc::default());
     bench.attach(false);
     let mut input = Vec::new();
     write::statement_target(&mut input, b'D', b"s");
@@ -329,8 +329,8 @@ fn a_first_parse_of_another_meaning_on_another_server_does_not_touch_what_is_sha
     bench.attach(false);
     prepare(&mut bench, "s", "select $1", &described(23, "a"));
     let first = bench.session;
-    bench.session = Session::new("", 1 << 30);
-    bench.server = Server::new(&Arc::default(), "");
+    bench.session = Session::new(1 << 30);
+    bench.server = Server::new(&Arc::default());
     bench.attach(false);
     // The type of the parameter has changed, which shows in no column.
     assert_eq!(prepare(&mut bench, "s", "select $1", &described(20, "a")), "Pmetako_1 Dmetako_1 S");

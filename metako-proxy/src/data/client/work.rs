@@ -153,7 +153,7 @@ impl<E: Env> ClientTask<E> {
             handle: &self.handle,
             traffic,
             cx: session_cx(&self.core, settings, self.scope),
-            time_outs: TimeOuts::of(&settings.config),
+            time_outs: TimeOuts::of(&settings.config, &self.who.user),
             broken: None,
             cancelled: false,
             read_only: false,

@@ -303,12 +303,7 @@ pub(super) async fn open<E: Env>(
             return Err(CheckoutError::Open(error));
         }
     };
-    let own_name = backend.parameters.iter().find(|(name, _)| name == "application_name").cloned();
     let reported = core.pools.report(who, backend.parameters);
-    let mut protocol = Server::new(&reported, &who.application_name);
-    if let Some((name, value)) = own_name {
-        protocol.reports(&name, &value);
-    }
     let Some(server) = opening.server.take() else { return Err(CheckoutError::NoNode) };
     {
         let mut state = cell.state.lock();
@@ -321,7 +316,7 @@ pub(super) async fn open<E: Env>(
         Cell::deliver(core, &mut state, None, grant);
     }
     let conn = Conn {
-        server: protocol,
+        server: Server::new(&reported),
         stream: backend.stream,
         id: server,
         epoch,
@@ -353,8 +348,5 @@ fn target<E: Env>(core: &Core<E>, node: &NodeName, who: &Who) -> Option<Target> 
     target.user.clone_from(&who.user);
     target.database.clone_from(&who.database);
     target.parameters.clone_from(&who.parameters);
-    if !who.application_name.is_empty() {
-        target.parameters.push(("application_name".to_owned(), who.application_name.clone()));
-    }
     Some(target)
 }

@@ -46,7 +46,7 @@ async fn with_relay(
     };
     let mut conn = Conn {
         stream: server_stream,
-        server: Server::new(&Arc::default(), ""),
+        server: Server::new(&Arc::default()),
         id: ServerId(1),
         epoch: Epoch(1),
         cancel: Arc::new(CancelTarget { target, process_id: 1, secret_key: Vec::new() }),
@@ -57,11 +57,12 @@ async fn with_relay(
     };
     let mut client = ClientSide {
         stream: client_stream,
-        session: Session::new("", 1 << 20),
+        session: Session::new(1 << 20),
         input,
         output: Outbox::default(),
         stalled: false,
         leaving: false,
+        vanished: false,
         timer: None,
         armed: false,
     };
@@ -99,7 +100,7 @@ const ANSWER: &[u8] = b"I\0\0\0\x04Z\0\0\0\x05I";
 #[tokio::test(start_paused = true)]
 async fn what_a_full_pipeline_left_over_is_sent_when_answers_come() {
     const MANY: usize = (1 << 16) + 10;
-    let time_outs = TimeOuts { read: None, write: None };
+    let time_outs = TimeOuts { read: None, write: None, own: Duration::from_secs(30) };
     let scene = async |mut client: DuplexStream, mut server: DuplexStream| {
         let mut sent = vec![0; QUERY.len() << 16];
         server.read_exact(&mut sent).await.unwrap();
@@ -123,7 +124,8 @@ async fn what_a_full_pipeline_left_over_is_sent_when_answers_come() {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_server_is_timed_out_and_given_up_when_it_takes_no_cancel() {
-    let time_outs = TimeOuts { read: None, write: Some(Duration::from_secs(3)) };
+    let time_outs =
+        TimeOuts { read: None, write: Some(Duration::from_secs(3)), own: Duration::from_secs(30) };
     let scene = async |client: DuplexStream, server: DuplexStream| {
         tokio::time::sleep(Duration::from_mins(1)).await;
         drop((client, server));
@@ -137,7 +139,8 @@ async fn a_silent_server_is_timed_out_and_given_up_when_it_takes_no_cancel() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_is_slow_to_read_is_no_reason_to_cancel() {
-    let time_outs = TimeOuts { read: None, write: Some(Duration::from_secs(3)) };
+    let time_outs =
+        TimeOuts { read: None, write: Some(Duration::from_secs(3)), own: Duration::from_secs(30) };
     let row = [&b"D\0\x01\0\x04"[..], &vec![0; 1 << 16]].concat();
     let scene = async |mut client: DuplexStream, mut server: DuplexStream| {
         server.write_all(&row.repeat(8)).await.unwrap();
@@ -148,4 +151,38 @@ async fn a_client_that_is_slow_to_read_is_no_reason_to_cancel() {
     };
     let end = with_relay(time_outs, QUERY.to_vec(), scene).await;
     assert!(matches!(end, End::Released), "{end:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_sent_before_it_vanished_is_done_if_that_takes_no_longer_than_it_may() {
+    let time_outs = TimeOuts { read: None, write: None, own: Duration::from_secs(30) };
+    for is_answered in [true, false] {
+        let scene = async |client: DuplexStream, mut server: DuplexStream| {
+            drop(client);
+            let mut sent = vec![0; QUERY.len() * 2];
+            server.read_exact(&mut sent).await.unwrap();
+            tokio::time::sleep(if is_answered { VANISHED_MAX / 2 } else { VANISHED_MAX * 2 }).await;
+            server.write_all(&ANSWER.repeat(2)).await.unwrap();
+        };
+        let end = with_relay(time_outs, QUERY.repeat(2), scene).await;
+        assert!(matches!(end, End::Released) == is_answered, "{end:?}");
+        assert!(matches!(end, End::ClientGone) != is_answered, "{end:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_answer_metako_is_given_up() {
+    let time_outs = TimeOuts { read: None, write: None, own: Duration::from_secs(30) };
+    let scene = async |client: DuplexStream, mut server: DuplexStream| {
+        let mut answer = Vec::new();
+        // A setting that no statement explains.
+        metako_core::wire::write::parameter_status(&mut answer, "TimeZone", "UTC");
+        answer.extend_from_slice(ANSWER);
+        server.write_all(&answer).await.unwrap();
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        drop((client, server));
+    };
+    let end = with_relay(time_outs, QUERY.to_vec(), scene).await;
+    let End::ServerLost(how) = end else { panic!("{end:?}") };
+    assert_eq!(how, "it did not answer what metako asked it within pool.wait_timeout");
 }

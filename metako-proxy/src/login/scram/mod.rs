@@ -144,7 +144,17 @@ impl<'a> Exchange<'a> {
     pub(super) fn finish(self, client_final: &[u8]) -> Result<Proven, ScramError> {
         let message = text(client_final)?;
         let mut attributes = Attributes(message);
-        let binding = attributes.value('c')?;
+        if attributes.value('c')? != self.binding {
+            return Err(match self.mechanism {
+                Mechanism::Plus => {
+                    refused(sqlstate::INVALID_AUTHORIZATION, "SCRAM channel binding check failed")
+                }
+                Mechanism::Plain => refused(
+                    sqlstate::PROTOCOL_VIOLATION,
+                    "unexpected SCRAM channel-binding attribute in client-final-message",
+                ),
+            });
+        }
         let nonce = attributes.value('r')?;
         let (without_proof, proof) = loop {
             let read = &message[..message.len() - attributes.0.len()];
@@ -157,17 +167,6 @@ impl<'a> Exchange<'a> {
         let proof = proof.ok_or_else(|| malformed("Malformed proof in client-final-message."))?;
         if !attributes.0.is_empty() {
             return Err(malformed("Garbage found at the end of client-final-message."));
-        }
-        if binding != self.binding {
-            return Err(match self.mechanism {
-                Mechanism::Plus => {
-                    refused(sqlstate::INVALID_AUTHORIZATION, "SCRAM channel binding check failed")
-                }
-                Mechanism::Plain => refused(
-                    sqlstate::PROTOCOL_VIOLATION,
-                    "unexpected SCRAM channel-binding attribute in client-final-message",
-                ),
-            });
         }
         if nonce != self.nonce {
             let report = Report::fatal(sqlstate::PROTOCOL_VIOLATION, "invalid SCRAM response");

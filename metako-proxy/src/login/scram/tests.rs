@@ -226,6 +226,7 @@ fn what_is_wrong_is_told_in_postgresqls_words() {
     }
     for (last, expected) in [
         ("nonsense", "Expected attribute \"c\" but found \"'n'\"."),
+        ("c=eSws,nonsense", "unexpected SCRAM channel-binding attribute in client-final-message"),
         ("c=biws,r=a", "Attribute expected, but found end of string."),
         ("c=biws,r=a,p=AA==", "Malformed proof in client-final-message."),
         (

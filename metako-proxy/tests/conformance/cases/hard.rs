@@ -3,7 +3,8 @@
 use crate::cases::cases;
 use crate::client::Client;
 use crate::send::{
-    FLUSH, SYNC, batch, bind, bind_to, copy_data, execute, function_call, lying, message, parse, query, run,
+    FLUSH, SYNC, TERMINATE, batch, bind, bind_to, copy_data, execute, function_call, lying, message, parse,
+    query, run,
 };
 use crate::stage::Stage;
 
@@ -22,6 +23,7 @@ cases![
     the_end_of_a_backend_at_work_is_told,
     a_backend_may_end_itself,
     a_client_gone_at_work_is_cancelled since 14,
+    what_was_sent_before_the_end_of_the_connection_is_done,
     a_client_gone_in_a_transaction_is_rolled_back,
     a_client_gone_in_a_batch_leaves_nothing,
     a_deadlock_is_an_error_of_one,
@@ -213,7 +215,7 @@ const AT_WORK: &str = "select count(*) from pg_stat_activity where datname = cur
 
 fn a_client_gone_at_work_is_cancelled(stage: &Stage<'_>) {
     let mut a = stage.client("a");
-    // A server asks for its client now and then where it is told to; metako notices at once.
+    // A server asks for its client now and then where it is told to; metako gives it five seconds.
     a.query("set client_connection_check_interval = '100ms'");
     a.send(&query("select pg_sleep(66)"));
     wait_for(stage, "pg_sleep(66)");
@@ -221,6 +223,30 @@ fn a_client_gone_at_work_is_cancelled(stage: &Stage<'_>) {
     let mut watcher = stage.watcher();
     watcher.wait_until(AT_WORK, "0");
     watcher.leave();
+}
+
+fn what_was_sent_before_the_end_of_the_connection_is_done(stage: &Stage<'_>) {
+    let mut a = stage.client("a");
+    a.asks("create table t (id int)", "CZ");
+    let insert = [&run("insert into t values (1)"), SYNC].concat();
+    let ahead = batch(&[&query("select pg_sleep(0.3)"), &insert, &query("insert into t values (2)")]);
+    let half = &query("insert into t values (3)")[..9];
+    for (more, shape) in [(&[][..], "TDCZ12CZCZ"), (half, "TDCZ12CZCZ"), (TERMINATE, "TDCZ12CZCZ")] {
+        let mut b = stage.client("b");
+        b.send(&batch(&[&ahead, more]));
+        b.stop_sending();
+        b.says_at_last(shape);
+    }
+    let mut c = stage.client("c");
+    c.send(&query("insert into t select 4 from pg_sleep(0.3)"));
+    wait_for(stage, "insert into t select 4");
+    c.vanish();
+    let mut watcher = stage.watcher();
+    watcher.wait_until(AT_WORK, "0");
+    let rows = watcher.value("select string_agg(id::text, ',' order by id) from t");
+    stage.note("rows", rows);
+    watcher.leave();
+    a.leave();
 }
 
 fn a_client_gone_in_a_transaction_is_rolled_back(stage: &Stage<'_>) {

@@ -253,6 +253,13 @@ fn an_application_name_may_change(stage: &Stage<'_>) {
     a.asks_of_all("show application_name");
     a.asks("reset application_name", "CSZ");
     a.asks_of_all("show application_name");
+    a.asks("begin; set application_name = 'changed'", "CCSZ");
+    a.asks("reset all", "CSZ");
+    a.asks("show application_name", "TDCZ");
+    a.asks("commit", "CZ");
+    b.asks("set application_name = 'changed'; set application_name = default", "CCZ");
+    b.asks("show application_name", "TDCZ");
+    a.asks_of_all("show application_name");
     a.leave();
     b.leave();
 }

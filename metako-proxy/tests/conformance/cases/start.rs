@@ -64,7 +64,10 @@ fn the_start_up_reports_all_parameters(stage: &Stage<'_>) {
 }
 
 fn the_start_up_echoes_what_the_client_set(stage: &Stage<'_>) {
-    let sets: [&[(&str, &str)]; 7] = [
+    let long = "it's \u{e9}".repeat(11);
+    let sets: [&[(&str, &str)]; 9] = [
+        &[("application_name", &long)],
+        &[("application_name", &long[1..]), ("options", "-c application_name=by_options")],
         &[("client_encoding", "latin1"), ("TimeZone", "asia/tokyo")],
         &[("CLIENT_ENCODING", "utf-8"), ("timezone", "-3")],
         &[("datestyle", "german"), ("IntervalStyle", "iso_8601"), ("application_name", "it's \u{e9}")],
@@ -81,6 +84,7 @@ fn the_start_up_echoes_what_the_client_set(stage: &Stage<'_>) {
         let mut a = stage.connection("a");
         if enter(&mut a, stage, more) {
             a.query("show application_name");
+            a.query("select application_name from pg_stat_activity where pid = pg_backend_pid()");
         }
         a.leave();
     }
