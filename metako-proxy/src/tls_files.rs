@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use metako_core::config::TlsFiles;
+use nix::fcntl::OFlag;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -234,7 +235,9 @@ fn exposed(access: &Access, user: u32) -> Option<&'static str> {
 }
 
 fn open(file: TlsFile, path: &Path) -> Result<File, TlsFileError> {
-    File::open(path).map_err(|source| unreadable(file, path, source))
+    // A pipe by that name would be waited for without end.
+    let opened = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
+    opened.map_err(|source| unreadable(file, path, source))
 }
 
 fn unreadable(file: TlsFile, path: &Path, source: io::Error) -> TlsFileError {

@@ -56,6 +56,15 @@ impl Day {
         let cluster = running::cluster(2, synchronous);
         let metako = Metako::start(&running::configuration(&cluster, ""));
         metako.wait_until_open(2);
+        if synchronous.is_some() {
+            eventually("no commit is acknowledged without a standby", || {
+                let status = metako.status()?;
+                let reasons = status["decisions"].as_array().into_iter().flatten();
+                let mut reasons = reasons.filter_map(|decision| decision["reason"].as_str());
+                let in_force = reasons.any(|reason| reason.starts_with("a commit is acknowledged when"));
+                if in_force { Ok(()) } else { Err(status.to_string()) }
+            });
+        }
         running::client(
             &cluster,
             "psql",

@@ -36,7 +36,7 @@ pub(super) enum Parsed {
 
 impl Network {
     /// One address and no other.
-    pub(super) fn host(address: IpAddr) -> Self {
+    pub fn host(address: IpAddr) -> Self {
         let mask = match address {
             IpAddr::V4(_) => IpAddr::V4(u32::MAX.into()),
             IpAddr::V6(_) => IpAddr::V6(u128::MAX.into()),

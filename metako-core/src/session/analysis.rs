@@ -1,7 +1,9 @@
 //! What PostgreSQL's analysis of a text depends on beside the text: statements are shared by those alone to whom a text
 //! means the same.
 
+use super::acts::{contains_word, has_prefix};
 use super::pins::Pins;
+use super::settings::Made;
 use super::{Server, Session, SessionCx};
 use crate::plugin::Effects;
 
@@ -63,6 +65,7 @@ impl Session {
         if self.pins.has(own)
             || self.becoming.suspect.has(Effects::HOLDS)
             || self.becoming.set.other
+            || self.may_be_setting(server)
             || names_a_moment(sql)
         {
             return None;
@@ -73,8 +76,11 @@ impl Session {
                 context.extend_from_slice(part);
             }
         };
+        // What the server reports is what it had before it becomes what the session needs.
+        let becomes = server.replies.becomes_the_sessions();
         for name in REPORTED {
-            if let Some(value) = server.reported.changed(name) {
+            let made = || self.settings.get(&name.to_ascii_lowercase()).map(Made::bytes);
+            if let Some(value) = if becomes { made() } else { server.reported.changed(name) } {
                 add(name, value);
             }
         }
@@ -88,19 +94,28 @@ impl Session {
         }
         Some(context)
     }
+
+    /// Whether something that was sent and is not answered may make a setting.
+    fn may_be_setting(&self, server: &Server) -> bool {
+        let opaque = self.becoming.suspect.has(Effects::OPAQUE);
+        server.replies.carry() || (opaque && server.replies.front().is_some() && !server.answers_metako())
+    }
 }
 
-/// Whether a constant may mean the moment of the Parse: `'now'` and its like.
+/// Whether a constant may mean the moment of the Parse: `'now'` and its like, however it is quoted. Errs towards yes.
 fn names_a_moment(sql: &[u8]) -> bool {
-    let mut rest = sql;
-    while let Some(quote) = rest.iter().position(|&byte| byte == b'\'') {
-        rest = &rest[quote + 1..];
-        let text = rest.trim_ascii_start();
-        if MOMENTS.iter().any(|word| text.get(..word.len()).is_some_and(|t| t.eq_ignore_ascii_case(word))) {
-            return true;
-        }
-    }
-    false
+    let is_quoted = memchr::memchr2(b'\'', b'$', sql).is_some();
+    let is_escaped =
+        || memchr::memchr(b'\\', sql).is_some() && (contains_word(sql, b"e'") || contains_word(sql, b"u&'"));
+    is_quoted && (is_escaped() || MOMENTS.iter().any(|word| has_constant(sql, word)))
+}
+
+/// Whether a word stands there that is not the name of a function.
+fn has_constant(sql: &[u8], word: &[u8]) -> bool {
+    (0..sql.len()).any(|at| {
+        let begins = at == 0 || !sql[at - 1].is_ascii_alphanumeric();
+        begins && has_prefix(&sql[at..], word) && !sql[at + word.len()..].trim_ascii_start().starts_with(b"(")
+    })
 }
 
 #[cfg(test)]
@@ -109,7 +124,14 @@ mod tests {
 
     #[test]
     fn moments_are_found_in_constants_alone() {
-        for sql in ["select 'now'::timestamptz", "select date ' TODAY'", "select 'a', 'Yesterday 10:00'"] {
+        for sql in [
+            "select 'now'::timestamptz",
+            "select date ' TODAY'",
+            "select 'a', 'Yesterday 10:00'",
+            "select '10:00 today'::timestamptz",
+            "select $$now$$::date",
+            r"select E'\x6eow'::date",
+        ] {
             assert!(names_a_moment(sql.as_bytes()), "{sql}");
         }
         for sql in ["select now()", "select 'know'", "select tomorrow from t", "'", ""] {

@@ -10,6 +10,9 @@ use super::{Server, Session, SessionCx};
 use crate::wire::sqlstate;
 use crate::wire::write;
 
+/// So many shared statements may wait to take the place of the client's own.
+const FINDS_MAX: usize = 256;
+
 /// What Parses were found to be.
 #[derive(Debug, Default)]
 pub(super) struct Finds {
@@ -69,7 +72,11 @@ impl Session {
             By::Client { name, shared: Some(shared) } => {
                 if shared.description() == Some(&found) {
                     let found = FoundShared { name, parsed: statement, shared };
-                    self.finds.get_or_insert_default().shared.push(found);
+                    let finds = &mut self.finds.get_or_insert_default().shared;
+                    // Else it stays the client's own, which is as good.
+                    if finds.len() < FINDS_MAX {
+                        finds.push(found);
+                    }
                 } else {
                     shared.expire();
                     statement.describe(found);
@@ -109,8 +116,22 @@ impl Session {
         for FoundNew { name, parsed, description } in self.take_finds(|finds| &mut finds.new) {
             let own = cx.statements.unshared(parsed.tail(), parsed.verdict(), false, None);
             own.describe(description);
-            if self.names.replace(&name, &parsed, &own) {
-                self.note_name(&Undo::Forget(name, own));
+            self.take_for(&name, &parsed, &own);
+        }
+    }
+
+    /// A name means another statement from now on, which is the same to the client: a unit that is repeated makes, or keeps,
+    /// the name all the same.
+    pub(super) fn take_for(&mut self, name: &[u8], before: &Arc<Statement>, now: &Arc<Statement>) {
+        if !self.names.replace(name, before, now) {
+            return;
+        }
+        for undo in &mut self.unit_names {
+            if let Undo::Forget(known, made) = undo
+                && known.as_ref() == name
+                && Arc::ptr_eq(made, before)
+            {
+                *made = Arc::clone(now);
             }
         }
     }

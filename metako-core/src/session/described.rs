@@ -73,6 +73,10 @@ pub(super) struct Describing {
 impl Describing {
     /// A ParameterDescription, a RowDescription or a NoData begins.
     pub(super) fn begin(&mut self, tag: u8) {
+        if tag == b't' {
+            // What came before it was cut short by an error.
+            *self = Self::default();
+        }
         self.tag = Some(tag);
     }
 

@@ -361,7 +361,7 @@ impl Session {
         let unit = server.replies.unit();
         let undo = self.names.insert(parse.name, Arc::clone(&statement));
         self.note_name(&undo);
-        self.fresh.names.push((unit, parse.name.into()));
+        self.fresh.add(unit, parse.name);
         let presence = server.prepared.presence(&statement, unit);
         let out = pipe.replace(HEADER + header.length as usize);
         self.make_room(server, &statement, presence, out);
@@ -448,7 +448,7 @@ impl Session {
             (Some(undo), _) => {
                 self.note_name(&undo);
                 if let Target::Statement(name) = target {
-                    self.fresh.names.push((server.replies.unit(), name.into()));
+                    self.fresh.add(server.replies.unit(), name);
                 }
                 pipe.replace(HEADER + header.length as usize);
                 self.sent(server, Owed::ClosedHere { undo });

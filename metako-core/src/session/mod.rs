@@ -185,6 +185,9 @@ enum Here {
     Yes,
 }
 
+/// So many changed names are told apart.
+const FRESH_MAX: usize = 256;
+
 /// Names whose change was sent and not answered: what uses them in a later unit waits.
 #[derive(Debug, Default)]
 struct Fresh {
@@ -200,6 +203,16 @@ struct Fresh {
 impl Fresh {
     fn is_empty(&self) -> bool {
         self.names.is_empty() && self.all.is_none() && self.settings.is_none()
+    }
+
+    /// A name changes in this unit.
+    fn add(&mut self, unit: u64, name: &[u8]) {
+        if self.names.len() < FRESH_MAX {
+            self.names.push((unit, name.into()));
+        } else {
+            self.names.clear();
+            self.all = Some(unit);
+        }
     }
 
     /// All units before this one are answered.
@@ -348,6 +361,8 @@ impl Session {
     pub fn awaited(&self, server: &Server) -> Awaited {
         if server.answers_metako() && server.replies.outstanding() == 0 {
             Awaited::Own
+        } else if self.waiting && server.replies.describing() {
+            self.awaited
         } else if self.open.committing || server.replies.outstanding() == 0 || server.replies.copying_in() {
             Awaited::Unbounded
         } else {
@@ -437,12 +452,18 @@ impl Session {
         }
     }
 
-    /// No server could be found to repeat the unit on. Appends the error and the ReadyForQuery that the unit awaits.
+    /// No server could be found to repeat the unit on. Appends the error and the ReadyForQuery that the unit awaits; where its
+    /// end was not taken yet, that comes when it is.
     pub fn refuse_repeat(&mut self, error: &Report, to_client: &mut Vec<u8>) {
+        let complete = matches!(self.state, State::Attached(Attachment::Unit { complete: true, .. }));
         self.undo_unit();
         self.release();
         write::error_response(to_client, error);
-        write::ready_for_query(to_client, TransactionStatus::Idle);
+        if complete {
+            write::ready_for_query(to_client, TransactionStatus::Idle);
+        } else {
+            self.state = State::Skipping;
+        }
     }
 
     /// The client was told nothing of the unit at hand: what it did to names, answered or not, was not done.

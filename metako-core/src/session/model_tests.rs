@@ -262,9 +262,10 @@ impl Model {
         true
     }
 
-    /// Whether a statement has still the columns that it had when it was parsed.
+    /// Whether a statement has still the columns that it had when it was parsed. Of the unnamed one nobody notices: it is
+    /// parsed anew on each server.
     fn is_current(&mut self, name: &[u8]) -> bool {
-        let of_table = read::text(&self.statements[name]).unwrap().0 == OF_TABLE;
+        let of_table = !name.is_empty() && read::text(&self.statements[name]).unwrap().0 == OF_TABLE;
         let changed = of_table && self.parsed.get(name).is_some_and(|then| *then != self.table.get());
         if changed {
             self.fail("0A000", "cached plan must not change result type".to_owned());

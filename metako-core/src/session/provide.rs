@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::described::Description;
 use super::forward::Pipe;
 use super::replies::{By, Owed};
-use super::statements::{NO_SUCH_NAME, PREFIX, Presence, Statement, Undo};
-use super::{Here, Server, Session, SessionCx};
+use super::statements::{NO_SUCH_NAME, PREFIX, Presence, Statement};
+use super::{Awaited, Here, Server, Session, SessionCx};
 use crate::wire::write::{self, TransactionStatus};
 
 /// How a statement is called on the server.
@@ -86,6 +86,7 @@ impl Session {
         self.bring(server, &statement, presence, out);
         if statement.description().is_some_and(Description::has_columns) && server.replies.describing() {
             write::frame(out, b'H', |_| {});
+            self.awaited = if statement.verdict().class.is_read() { Awaited::Read } else { Awaited::Write };
             return OnServer::NotYet;
         }
         OnServer::Named(statement)
@@ -106,9 +107,7 @@ impl Session {
         if let Some(found) = statement.description() {
             own.describe(found.clone());
         }
-        if self.names.replace(name, &statement, &own) {
-            self.note_name(&Undo::Forget(name.into(), Arc::clone(&own)));
-        }
+        self.take_for(name, &statement, &own);
         own
     }
 

@@ -311,6 +311,19 @@ impl Replies {
         self.owed.iter().any(|owed| matches!(owed, Owed::Described(_)))
     }
 
+    /// Whether the settings of the session at hand are about to be made.
+    pub(super) fn becomes_the_sessions(&self) -> bool {
+        self.owed.iter().any(|owed| matches!(owed, Owed::Metako(Asked::State | Asked::Name)))
+    }
+
+    /// Whether something is to be answered that is about the session itself.
+    pub(super) fn carry(&self) -> bool {
+        let about_it = |owed: &Owed| {
+            matches!(owed, Owed::Query { carried: Some(_) } | Owed::Execute { carried: Some(_) })
+        };
+        self.owed.iter().any(about_it)
+    }
+
     /// Whether messages wait for a Sync that the client has not sent.
     pub(super) fn unsynced(&self) -> bool {
         self.unsynced

@@ -84,6 +84,11 @@ impl Outbox {
         self.sent = 0;
     }
 
+    /// Forgets all that was to be written, also what the stream holds: nobody reads it any more.
+    pub(super) fn discard(&mut self) {
+        *self = Self::default();
+    }
+
     /// Where to append.
     pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
         &mut self.bytes

@@ -114,7 +114,7 @@ impl<E: Env> ClientTask<E> {
             match side.output.poll_flush(&mut side.stream, cx) {
                 Poll::Ready(Err(_)) => {
                     // What it sent before is done all the same.
-                    side.output.clear();
+                    side.output.discard();
                     side.vanish();
                     Poll::Ready(Ok(()))
                 }

@@ -366,11 +366,11 @@ impl<E: Env> Pools<E> {
             // One reference is the list's, one is that of this round.
             let unused = Arc::strong_count(&cell) == 2;
             if state.vacancy.is_wanted(now, cell.traffic.databases.load(Ordering::Relaxed)) && unused {
-                state.warm = None;
                 let vacated = state.pool.vacate();
                 closed.extend(Cell::take_idle(&mut state, vacated));
+            } else {
+                ahead::begin(core, &cell, &mut state);
             }
-            ahead::begin(core, &cell, &mut state);
             *idle_by_node.entry(cell.node.clone()).or_default() += state.idle.len() as u64;
             drop(state);
             drop(closed);

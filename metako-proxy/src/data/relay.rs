@@ -187,7 +187,7 @@ where
             }
             Poll::Ready(Err(_)) => {
                 // It left without waiting for the answer to what it asked for; that is finished all the same.
-                self.client.output.clear();
+                self.client.output.discard();
                 self.client.vanish();
                 self.look_around()?;
                 Ok(true)
@@ -254,7 +254,7 @@ where
         } else {
             let sent = self.client.output.send(&mut self.client.stream, cx, made);
             if sent.is_err() {
-                self.client.output.clear();
+                self.client.output.discard();
                 self.client.vanish();
             }
         }

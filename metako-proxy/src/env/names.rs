@@ -2,21 +2,22 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
-use tokio::sync::Semaphore;
+use crate::login::{Line, Turns};
 
 /// So many threads may wait for the name service at a time. It cannot be cancelled, so those who no longer wait for it
 /// count as well.
 const THREADS_MAX: usize = 16;
 
-static THREADS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(THREADS_MAX)));
+static THREADS: LazyLock<Turns> = LazyLock::new(|| Turns::new(THREADS_MAX));
 
 /// The name of an address, if that name has that address.
 pub(super) async fn host_of(address: IpAddr) -> io::Result<Option<String>> {
-    let place = Arc::clone(&THREADS).acquire_owned().await.map_err(io::Error::other)?;
+    let turn = THREADS.take(Line::of(address)).await;
+    let turn = turn.map_err(|_| io::Error::other("too many wait for names already"))?;
     let asked = move || {
-        let _place = place;
+        let _turn = turn;
         let name = dns_lookup::lookup_addr(&address)?;
         let has = dns_lookup::lookup_host(&name)?.any(|one| one.to_canonical() == address);
         Ok(has.then_some(name))

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::lookup::LookupError;
 use crate::env::Env;
 
 /// How long a client waits for the name of its host.
@@ -14,8 +15,8 @@ const NAME_MAX: Duration = Duration::from_secs(5);
 /// Finds out the names of hosts.
 #[async_trait]
 pub trait HostNames: fmt::Debug + Send + Sync {
-    /// The name of an address, if that name has that address; `None` also where that is not found out in time.
-    async fn host_of(&self, address: IpAddr) -> Option<String>;
+    /// The name of an address, if it has one, and that name has that address.
+    async fn host_of(&self, address: IpAddr) -> Result<Option<String>, LookupError>;
 }
 
 /// By the name service of a world.
@@ -29,17 +30,15 @@ impl<E> fmt::Debug for EnvHostNames<E> {
 
 #[async_trait]
 impl<E: Env> HostNames for EnvHostNames<E> {
-    async fn host_of(&self, address: IpAddr) -> Option<String> {
+    async fn host_of(&self, address: IpAddr) -> Result<Option<String>, LookupError> {
         match tokio::time::timeout(NAME_MAX, self.0.host_of(address)).await {
-            Ok(Ok(name)) => name,
+            Ok(Ok(name)) => Ok(name),
             Ok(Err(error)) => {
-                tracing::debug!(%address, %error, "the name of a client's host could not be found out");
-                None
+                tracing::debug!(%address, %error, "a client's address has no name");
+                Ok(None)
             }
-            Err(_) => {
-                tracing::warn!(%address, "the name of a client's host was not found out within {NAME_MAX:?}");
-                None
-            }
+            // Others may keep the name service busy: that decides nothing about this client.
+            Err(_) => Err(LookupError(format!("no name of {address} was found out within {NAME_MAX:?}"))),
         }
     }
 }

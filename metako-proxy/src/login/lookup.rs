@@ -1,4 +1,4 @@
-//! What only a server knows of a user: asked for, and kept for a while.
+//! What only a server knows of a user: asked for at each log-in, so that what is changed there holds at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,11 +20,6 @@ use super::turns::{Line, Turns};
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Questions at a time.
 const QUESTIONS_MAX: usize = 4;
-/// How long an answer holds: one about a user, and one that there is none.
-const FOUND_FOR: Duration = Duration::from_secs(30);
-const MISSING_FOR: Duration = Duration::from_secs(3);
-/// After a log-in that failed the secret may have changed; but it is not asked for again at every guess.
-const DOUBTED_AFTER: Duration = Duration::from_secs(1);
 /// Answers of each kind that are kept.
 const KEPT_MAX: usize = 1000;
 
@@ -47,8 +42,8 @@ pub trait RoleLookup: Send + Sync {
 #[error("{0}")]
 pub struct LookupError(pub String);
 
-/// [`SecretLookup`] with few questions at a time, a time-out, and answers that are kept for a while.
-pub(super) struct CachedLookup {
+/// [`SecretLookup`] with few questions at a time, a time-out, and answers shared by those who ask at the same time.
+pub(super) struct SharedLookup {
     source: Arc<dyn SecretLookup>,
     answers: Answers<Arc<Stored>>,
     /// Of those found.
@@ -56,24 +51,24 @@ pub(super) struct CachedLookup {
 }
 
 /// [`RoleLookup`] likewise.
-pub(super) struct CachedRoles {
+pub(super) struct SharedRoles {
     source: Arc<dyn RoleLookup>,
     answers: Answers<Arc<BTreeSet<String>>>,
 }
 
-impl fmt::Debug for CachedLookup {
+impl fmt::Debug for SharedLookup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("CachedLookup")
+        f.write_str("SharedLookup")
     }
 }
 
-impl fmt::Debug for CachedRoles {
+impl fmt::Debug for SharedRoles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("CachedRoles")
+        f.write_str("SharedRoles")
     }
 }
 
-impl CachedLookup {
+impl SharedLookup {
     pub(super) fn new(source: Arc<dyn SecretLookup>) -> Self {
         Self { source, answers: Answers::default(), manner: Mutex::default() }
     }
@@ -101,14 +96,9 @@ impl CachedLookup {
     pub(super) fn manner(&self) -> Manner {
         self.manner.lock().unwrap_or(Manner::POSTGRESQL)
     }
-
-    /// A log-in by the secret failed: it may be out of date, so that the next log-in asks again.
-    pub(super) fn doubt(&self, user: &str) {
-        self.answers.doubt(user);
-    }
 }
 
-impl CachedRoles {
+impl SharedRoles {
     pub(super) fn new(source: Arc<dyn RoleLookup>) -> Self {
         Self { source, answers: Answers::default() }
     }
@@ -151,7 +141,7 @@ impl<T> Default for Answers<T> {
     }
 }
 
-/// Users found and users missing are kept apart, so that made-up names push out no real ones.
+/// The last answers. Users found and users missing are kept apart, so that made-up names push out no real ones.
 struct Kept<T> {
     found: BTreeMap<String, Given<T>>,
     missing: BTreeMap<String, Given<T>>,
@@ -159,34 +149,31 @@ struct Kept<T> {
 
 struct Given<T> {
     answer: T,
-    at: Instant,
-    doubted: bool,
+    /// When it was asked for.
+    asked: Instant,
 }
 
 impl<T: Answer> Answers<T> {
-    /// The answer about a user, from what is kept or by asking; whether it was asked for.
+    /// The answer to a question about a user that is asked now, or was while this one waited for its turn; whether it was
+    /// this one.
     async fn get(
         &self,
         user: &str,
         from: IpAddr,
         question: impl Future<Output = Result<T, LookupError>>,
     ) -> Result<(T, bool), LookupError> {
-        let line = {
-            let kept = self.kept.lock();
-            if let Some(answer) = kept.find(user) {
-                return Ok((answer, false));
-            }
-            if kept.found.contains_key(user) { Line::Known(user.to_owned()) } else { Line::of(from) }
-        };
+        let begun = Instant::now();
+        let is_known = self.kept.lock().found.contains_key(user);
+        let line = if is_known { Line::Known(user.to_owned()) } else { Line::of(from) };
         let asked = async {
             let turn = self.turns.take(line).await;
             let _turn = turn.map_err(|_| LookupError("too many names are asked for already".to_owned()))?;
-            // While it waited, the same may have been asked.
-            if let Some(answer) = self.kept.lock().find(user) {
+            if let Some(answer) = self.kept.lock().asked_since(user, begun) {
                 return Ok((answer, false));
             }
+            let asked = Instant::now();
             let answer = question.await?;
-            self.kept.lock().keep(user, answer.clone());
+            self.kept.lock().keep(user, answer.clone(), asked);
             Ok((answer, true))
         };
         tokio::time::timeout(ANSWER_MAX, asked)
@@ -197,42 +184,29 @@ impl<T: Answer> Answers<T> {
     fn among_found<R>(&self, look: impl FnOnce(&mut dyn Iterator<Item = &T>) -> R) -> R {
         look(&mut self.kept.lock().found.values().map(|given| &given.answer))
     }
-
-    fn doubt(&self, user: &str) {
-        let mut kept = self.kept.lock();
-        let Kept { found, missing } = &mut *kept;
-        for given in [found, missing].into_iter().filter_map(|answers| answers.get_mut(user)) {
-            given.doubted |= given.at.elapsed() >= DOUBTED_AFTER;
-        }
-    }
 }
 
 impl<T: Answer> Kept<T> {
-    fn find(&self, user: &str) -> Option<T> {
-        let fresh = |answers: &BTreeMap<String, Given<T>>, limit| {
-            let given = answers.get(user).filter(|given| !given.doubted && given.at.elapsed() < limit);
-            given.map(|given| given.answer.clone())
-        };
-        fresh(&self.found, FOUND_FOR).or_else(|| fresh(&self.missing, MISSING_FOR))
+    fn asked_since(&self, user: &str, time: Instant) -> Option<T> {
+        let given = self.found.get(user).or_else(|| self.missing.get(user))?;
+        (given.asked >= time).then(|| given.answer.clone())
     }
 
-    fn keep(&mut self, user: &str, answer: T) {
-        let (answers, others, limit) = if answer.is_missing() {
-            (&mut self.missing, &mut self.found, MISSING_FOR)
+    fn keep(&mut self, user: &str, answer: T, asked: Instant) {
+        let (answers, others) = if answer.is_missing() {
+            (&mut self.missing, &mut self.found)
         } else {
-            (&mut self.found, &mut self.missing, FOUND_FOR)
+            (&mut self.found, &mut self.missing)
         };
         others.remove(user);
-        if answers.len() >= KEPT_MAX {
-            answers.retain(|_, given| given.at.elapsed() < limit);
-        }
         if answers.len() >= KEPT_MAX
+            && !answers.contains_key(user)
             && let Some(oldest) =
-                answers.iter().min_by_key(|(_, given)| given.at).map(|(name, _)| name.clone())
+                answers.iter().min_by_key(|(_, given)| given.asked).map(|(name, _)| name.clone())
         {
             answers.remove(&oldest);
         }
-        answers.insert(user.to_owned(), Given { answer, at: Instant::now(), doubted: false });
+        answers.insert(user.to_owned(), Given { answer, asked });
     }
 }
 
@@ -273,13 +247,13 @@ mod tests {
     const MD5: &str = "md50123456789abcdef0123456789abcdef";
     const OTHER_MD5: &str = "md5ffffffffffffffffffffffffffffffff";
 
-    fn server(secrets: &[(&str, &str)]) -> (Arc<Server>, CachedLookup) {
+    fn server(secrets: &[(&str, &str)]) -> (Arc<Server>, SharedLookup) {
         let secrets = secrets.iter().map(|(user, secret)| ((*user).to_owned(), (*secret).to_owned()));
         let server = Arc::new(Server { secrets: Mutex::new(secrets.collect()), ..Server::default() });
-        (Arc::clone(&server), CachedLookup::new(server))
+        (Arc::clone(&server), SharedLookup::new(server))
     }
 
-    async fn ask(lookup: &CachedLookup, user: &str) -> Result<Stored, LookupError> {
+    async fn ask(lookup: &SharedLookup, user: &str) -> Result<Stored, LookupError> {
         let from = IpAddr::V4([192, 0, 2, 1].into());
         lookup.stored(user, from, [0; SALT_LEN]).await.map(Arc::unwrap_or_clone)
     }
@@ -289,33 +263,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answers_hold_for_a_while() {
+    async fn what_is_changed_on_the_server_holds_at_the_next_log_in() {
         let (server, lookup) = server(&[("ann", MD5)]);
-        for _ in 0..3 {
-            assert_eq!(ask(&lookup, "ann").await, Ok(md5(MD5)));
-            assert_eq!(ask(&lookup, "joe").await, Ok(Stored::Nothing));
-        }
-        assert_eq!(server.asked.load(Ordering::SeqCst), 2);
+        assert_eq!(ask(&lookup, "ann").await, Ok(md5(MD5)));
+        assert_eq!(ask(&lookup, "joe").await, Ok(Stored::Nothing));
+        tokio::time::advance(Duration::from_nanos(1)).await;
         server.secrets.lock().insert("joe".to_owned(), MD5.to_owned());
         server.secrets.lock().insert("ann".to_owned(), OTHER_MD5.to_owned());
-        tokio::time::advance(MISSING_FOR).await;
         assert_eq!(ask(&lookup, "joe").await, Ok(md5(MD5)));
-        assert_eq!(ask(&lookup, "ann").await, Ok(md5(MD5)));
-        tokio::time::advance(FOUND_FOR).await;
         assert_eq!(ask(&lookup, "ann").await, Ok(md5(OTHER_MD5)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_log_in_that_failed_has_it_asked_again_but_not_at_every_guess() {
+    async fn those_who_wait_for_their_turn_share_an_answer() {
         let (server, lookup) = server(&[("ann", MD5)]);
-        assert_eq!(ask(&lookup, "ann").await, Ok(md5(MD5)));
-        server.secrets.lock().insert("ann".to_owned(), OTHER_MD5.to_owned());
-        lookup.doubt("ann");
-        assert_eq!(ask(&lookup, "ann").await, Ok(md5(MD5)));
-        tokio::time::advance(DOUBTED_AFTER).await;
-        lookup.doubt("ann");
-        assert_eq!(ask(&lookup, "ann").await, Ok(md5(OTHER_MD5)));
-        assert_eq!(server.asked.load(Ordering::SeqCst), 2);
+        let all = futures_util::future::join_all((0..50).map(|_| ask(&lookup, "ann"))).await;
+        assert!(all.iter().all(|stored| *stored == Ok(md5(MD5))));
+        assert_eq!(server.asked.load(Ordering::SeqCst), QUESTIONS_MAX);
     }
 
     #[tokio::test(start_paused = true)]
@@ -329,7 +293,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_question_without_answer_ends() {
         let server = Arc::new(Server { stuck: true, ..Server::default() });
-        let lookup = CachedLookup::new(server);
+        let lookup = SharedLookup::new(server);
         let error = ask(&lookup, "ann").await.unwrap_err();
         assert!(error.to_string().contains("no answer within 5s"), "{error}");
     }
@@ -344,8 +308,6 @@ mod tests {
         assert_eq!(server.most_at_once.load(Ordering::SeqCst), QUESTIONS_MAX);
         assert_eq!(lookup.answers.kept.lock().missing.len(), KEPT_MAX);
         // Made-up names did not push it out.
-        let asked = server.asked.load(Ordering::SeqCst);
-        assert_eq!(ask(&lookup, "ann").await, Ok(md5(MD5)));
-        assert_eq!(server.asked.load(Ordering::SeqCst), asked);
+        assert!(lookup.answers.kept.lock().found.contains_key("ann"));
     }
 }

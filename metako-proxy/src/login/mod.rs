@@ -36,12 +36,13 @@ use metako_core::wire::write::Report;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use hosts::{EnvHostNames, HostNames};
-use lookup::{CachedLookup, CachedRoles};
 pub use lookup::{LookupError, RoleLookup, SecretLookup};
+use lookup::{SharedLookup, SharedRoles};
 pub use messages::welcome;
 use refusals::Refusals;
 use rules::Rules;
 pub use tls::ServerTls;
+pub(crate) use turns::{Line, Turns};
 pub use users::Users;
 
 use crate::credential::ServerCredential;
@@ -61,8 +62,8 @@ pub struct LoginContext {
     pub require_tls: bool,
     /// How long a log-in may take, from the first byte to AuthenticationOk.
     pub login_timeout: Duration,
-    lookup: Option<Arc<CachedLookup>>,
-    roles: Option<Arc<CachedRoles>>,
+    lookup: Option<Arc<SharedLookup>>,
+    roles: Option<Arc<SharedRoles>>,
     hosts: Option<Arc<dyn HostNames>>,
     refusals: Arc<Refusals>,
 }
@@ -119,8 +120,8 @@ impl LoginContext {
             tls: None,
             require_tls: false,
             login_timeout: Duration::from_secs(10),
-            lookup: secrets.map(|secrets| Arc::new(CachedLookup::new(secrets))),
-            roles: roles.map(|roles| Arc::new(CachedRoles::new(roles))),
+            lookup: secrets.map(|secrets| Arc::new(SharedLookup::new(secrets))),
+            roles: roles.map(|roles| Arc::new(SharedRoles::new(roles))),
             hosts,
             refusals: Arc::default(),
         }

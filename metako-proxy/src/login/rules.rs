@@ -43,7 +43,11 @@ impl HbaFiles for SystemFiles {
 
     fn interfaces(&self) -> io::Result<Vec<Network>> {
         let network = |address: Option<SockaddrStorage>, mask: Option<SockaddrStorage>| {
-            Some(Network { address: ip(&address?)?, mask: ip(&mask?)? })
+            let address = ip(&address?)?;
+            // A mask that is missing, or that everybody fits, tells no neighbours: as in PostgreSQL, only the address is left.
+            let mask = mask.as_ref().and_then(ip).filter(|mask| mask.is_ipv4() == address.is_ipv4());
+            let mask = mask.filter(|mask| !mask.is_unspecified());
+            Some(mask.map_or(Network::host(address), |mask| Network { address, mask }))
         };
         let all = getifaddrs()?.filter_map(|interface| network(interface.address, interface.netmask));
         Ok(all.collect())

@@ -90,15 +90,7 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
     let account = account(cx, &request.user, peer_address, rule.method).await?;
     let end_point = cx.tls.as_ref().filter(|_| encrypted).and_then(|tls| tls.end_point.as_deref());
     let means = Means { end_point, entropy };
-    let Proof { credential, last } = match prove(incoming, rule.method, &account, &means).await {
-        Ok(proof) => proof,
-        Err(error) => {
-            if let (LoginError::Refused { .. }, Some(lookup)) = (&error, &cx.lookup) {
-                lookup.doubt(&request.user);
-            }
-            return Err(error);
-        }
-    };
+    let Proof { credential, last } = prove(incoming, rule.method, &account, &means).await?;
     if rule.certificate == ClientCertificate::Name {
         let maps = rule.map.as_deref().zip(cx.rules.as_deref().map(|rules| &rules.maps));
         let may = match (named.as_deref(), maps) {
@@ -188,7 +180,10 @@ async fn settle<T>(
             }
             Err(Unknown::Host) => {
                 facts.host = Some(match &cx.hosts {
-                    Some(hosts) => hosts.host_of(address).await,
+                    Some(hosts) => hosts
+                        .host_of(address)
+                        .await
+                        .map_err(|error| not_known("names of hosts", "auth.hba_file", &error))?,
                     None => None,
                 });
             }

@@ -12,7 +12,7 @@ const LINE_MAX: usize = 4096;
 
 /// Turns are given to the lines one after the other, in each to who came first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Line {
+pub(crate) enum Line {
     /// That of a name which the server has known before.
     Known(String),
     /// That of all other names from one network: whoever makes up names waits with himself.
@@ -21,7 +21,7 @@ pub(super) enum Line {
 
 impl Line {
     /// The line of names that nobody knows yet, for clients from there.
-    pub(super) fn of(address: IpAddr) -> Self {
+    pub(crate) fn of(address: IpAddr) -> Self {
         Self::From(match address.to_canonical() {
             // One host may have all addresses of such a network.
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
@@ -32,7 +32,7 @@ impl Line {
 
 /// So many at a time.
 #[derive(Debug)]
-pub(super) struct Turns(Arc<Mutex<State>>);
+pub(crate) struct Turns(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -44,20 +44,20 @@ struct State {
 
 /// A turn. Dropping it gives it to the next.
 #[derive(Debug)]
-pub(super) struct Turn(Option<Arc<Mutex<State>>>);
+pub(crate) struct Turn(Option<Arc<Mutex<State>>>);
 
 /// Too many wait in that line already.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct LineFull;
+pub(crate) struct LineFull;
 
 impl Turns {
-    pub(super) fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         let state = State { free: count, lines: BTreeMap::new(), order: VecDeque::new() };
         Self(Arc::new(Mutex::new(state)))
     }
 
     /// Waits for a turn. Cancelling leaves the line.
-    pub(super) async fn take(&self, line: Line) -> Result<Turn, LineFull> {
+    pub(crate) async fn take(&self, line: Line) -> Result<Turn, LineFull> {
         let given = {
             let mut state = self.0.lock();
             if state.free > 0 {

@@ -383,3 +383,50 @@ fn what_a_text_is_analysed_with_decides_who_shares_it() {
     prepare(&mut bench, "g", "select 2", BARE);
     assert_eq!(bench.interned(), 4);
 }
+
+fn zone(name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::parameter_status(&mut out, "TimeZone", name);
+    out
+}
+
+#[test]
+fn what_is_parsed_behind_settings_that_are_on_their_way_is_not_what_was_parsed_before_them() {
+    let mut bench = Bench::new();
+    bench.server = Server::new(&reported(&[("TimeZone", "UTC")]));
+    bench.attach(false);
+    bench.forward(&query("set timezone to 'Asia/Seoul'"));
+    let made = [&zone("Asia/Seoul")[..], &complete("SET"), &ready(TransactionStatus::Idle)];
+    bench.answer(&made.concat());
+    bench.server_got();
+    bench.client_got();
+    assert_eq!(prepare(&mut bench, "s", "select date", &described(23, "a")), "Pmetako_1 Dmetako_1 S");
+    another(&mut bench);
+    // The server is told to go back to UTC in the same breath.
+    bench.forward(&[&parse("s", "select date")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Q Pmetako_2 Dmetako_2 S");
+    let back = [&zone("UTC")[..], &complete("RESET"), &ready(TransactionStatus::Idle)].concat();
+    bench.answer(&[&back, ONE, &described(23, "a"), &ready(TransactionStatus::Idle)].concat());
+    bench.forward(&[&bind("s")[..], SYNC].concat());
+    assert_eq!(bench.server_got(), "Bmetako_2 S");
+}
+
+#[test]
+fn a_unit_that_nobody_repeats_is_answered_once() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    prepare(&mut bench, "s", "select $1", &described(23, "a"));
+    bench.session.release();
+    bench.server = Server::new(&Arc::default());
+    bench.attach(true);
+    let used = [&bind("s")[..], EXECUTE, SYNC].concat();
+    assert_eq!(bench.forward(&used), 0);
+    assert_eq!(bench.lose(), Loss::Repeat);
+    bench.session.refuse_repeat(&Report::error("57P03", "no server"), &mut bench.to_client);
+    let mut at = 0;
+    while let Plan::Consumed(taken) = bench.plan(&used[at..]) {
+        at += taken;
+    }
+    assert_eq!(at, used.len());
+    assert_eq!(bench.client_got(), "E57P03 ZI");
+}

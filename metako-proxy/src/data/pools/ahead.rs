@@ -53,7 +53,7 @@ fn next<E: Env>(core: &Core<E>, cell: &Cell<E>, state: &mut State<E>) -> Option<
     }
     let who = state.warm.clone()?;
     let now = core.env.now();
-    if state.trouble.as_ref().is_some_and(|trouble| trouble.concerns(now, &who)) {
+    if state.trouble.as_ref().is_some_and(|trouble| trouble.is_on(now)) {
         return None;
     }
     Some((state.pool.ahead(now, who.variant, view.epoch)?, who, view.epoch))

@@ -170,14 +170,7 @@ impl<E: Env> Pools<E> {
         loop {
             let mut state = cell.state.lock();
             let now = core.env.now();
-            let trouble = state.trouble.as_ref().filter(|trouble| trouble.concerns(now, who));
-            let refusal = trouble.map(Trouble::error);
-            if let Some(error) = &refusal
-                && trouble.is_some_and(Trouble::is_personal)
-                && state.pool.idle() == 0
-            {
-                return Attempt::Failed(CheckoutError::Open(error.clone()));
-            }
+            let refusal = state.trouble.as_ref().filter(|trouble| trouble.is_on(now)).map(Trouble::error);
             match state.pool.checkout(core.env.now(), who.variant, epoch, patience) {
                 Checkout::Reuse(server) => {
                     let Some(mut conn) = state.idle.remove(server) else {

@@ -1,40 +1,24 @@
 //! What becomes of others when a connection cannot be opened: a server that refuses is not asked again for each of them.
 
-use std::time::Duration;
-
 use metako_core::Tick;
-use metako_core::pool::{ServerId, Variant};
+use metako_core::pool::ServerId;
 
 use super::{Cell, Core, Granted, InLine, State, Who};
 use crate::backend::{ConnectError, ConnectErrorKind};
-use crate::credential::ServerCredential;
 use crate::env::Env;
 
-/// How long a refusal of a user stands before the server is asked again.
-const REFUSED_FOR: Duration = Duration::from_secs(1);
-
-/// A failure that holds for others too, for a while.
+/// A failure of the node, which holds for everybody for a while. What a server refuses to one user holds for those who
+/// wait for the same at that moment: it may be mended before the next one comes.
 #[derive(Debug)]
 pub(super) struct Trouble {
     error: ConnectError,
     until: Tick,
-    /// Those who want the same; `None` is everybody.
-    of: Option<(Variant, ServerCredential)>,
 }
 
 impl Trouble {
-    /// Whether it holds for that client now.
-    pub(super) fn concerns(&self, now: Tick, who: &Who) -> bool {
+    /// Whether it holds now.
+    pub(super) fn is_on(&self, now: Tick) -> bool {
         now < self.until
-            && self
-                .of
-                .as_ref()
-                .is_none_or(|(variant, credential)| *variant == who.variant && *credential == who.credential)
-    }
-
-    /// Whether only those are concerned who want the same: others may go on.
-    pub(super) fn is_personal(&self) -> bool {
-        self.of.is_some()
     }
 
     pub(super) fn error(&self) -> ConnectError {
@@ -75,9 +59,6 @@ impl<E: Env> Cell<E> {
         let now = core.env.now();
         let blame = blame(error);
         if blame == Blame::Client {
-            let until = now + REFUSED_FOR;
-            let of = Some((who.variant, who.credential.clone()));
-            state.trouble = Some(Trouble { error: error.clone(), until, of });
             refuse(&mut state, error, |line| {
                 line.variant == who.variant && line.credential == who.credential
             });
@@ -89,7 +70,7 @@ impl<E: Env> Cell<E> {
         // Where others have connections, one of them comes back.
         if blame == Blame::Node || state.pool.is_without_connections() {
             let until = state.pool.pauses_until(now).unwrap_or(now);
-            state.trouble = Some(Trouble { error: error.clone(), until, of: None });
+            state.trouble = Some(Trouble { error: error.clone(), until });
             refuse(&mut state, error, |_| true);
         }
     }
@@ -117,6 +98,8 @@ fn refuse<E: Env>(state: &mut State<E>, error: &ConnectError, whom: impl Fn(&InL
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::backend::ServerError;
 

@@ -85,8 +85,8 @@ struct OneHost;
 
 #[async_trait::async_trait]
 impl HostNames for OneHost {
-    async fn host_of(&self, _address: std::net::IpAddr) -> Option<String> {
-        Some("db.example.org".to_owned())
+    async fn host_of(&self, _address: std::net::IpAddr) -> Result<Option<String>, LookupError> {
+        Ok(Some("db.example.org".to_owned()))
     }
 }
 
@@ -94,7 +94,7 @@ impl HostNames for OneHost {
 async fn rules_may_ask_for_roles_and_hosts() {
     let text = "host other,samerole +ops .example.org trust\nhost all scram db.example.org reject\n";
     let mut cx = context_with(text);
-    cx.roles = Some(Arc::new(CachedRoles::new(Arc::new(Members))));
+    cx.roles = Some(Arc::new(SharedRoles::new(Arc::new(Members))));
     cx.hosts = Some(Arc::new(OneHost));
     let (client, session) = serve_session(cx.clone());
     drop(driver("clear", "", "shop").connect_raw(client, NoTls).await.unwrap());
