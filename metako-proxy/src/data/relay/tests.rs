@@ -30,7 +30,18 @@ async fn with_relay(
     input: Vec<u8>,
     scene: impl AsyncFnOnce(DuplexStream, DuplexStream),
 ) -> End {
+    with_relay_over(|stream| stream, time_outs, input, scene).await
+}
+
+/// The same, with something around the client's stream.
+async fn with_relay_over<C: AsyncRead + AsyncWrite + Unpin + Send>(
+    wrap: impl FnOnce(DuplexStream) -> C,
+    time_outs: TimeOuts,
+    input: Vec<u8>,
+    scene: impl AsyncFnOnce(DuplexStream, DuplexStream),
+) -> End {
     let (client_end, client_stream) = duplex(64 << 10);
+    let client_stream = wrap(client_stream);
     let (server_end, server_stream) = duplex(4 << 20);
     let statements = Mutex::new(Interner::default());
     let register: Arc<Register> = Arc::default();
@@ -92,6 +103,48 @@ async fn with_relay(
     let (end, scene) = tokio::join!(run, scene);
     scene.unwrap_or_else(|_| panic!("the scene hangs: {end:?}"));
     end
+}
+
+/// A stream that takes what is written and cannot pass it on, as TLS does when the client is gone.
+struct Clogged(DuplexStream);
+
+impl AsyncRead for Clogged {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Clogged {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_is_not_kept_for_a_client_whose_stream_takes_nothing_any_more() {
+    let time_outs = TimeOuts { read: None, write: None, own: Duration::from_secs(30) };
+    let scene = async |_client: DuplexStream, mut server: DuplexStream| {
+        let mut sent = vec![0; QUERY.len()];
+        server.read_exact(&mut sent).await.unwrap();
+        for byte in ANSWER {
+            server.write_all(&[*byte]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let end = with_relay_over(Clogged, time_outs, QUERY.to_vec(), scene).await;
+    assert!(matches!(end, End::Released | End::ClientGone), "{end:?}");
 }
 
 const QUERY: &[u8] = b"Q\0\0\0\x05\0";
