@@ -233,6 +233,8 @@ fn what_was_sent_before_the_end_of_the_connection_is_done(stage: &Stage<'_>) {
     let half = &query("insert into t values (3)")[..9];
     for (more, shape) in [(&[][..], "TDCZ12CZCZ"), (half, "TDCZ12CZCZ"), (TERMINATE, "TDCZ12CZCZ")] {
         let mut b = stage.client("b");
+        // From here on an idle server is there: a pooled client that waits for one leaves the line with its end.
+        b.asks("select 1", "TDCZ");
         b.send(&batch(&[&ahead, more]));
         b.stop_sending();
         b.says_at_last(shape);
