@@ -22,6 +22,7 @@ pub mod shared;
 pub mod state_dir;
 pub mod stream;
 pub mod tls_files;
+mod turns;
 
 pub use cli::main;
 

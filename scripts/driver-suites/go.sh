@@ -7,21 +7,21 @@ all+=(pgx pq)
 go_home=$home/go
 go_suite=${GO_SUITE:-sid}
 
-# Go itself and the libraries that the tests need, unpacked; there is no way to a module proxy from here.
+# Go itself and the libraries that the tests need, unpacked: no module proxy is needed.
 prepare_go() {
     export GO111MODULE=off GOTOOLCHAIN=local GOPATH=$go_home/path GOCACHE=$go_home/cache
     if [ ! -e "$go_home/ready" ]; then
         say "Go and the libraries of $go_suite"
         # shellcheck disable=SC2046
-        unpack_debian "$go_home/root" "$go_suite" $(needs_debian "$go_suite" '^golang-[0-9.]+-(go|src)$' golang-go) \
+        unpack_debian "$go_home/unpacked" "$go_suite" $(needs_debian "$go_suite" '^golang-[0-9.]+-(go|src)$' golang-go) \
             $(needs_debian "$go_suite" '^golang-.*-dev$' golang-github-jackc-pgx-v5-dev) \
             $(needs_debian "$go_suite" '^golang-.*-dev$' golang-github-lib-pq-dev)
         mkdir -p "$GOPATH"
-        cp -r "$go_home/root/usr/share/gocode/src" "$GOPATH/"
+        cp -r "$go_home/unpacked/usr/share/gocode/src" "$GOPATH/"
         rm -rf "$GOPATH/src/github.com/jackc/pgx/v5" "$GOPATH/src/github.com/lib/pq"
         touch "$go_home/ready"
     fi
-    PATH=$(ls -d "$go_home"/root/usr/lib/go-*/bin):$PATH
+    PATH=$(ls -d "$go_home"/unpacked/usr/lib/go-*/bin):$PATH
 }
 
 # The binaries of a driver's tests, one for each of its packages.

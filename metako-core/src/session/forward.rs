@@ -129,6 +129,9 @@ impl Session {
             self.fresh.settle(unit);
             return false;
         }
+        if self.fresh.is_full() && matches!(input.first(), Some(b'P' | b'C')) {
+            return true;
+        }
         let Ok(Some(found)) = header(input, Direction::Client, u32::MAX) else { return false };
         let body = &input[HEADER.min(input.len())..found.frame().min(input.len())];
         let uses_unnamed = |name: &[u8]| unnamed_is_fresh && name.is_empty() && found.tag != b'P';

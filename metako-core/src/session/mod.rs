@@ -207,12 +207,16 @@ impl Fresh {
 
     /// A name changes in this unit.
     fn add(&mut self, unit: u64, name: &[u8]) {
-        if self.names.len() < FRESH_MAX {
-            self.names.push((unit, name.into()));
-        } else {
+        if self.is_full() {
+            // Those of units before this one were waited for.
             self.names.clear();
             self.all = Some(unit);
         }
+        self.names.push((unit, name.into()));
+    }
+
+    fn is_full(&self) -> bool {
+        self.names.len() >= FRESH_MAX
     }
 
     /// All units before this one are answered.

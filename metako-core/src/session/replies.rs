@@ -311,9 +311,9 @@ impl Replies {
         self.owed.iter().any(|owed| matches!(owed, Owed::Described(_)))
     }
 
-    /// Whether the settings of the session at hand are about to be made.
+    /// Whether the settings of the session at hand are about to be made: that is asked before anything of the client's.
     pub(super) fn becomes_the_sessions(&self) -> bool {
-        self.owed.iter().any(|owed| matches!(owed, Owed::Metako(Asked::State | Asked::Name)))
+        matches!(self.front(), Some(Owed::Metako(Asked::State | Asked::Name)))
     }
 
     /// Whether something is to be answered that is about the session itself.

@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use metako_core::config::Config;
 use metako_core::session::{Awaited, ClientFault, Effect, Session, SessionCx, UNIT_MAX};
 use metako_core::wire::FrameError;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -101,22 +100,13 @@ pub(super) enum End {
 }
 
 /// The time-outs in force.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TimeOuts {
-    read: Option<Duration>,
-    write: Option<Duration>,
-    /// For what metako asks for itself: until it is answered the client waits for a server.
-    own: Duration,
-}
-
-impl TimeOuts {
-    pub(super) fn of(config: &Config, user: &str) -> Self {
-        Self {
-            read: config.routing.read_timeout,
-            write: config.routing.write_timeout,
-            own: config.pool_of(user).wait_timeout,
-        }
-    }
+#[derive(Clone, Copy)]
+pub(super) struct TimeOuts<'a> {
+    pub(super) read: Option<Duration>,
+    pub(super) write: Option<Duration>,
+    /// For what metako asks for itself: until it is answered the client waits for a server. Rarely needed, and to be looked
+    /// for among the users.
+    pub(super) own: &'a (dyn Fn() -> Duration + Sync),
 }
 
 /// One client and one server.
@@ -127,7 +117,7 @@ pub(super) struct Relay<'a, C, S> {
     pub(super) handle: &'a Handle,
     pub(super) traffic: &'a NodeTraffic,
     pub(super) cx: SessionCx<'a>,
-    pub(super) time_outs: TimeOuts,
+    pub(super) time_outs: TimeOuts<'a>,
     /// Writing to the server failed.
     pub(super) broken: Option<io::Error>,
     /// A time-out has passed and the statement was cancelled; nothing was heard since.
@@ -441,7 +431,7 @@ where
             _ if self.cancelled => Some(CANCELLED_MAX),
             Awaited::Read => self.time_outs.read,
             Awaited::Write => self.time_outs.write,
-            Awaited::Own => Some(self.time_outs.own),
+            Awaited::Own => Some((self.time_outs.own)()),
         };
         match span {
             Some(span) => self.client.arm(span),

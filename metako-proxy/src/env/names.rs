@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
-use crate::login::{Line, Turns};
+use crate::turns::{Line, Turns};
 
 /// So many threads may wait for the name service at a time. It cannot be cancelled, so those who no longer wait for it
 /// count as well.

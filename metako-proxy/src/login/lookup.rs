@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::account::{Manner, Stored};
 use super::scram::SALT_LEN;
-use super::turns::{Line, Turns};
+use crate::turns::{Line, Turns};
 
 /// How long a question may take, the wait for its turn included.
 const ANSWER_MAX: Duration = Duration::from_secs(5);

@@ -19,7 +19,6 @@ mod steps;
 #[cfg(test)]
 mod tests;
 mod tls;
-mod turns;
 mod users;
 
 use std::fmt;
@@ -42,7 +41,6 @@ pub use messages::welcome;
 use refusals::Refusals;
 use rules::Rules;
 pub use tls::ServerTls;
-pub(crate) use turns::{Line, Turns};
 pub use users::Users;
 
 use crate::credential::ServerCredential;

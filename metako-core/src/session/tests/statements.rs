@@ -430,3 +430,22 @@ fn a_unit_that_nobody_repeats_is_answered_once() {
     assert_eq!(at, used.len());
     assert_eq!(bench.client_got(), "E57P03 ZI");
 }
+
+#[test]
+fn more_changed_names_than_are_told_apart_are_waited_for() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    let one = |number: usize| [&parse(&format!("s{number}"), "select 1")[..], SYNC].concat();
+    let many: Vec<u8> = (0..=FRESH_MAX).flat_map(one).collect();
+    let consumed = bench.forward(&many);
+    assert_eq!(consumed, (0..FRESH_MAX).map(|number| one(number).len()).sum::<usize>());
+    assert!(!bench.session.wants_input(&bench.server));
+    let answer = [ONE, BARE, &ready(TransactionStatus::Idle)].concat();
+    bench.answer(&answer.repeat(FRESH_MAX));
+    assert_eq!(bench.forward(&many[consumed..]), many.len() - consumed);
+    // In one unit all may pass: a later one waits for all of its names.
+    let unit: Vec<u8> = (0..=FRESH_MAX).flat_map(|number| parse(&format!("t{number}"), "select 1")).collect();
+    bench.answer(&answer);
+    assert_eq!(bench.forward(&[&unit[..], SYNC].concat()), unit.len() + SYNC.len());
+    assert_eq!(bench.forward(&[&bind("t0")[..], SYNC].concat()), 0);
+}

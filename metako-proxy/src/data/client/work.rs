@@ -146,6 +146,8 @@ impl<E: Env> ClientTask<E> {
     async fn relay(&mut self, settings: &Settings, lease: &mut Lease<E>, replica: bool, repeat: bool) -> End {
         let mut to_server = Outbox::default();
         let (conn, node, traffic) = lease.parts();
+        let (config, user) = (&settings.config, self.who.user.as_str());
+        let own = || config.pool_of(user).wait_timeout;
         let mut relay = Relay {
             client: &mut self.side,
             conn,
@@ -153,7 +155,11 @@ impl<E: Env> ClientTask<E> {
             handle: &self.handle,
             traffic,
             cx: session_cx(&self.core, settings, self.scope),
-            time_outs: TimeOuts::of(&settings.config, &self.who.user),
+            time_outs: TimeOuts {
+                read: config.routing.read_timeout,
+                write: config.routing.write_timeout,
+                own: &own,
+            },
             broken: None,
             cancelled: false,
             read_only: false,

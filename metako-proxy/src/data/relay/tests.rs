@@ -26,7 +26,7 @@ impl QueryClassifier for AllWrites {
 /// A relay between two streams in memory, whose far ends the scene has. Gives how it ended; after a time-out it goes
 /// on.
 async fn with_relay(
-    time_outs: TimeOuts,
+    time_outs: TimeOuts<'_>,
     input: Vec<u8>,
     scene: impl AsyncFnOnce(DuplexStream, DuplexStream),
 ) -> End {
@@ -36,7 +36,7 @@ async fn with_relay(
 /// The same, with something around the client's stream.
 async fn with_relay_over<C: AsyncRead + AsyncWrite + Unpin + Send>(
     wrap: impl FnOnce(DuplexStream) -> C,
-    time_outs: TimeOuts,
+    time_outs: TimeOuts<'_>,
     input: Vec<u8>,
     scene: impl AsyncFnOnce(DuplexStream, DuplexStream),
 ) -> End {
@@ -134,7 +134,7 @@ impl AsyncWrite for Clogged {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_is_not_kept_for_a_client_whose_stream_takes_nothing_any_more() {
-    let time_outs = TimeOuts { read: None, write: None, own: Duration::from_secs(30) };
+    let time_outs = TimeOuts { read: None, write: None, own: &|| Duration::from_secs(30) };
     let scene = async |_client: DuplexStream, mut server: DuplexStream| {
         let mut sent = vec![0; QUERY.len()];
         server.read_exact(&mut sent).await.unwrap();
@@ -153,7 +153,7 @@ const ANSWER: &[u8] = b"I\0\0\0\x04Z\0\0\0\x05I";
 #[tokio::test(start_paused = true)]
 async fn what_a_full_pipeline_left_over_is_sent_when_answers_come() {
     const MANY: usize = (1 << 16) + 10;
-    let time_outs = TimeOuts { read: None, write: None, own: Duration::from_secs(30) };
+    let time_outs = TimeOuts { read: None, write: None, own: &|| Duration::from_secs(30) };
     let scene = async |mut client: DuplexStream, mut server: DuplexStream| {
         let mut sent = vec![0; QUERY.len() << 16];
         server.read_exact(&mut sent).await.unwrap();
@@ -178,7 +178,7 @@ async fn what_a_full_pipeline_left_over_is_sent_when_answers_come() {
 #[tokio::test(start_paused = true)]
 async fn a_silent_server_is_timed_out_and_given_up_when_it_takes_no_cancel() {
     let time_outs =
-        TimeOuts { read: None, write: Some(Duration::from_secs(3)), own: Duration::from_secs(30) };
+        TimeOuts { read: None, write: Some(Duration::from_secs(3)), own: &|| Duration::from_secs(30) };
     let scene = async |client: DuplexStream, server: DuplexStream| {
         tokio::time::sleep(Duration::from_mins(1)).await;
         drop((client, server));
@@ -193,7 +193,7 @@ async fn a_silent_server_is_timed_out_and_given_up_when_it_takes_no_cancel() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_is_slow_to_read_is_no_reason_to_cancel() {
     let time_outs =
-        TimeOuts { read: None, write: Some(Duration::from_secs(3)), own: Duration::from_secs(30) };
+        TimeOuts { read: None, write: Some(Duration::from_secs(3)), own: &|| Duration::from_secs(30) };
     let row = [&b"D\0\x01\0\x04"[..], &vec![0; 1 << 16]].concat();
     let scene = async |mut client: DuplexStream, mut server: DuplexStream| {
         server.write_all(&row.repeat(8)).await.unwrap();
@@ -208,7 +208,7 @@ async fn a_client_that_is_slow_to_read_is_no_reason_to_cancel() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_client_sent_before_it_vanished_is_done_if_that_takes_no_longer_than_it_may() {
-    let time_outs = TimeOuts { read: None, write: None, own: Duration::from_secs(30) };
+    let time_outs = TimeOuts { read: None, write: None, own: &|| Duration::from_secs(30) };
     for is_answered in [true, false] {
         let scene = async |client: DuplexStream, mut server: DuplexStream| {
             drop(client);
@@ -225,7 +225,7 @@ async fn what_a_client_sent_before_it_vanished_is_done_if_that_takes_no_longer_t
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_does_not_answer_metako_is_given_up() {
-    let time_outs = TimeOuts { read: None, write: None, own: Duration::from_secs(30) };
+    let time_outs = TimeOuts { read: None, write: None, own: &|| Duration::from_secs(30) };
     let scene = async |client: DuplexStream, mut server: DuplexStream| {
         let mut answer = Vec::new();
         // A setting that no statement explains.

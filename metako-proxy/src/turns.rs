@@ -1,4 +1,4 @@
-//! Turns to ask a server, dealt out so that nobody's questions can starve those of others.
+//! Turns to ask a server or a service, dealt out so that nobody's questions can starve those of others.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
