@@ -2,7 +2,7 @@
 
 use crate::cluster::{ClusterView, ObservedRole, ReadFitness, Writes};
 use crate::plugin::{Candidate, LoadBalancer, PickCx};
-use crate::{Epoch, NodeName};
+use crate::NodeName;
 
 /// The most replicas that are offered to a balancer at once.
 pub const CANDIDATES_MAX: usize = 32;
@@ -77,11 +77,6 @@ fn choose_replica<'a>(
     // An index out of range is a fault of the strategy; the first one serves.
     let picked = balancer.pick(candidates, cx).filter(|&index| index < count).unwrap_or(0);
     fit().nth(picked).map(|node| &node.name)
-}
-
-/// Whether a server connection opened in `opened` may carry another transaction now.
-pub fn is_current(view: &ClusterView, opened: Epoch) -> bool {
-    opened == view.epoch
 }
 
 #[cfg(test)]

@@ -16,19 +16,26 @@ use tokio::sync::{mpsc, watch};
 #[derive(Debug)]
 pub struct ViewCell {
     current: ArcSwap<ClusterView>,
+    epoch: AtomicU64,
     version: watch::Sender<u64>,
 }
 
 impl ViewCell {
     /// Holds a first view.
     pub fn new(view: ClusterView) -> Self {
-        let version = watch::Sender::new(view.version);
-        Self { current: ArcSwap::from_pointee(view), version }
+        let (epoch, version) = (AtomicU64::new(view.epoch.0), watch::Sender::new(view.version));
+        Self { current: ArcSwap::from_pointee(view), epoch, version }
     }
 
     /// The current view. Does not block.
     pub fn load(&self) -> arc_swap::Guard<Arc<ClusterView>> {
         self.current.load()
+    }
+
+    /// The epoch of the current view; for a moment before a view of another epoch comes, already that one's. Costs less than
+    /// [`Self::load`].
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::Acquire))
     }
 
     /// The current view, to be kept.
@@ -39,6 +46,8 @@ impl ViewCell {
     /// Replaces the view and wakes those who wait for a change.
     pub fn publish(&self, view: Arc<ClusterView>) {
         let version = view.version;
+        // First: what was taken by the old view is to be known as stale by whoever asks.
+        self.epoch.store(view.epoch.0, Ordering::Release);
         self.current.store(view);
         self.version.send_replace(version);
     }

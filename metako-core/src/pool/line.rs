@@ -23,7 +23,7 @@ impl Pool {
         if self.waiters.iter().any(|waiter| waiter.variant == variant) || !self.may_overtake(now) {
             return None;
         }
-        let at = self.idle.iter().rposition(|idle| self.serves(idle.server, variant, epoch))?;
+        let at = self.idle.iter().rposition(|idle| idle.serves(variant, epoch))?;
         self.overtaken(self.waiters.len());
         Some(self.idle.remove(at).server)
     }
@@ -40,7 +40,7 @@ impl Pool {
     /// An idle connection for the first whom one fits, unless that would be the turn of the first in line.
     fn grant_idle(&mut self, now: Tick) -> Option<Grant> {
         let fitting = |waiter: &Waiter| {
-            self.idle.iter().rposition(|idle| self.serves(idle.server, waiter.variant, waiter.epoch))
+            self.idle.iter().rposition(|idle| idle.serves(waiter.variant, waiter.epoch))
         };
         let (at, idle) =
             self.waiters.iter().enumerate().find_map(|(at, waiter)| Some((at, fitting(waiter)?)))?;

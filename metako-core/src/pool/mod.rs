@@ -108,16 +108,21 @@ struct Member {
     opening: bool,
     /// By how many thousandths its life is shorter than the limit.
     shortened: u32,
-    worker: Worker,
+    /// How long it is, then.
+    lifetime: Duration,
 }
 
 impl Member {
     fn opening(now: Tick, variant: Variant, epoch: Epoch) -> Self {
-        Self { variant, epoch, opened: now, opening: true, shortened: 0, worker: Worker::NONE }
+        Self { variant, epoch, opened: now, opening: true, shortened: 0, lifetime: Duration::MAX }
     }
 
-    fn is_old(&self, now: Tick, limits: &PoolLimits) -> bool {
-        now.since(self.opened) >= limits.lifetime * (1000 - self.shortened) / 1000
+    fn live_for(&mut self, limits: &PoolLimits) {
+        self.lifetime = limits.lifetime * (1000 - self.shortened) / 1000;
+    }
+
+    fn is_old(&self, now: Tick) -> bool {
+        now.since(self.opened) >= self.lifetime
     }
 }
 
@@ -125,6 +130,15 @@ impl Member {
 struct Idle {
     server: ServerId,
     since: Tick,
+    /// Where it belongs. What it is does not change while it is idle, so a checkout looks at nothing else.
+    worker: Worker,
+    member: Member,
+}
+
+impl Idle {
+    fn serves(&self, variant: Variant, epoch: Epoch) -> bool {
+        self.member.variant == variant && self.member.epoch >= epoch
+    }
 }
 
 /// Room for one more connection, made by closing an idle one if there was none.
@@ -163,6 +177,8 @@ impl Pool {
     /// use are closed when they come back.
     pub fn set_limits(&mut self, limits: PoolLimits) -> Vec<ServerId> {
         self.limits = limits;
+        let idle = self.idle.iter_mut().map(|idle| &mut idle.member);
+        self.members.values_mut().chain(idle).for_each(|member| member.live_for(&limits));
         self.shed()
     }
 
@@ -230,23 +246,10 @@ impl Pool {
         if !self.waiters.is_empty() {
             return None;
         }
-        let fits = |idle: &Idle| self.serves(idle.server, variant, epoch);
-        let own = |idle: &Idle| {
-            self.members.get(&idle.server).is_some_and(|member| member.worker == worker) && fits(idle)
-        };
+        let fits = |idle: &Idle| idle.serves(variant, epoch);
+        let own = |idle: &Idle| idle.worker == worker && fits(idle);
         let at = self.idle.iter().rposition(own).or_else(|| self.idle.iter().rposition(fits))?;
         Some(self.idle.remove(at).server)
-    }
-
-    /// Notes that a connection belongs to `worker` now.
-    pub fn settled(&mut self, server: ServerId, worker: Worker) {
-        if let Some(member) = self.members.get_mut(&server) {
-            member.worker = worker;
-        }
-    }
-
-    fn serves(&self, server: ServerId, variant: Variant, epoch: Epoch) -> bool {
-        self.members.get(&server).is_some_and(|member| member.variant == variant && member.epoch >= epoch)
     }
 
     /// A place among so many for a new connection, if there is one, or the oldest idle connection can make one: that one.
@@ -283,6 +286,7 @@ impl Pool {
     pub fn opened(&mut self, now: Tick, server: ServerId, random: u64) -> Option<Grant> {
         if let Some(member) = self.members.get_mut(&server) {
             *member = Member { opened: now, opening: false, shortened: (random % 101) as u32, ..*member };
+            member.live_for(&self.limits);
         }
         self.pace.succeeded();
         self.grant(now)
@@ -311,8 +315,9 @@ impl Pool {
         Some(self.begin_opening(now, variant, epoch))
     }
 
-    /// A connection comes back. `reusable` says whether it is in a state that the next client may find it in.
-    pub fn checkin(&mut self, now: Tick, server: ServerId, reusable: bool) -> Checkin {
+    /// A connection comes back, and belongs to `worker` from now on. `reusable` says whether it is in a state that the next
+    /// client may find it in.
+    pub fn checkin(&mut self, now: Tick, server: ServerId, worker: Worker, reusable: bool) -> Checkin {
         let Some(member) = self.members.get(&server).copied() else {
             return Checkin { close: true, grant: None };
         };
@@ -321,12 +326,15 @@ impl Pool {
         let reserve = if self.waiters.is_empty() { 0 } else { self.limits.reserve as usize };
         let fresh = reusable
             && member.epoch >= self.floor
-            && !member.is_old(now, &self.limits)
+            && !member.is_old(now)
             && self.members.len() <= size + reserve;
         if !fresh {
             return Checkin { close: true, grant: self.lost(now, server) };
         }
-        self.idle.push(Idle { server, since: now });
+        self.idle.push(Idle { server, since: now, worker, member });
+        if self.waiters.is_empty() && self.members.len() <= size {
+            return Checkin { close: false, grant: None };
+        }
         match self.grant(now) {
             // Nobody can have it, and it is one too many.
             None if self.members.len() > size => Checkin { close: true, grant: self.lost(now, server) },
@@ -358,8 +366,8 @@ impl Pool {
         let mut gone = self.shed();
         let mut spare = self.members.len().saturating_sub(limits.min as usize);
         for idle in &self.idle {
-            let old = self.members.get(&idle.server).is_none_or(|member| member.is_old(now, &limits));
-            if old || (spare > 0 && now.since(idle.since) >= limits.idle_timeout) {
+            let unused = now.since(idle.since) >= limits.idle_timeout;
+            if idle.member.is_old(now) || (spare > 0 && unused) {
                 gone.push(idle.server);
                 spare = spare.saturating_sub(1);
             }
@@ -372,9 +380,8 @@ impl Pool {
     /// returned and no longer count; those in use are closed when they come back.
     pub fn raise_floor(&mut self, floor: Epoch) -> Vec<ServerId> {
         self.floor = self.floor.max(floor);
-        let floor = self.floor;
-        let stale = |server: &ServerId| self.members.get(server).is_none_or(|member| member.epoch < floor);
-        let gone: Vec<_> = self.idle.iter().map(|idle| idle.server).filter(stale).collect();
+        let stale = self.idle.iter().filter(|idle| idle.member.epoch < self.floor);
+        let gone: Vec<_> = stale.map(|idle| idle.server).collect();
         self.drop_idle(&gone);
         gone
     }

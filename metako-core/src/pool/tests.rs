@@ -30,8 +30,8 @@ fn open(pool: &mut Pool, variant: Variant) -> ServerId {
 fn the_connection_given_back_last_is_used_first() {
     let mut pool = Pool::new(LIMITS);
     let (first, second) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, first, true);
-    pool.checkin(Tick::ZERO, second, true);
+    pool.checkin(Tick::ZERO, first, Worker::NONE, true);
+    pool.checkin(Tick::ZERO, second, Worker::NONE, true);
     assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE), Checkout::Reuse(second));
 }
 
@@ -39,10 +39,8 @@ fn the_connection_given_back_last_is_used_first() {
 fn a_worker_uses_its_own_connections_before_those_of_others() {
     let mut pool = Pool::new(LIMITS);
     let (here, there) = (open(&mut pool, A), open(&mut pool, A));
-    pool.settled(here, Worker(0));
-    pool.settled(there, Worker(1));
-    pool.checkin(Tick::ZERO, here, true);
-    pool.checkin(Tick::ZERO, there, true);
+    pool.checkin(Tick::ZERO, here, Worker(0), true);
+    pool.checkin(Tick::ZERO, there, Worker(1), true);
     assert_eq!(pool.take_idle(A, Epoch(0), Worker(0)), Some(here));
     assert_eq!(pool.take_idle(A, Epoch(0), Worker(0)), Some(there));
     assert_eq!(pool.take_idle(A, Epoch(0), Worker(0)), None);
@@ -60,8 +58,8 @@ fn clients_wait_in_line_and_a_line_that_is_too_long_takes_nobody() {
     assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE), Checkout::Full);
     assert!(pool.cancel(two));
     assert!(!pool.cancel(two));
-    assert_eq!(pool.checkin(Tick::ZERO, first, true).grant, Some(Grant::Reuse(one, first)));
-    let broken = pool.checkin(Tick::ZERO, second, false);
+    assert_eq!(pool.checkin(Tick::ZERO, first, Worker::NONE, true).grant, Some(Grant::Reuse(one, first)));
+    let broken = pool.checkin(Tick::ZERO, second, Worker::NONE, false);
     assert!(broken.close);
     assert!(matches!(broken.grant, Some(Grant::Open { waiter, .. }) if waiter == three));
 }
@@ -70,13 +68,13 @@ fn clients_wait_in_line_and_a_line_that_is_too_long_takes_nobody() {
 fn another_variant_takes_the_place_of_an_idle_connection() {
     let mut pool = Pool::new(LIMITS);
     let (first, second) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, first, true);
+    pool.checkin(Tick::ZERO, first, Worker::NONE, true);
     match pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) {
         Checkout::Open { close, .. } => assert_eq!(close, Some(first)),
         other => panic!("{other:?}"),
     }
     let Checkout::Wait(waiter) = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) else { panic!() };
-    let back = pool.checkin(Tick::ZERO, second, true);
+    let back = pool.checkin(Tick::ZERO, second, Worker::NONE, true);
     assert!(
         back.close && matches!(back.grant, Some(Grant::Open { waiter: granted, .. }) if granted == waiter)
     );
@@ -87,9 +85,9 @@ fn another_variant_takes_the_place_of_an_idle_connection() {
 fn connections_of_an_older_epoch_serve_nobody() {
     let mut pool = Pool::new(LIMITS);
     let (idle, used) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, idle, true);
+    pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
     assert_eq!(pool.raise_floor(Epoch(1)), [idle]);
-    assert!(pool.checkin(Tick::ZERO, used, true).close);
+    assert!(pool.checkin(Tick::ZERO, used, Worker::NONE, true).close);
     assert!(pool.is_empty());
 }
 
@@ -97,10 +95,10 @@ fn connections_of_an_older_epoch_serve_nobody() {
 fn what_is_idle_can_be_closed_and_what_is_in_use_stays() {
     let mut pool = Pool::new(LIMITS);
     let (idle, used) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, idle, true);
+    pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
     assert_eq!(pool.vacate(), [idle]);
     assert_eq!((pool.len(), pool.idle()), (1, 0));
-    assert!(!pool.checkin(Tick::ZERO, used, true).close);
+    assert!(!pool.checkin(Tick::ZERO, used, Worker::NONE, true).close);
     assert_eq!(pool.vacate(), [used]);
     assert!(pool.is_empty());
 }
@@ -109,11 +107,11 @@ fn what_is_idle_can_be_closed_and_what_is_in_use_stays() {
 fn old_and_idle_connections_expire_and_patience_ends() {
     let mut pool = Pool::new(LIMITS);
     let server = open(&mut pool, A);
-    pool.checkin(Tick::ZERO, server, true);
+    pool.checkin(Tick::ZERO, server, Worker::NONE, true);
     assert!(pool.expire(Tick::from_millis(599_999)).is_empty());
     assert_eq!(pool.expire(Tick::from_millis(600_000)), [server]);
     let old = open(&mut pool, A);
-    assert!(pool.checkin(Tick::from_millis(3_600_000), old, true).close);
+    assert!(pool.checkin(Tick::from_millis(3_600_000), old, Worker::NONE, true).close);
     let (_, _) = (open(&mut pool, A), open(&mut pool, A));
     let Checkout::Wait(waiter) = pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE) else { panic!() };
     assert!(pool.overdue(Tick::from_millis(29_999)).is_empty());
@@ -140,7 +138,7 @@ fn connections_end_at_different_times_but_not_much_earlier() {
             panic!()
         };
         pool.opened(Tick::ZERO, server, random);
-        pool.checkin(Tick::ZERO, server, true);
+        pool.checkin(Tick::ZERO, server, Worker::NONE, true);
         assert_eq!(pool.expire(Tick::from_millis(lives - 1)), []);
         assert_eq!(pool.expire(Tick::from_millis(lives)), [server]);
     }
@@ -159,21 +157,21 @@ fn the_reserve_is_for_those_who_waited_long_and_goes_when_nobody_waits() {
     // The one behind has waited for less, and then the reserve is used up.
     assert_eq!(pool.opened(seconds(5), third, 0), None);
     assert_eq!(pool.serve_waiters(seconds(10)), []);
-    assert_eq!(pool.checkin(seconds(10), third, true).grant, Some(Grant::Reuse(two, third)));
-    assert!(pool.checkin(seconds(11), third, true).close);
-    assert!(!pool.checkin(seconds(11), first, true).close);
-    assert!(!pool.checkin(seconds(11), second, true).close);
+    assert_eq!(pool.checkin(seconds(10), third, Worker::NONE, true).grant, Some(Grant::Reuse(two, third)));
+    assert!(pool.checkin(seconds(11), third, Worker::NONE, true).close);
+    assert!(!pool.checkin(seconds(11), first, Worker::NONE, true).close);
+    assert!(!pool.checkin(seconds(11), second, Worker::NONE, true).close);
 }
 
 #[test]
 fn so_many_as_wanted_are_opened_ahead_one_at_a_time_and_kept() {
     let mut pool = Pool::new(PoolLimits { min: 2, size: 3, ..LIMITS });
     let first = open(&mut pool, B);
-    pool.checkin(Tick::ZERO, first, true);
+    pool.checkin(Tick::ZERO, first, Worker::NONE, true);
     let second = pool.ahead(Tick::ZERO, B, Epoch(0)).unwrap();
     assert_eq!(pool.ahead(Tick::ZERO, B, Epoch(0)), None, "one is under way");
     pool.opened(Tick::ZERO, second, 0);
-    assert_eq!(pool.checkin(Tick::ZERO, second, true), Checkin { close: false, grant: None });
+    assert_eq!(pool.checkin(Tick::ZERO, second, Worker::NONE, true), Checkin { close: false, grant: None });
     assert_eq!(pool.ahead(Tick::ZERO, B, Epoch(0)), None, "there are enough");
     let third = {
         let (Checkout::Reuse(a), Checkout::Reuse(b)) = (
@@ -184,7 +182,7 @@ fn so_many_as_wanted_are_opened_ahead_one_at_a_time_and_kept() {
         };
         let third = open(&mut pool, B);
         for server in [a, b, third] {
-            pool.checkin(Tick::ZERO, server, true);
+            pool.checkin(Tick::ZERO, server, Worker::NONE, true);
         }
         third
     };
@@ -234,7 +232,7 @@ fn after_a_failure_nobody_knocks_for_a_while_and_then_one_alone() {
         assert_eq!(pool.serve_waiters(now), []);
         assert!(pool.cancel(waiter));
         // What is there already can be used.
-        assert!(!pool.checkin(now, used, true).close);
+        assert!(!pool.checkin(now, used, Worker::NONE, true).close);
         assert_eq!(pool.checkout(now, A, Epoch(0), PATIENCE), Checkout::Reuse(used));
         now = now + Duration::from_millis(pause);
         assert_eq!(pool.pauses_until(now), None);
@@ -260,9 +258,9 @@ fn variants_overtake_each_other_a_few_times_at_most() {
     let first = wait(&mut pool, Tick::ZERO, B);
     let others: Vec<_> = (0..5).map(|_| wait(&mut pool, Tick::ZERO, A)).collect();
     for other in &others[..3] {
-        assert_eq!(pool.checkin(Tick::ZERO, server, true).grant, Some(Grant::Reuse(*other, server)));
+        assert_eq!(pool.checkin(Tick::ZERO, server, Worker::NONE, true).grant, Some(Grant::Reuse(*other, server)));
     }
-    let turn = pool.checkin(Tick::ZERO, server, true);
+    let turn = pool.checkin(Tick::ZERO, server, Worker::NONE, true);
     assert!(
         turn.close && matches!(turn.grant, Some(Grant::Open { waiter, .. }) if waiter == first),
         "{turn:?}"
@@ -273,7 +271,7 @@ fn variants_overtake_each_other_a_few_times_at_most() {
 fn what_is_idle_serves_those_whom_it_fits_while_others_wait_for_the_end_of_a_pause() {
     let mut pool = Pool::new(PoolLimits { waiters: 20, ..LIMITS });
     let idle = open(&mut pool, A);
-    pool.checkin(Tick::ZERO, idle, true);
+    pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
     let Checkout::Open { server, .. } = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) else { panic!() };
     pool.failed(Tick::ZERO, server, 1000);
     let used = match pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE) {
@@ -281,10 +279,10 @@ fn what_is_idle_serves_those_whom_it_fits_while_others_wait_for_the_end_of_a_pau
         other => panic!("{other:?}"),
     };
     let waiter = wait(&mut pool, Tick::ZERO, B);
-    assert_eq!(pool.checkin(Tick::ZERO, used, true), Checkin { close: false, grant: None });
+    assert_eq!(pool.checkin(Tick::ZERO, used, Worker::NONE, true), Checkin { close: false, grant: None });
     for _ in 0..5 {
         assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE), Checkout::Reuse(idle));
-        pool.checkin(Tick::ZERO, idle, true);
+        pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
     }
     // The pause is over: now it is the other one's turn.
     let served = pool.serve_waiters(seconds(1));
@@ -295,14 +293,14 @@ fn what_is_idle_serves_those_whom_it_fits_while_others_wait_for_the_end_of_a_pau
 fn an_idle_connection_makes_room_for_one_who_waits() {
     let mut pool = Pool::new(PoolLimits { waiters: 20, ..LIMITS });
     let (idle, used) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, idle, true);
+    pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
     let Checkout::Open { server: failing, close } = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) else {
         panic!()
     };
     assert_eq!(close, Some(idle));
     pool.failed(Tick::ZERO, failing, 1000);
     let first = wait(&mut pool, Tick::ZERO, B);
-    pool.checkin(Tick::ZERO, used, true);
+    pool.checkin(Tick::ZERO, used, Worker::NONE, true);
     assert!(matches!(pool.serve_waiters(seconds(1))[..], [Grant::Open { waiter, .. }] if waiter == first));
 
     // All places are taken and eight are being opened, so that there is a line beside what is idle.
@@ -314,7 +312,7 @@ fn an_idle_connection_makes_room_for_one_who_waits() {
             other => panic!("{other:?}"),
         })
         .collect();
-    pool.checkin(Tick::ZERO, idle, true);
+    pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
     let waiter = wait(&mut pool, Tick::ZERO, B);
     let granted = pool.opened(Tick::ZERO, opening[0], 0);
     let Some(Grant::Open { waiter: served, close, .. }) = granted else { panic!("{granted:?}") };
@@ -333,16 +331,16 @@ fn one_beyond_the_size_goes_on_to_whoever_waits_however_short() {
     assert_eq!(granted, one);
     pool.opened(seconds(5), third, 0);
     let two = wait(&mut pool, seconds(5), A);
-    assert_eq!(pool.checkin(seconds(6), third, true).grant, Some(Grant::Reuse(two, third)));
-    assert!(pool.checkin(seconds(7), third, true).close);
+    assert_eq!(pool.checkin(seconds(6), third, Worker::NONE, true).grant, Some(Grant::Reuse(two, third)));
+    assert!(pool.checkin(seconds(7), third, Worker::NONE, true).close);
 }
 
 #[test]
 fn a_smaller_size_closes_what_is_idle_beyond_it() {
     let mut pool = Pool::new(LIMITS);
     let (first, second) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, first, true);
-    pool.checkin(Tick::ZERO, second, true);
+    pool.checkin(Tick::ZERO, first, Worker::NONE, true);
+    pool.checkin(Tick::ZERO, second, Worker::NONE, true);
     assert_eq!(pool.set_limits(PoolLimits { size: 1, ..LIMITS }), [first]);
     // Others get the place that is left.
     let room = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE);
@@ -437,7 +435,7 @@ impl World {
             }
             Step::Return(n, clean) if !self.used.is_empty() => {
                 let server = self.used.remove(n % self.used.len());
-                let checkin = self.pool.checkin(now, server, clean);
+                let checkin = self.pool.checkin(now, server, Worker::NONE, clean);
                 self.granted(checkin.grant);
             }
             Step::Cancel(n) if !self.line.is_empty() => {
@@ -508,7 +506,7 @@ impl World {
         assert!(self.line.is_empty() || self.ever_failed || self.used.len() + self.opening.len() >= size);
         // What is idle is of use to nobody who waits, but for the one whose turn it is to have its place.
         let fits = |variant: Variant| {
-            self.pool.idle.iter().any(|idle| self.pool.members[&idle.server].variant == variant)
+            self.pool.idle.iter().any(|idle| idle.member.variant == variant)
         };
         let unused = self.line.iter().any(|(_, variant, _)| fits(*variant));
         assert!(

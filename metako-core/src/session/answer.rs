@@ -124,6 +124,9 @@ impl Session {
                 from = at;
                 server.give_own_answers(to_client);
             }
+            if at == input.len() {
+                break;
+            }
         }
         to_client.extend_from_slice(&input[from..at]);
         if to_client.len() > HOLD_BACK_MAX {

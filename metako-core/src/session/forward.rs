@@ -108,7 +108,7 @@ impl Session {
         let in_block = server.status != TransactionStatus::Idle || self.open.steers;
         if in_block && input.first() == Some(&b'P') && !self.framer.inside_frame() {
             // In a block that failed nothing is parsed: whether this one has is not known yet.
-            if server.replies.outstanding() > 0 {
+            if server.replies.are_outstanding() {
                 return true;
             }
         }
@@ -125,7 +125,7 @@ impl Session {
                 self.fresh.settings = None;
             }
         }
-        if server.replies.outstanding() == 0 {
+        if !server.replies.are_outstanding() {
             self.fresh.settle(unit);
             return false;
         }

@@ -352,22 +352,25 @@ impl Session {
     }
 
     /// Whether more of the client may be read: not while an answer to a complete unit is awaited, or too many are.
+    #[inline]
     pub fn wants_input(&self, server: &Server) -> bool {
         let complete = matches!(self.state, State::Attached(Attachment::Unit { complete: true, .. }));
         // In a COPY nothing is answered before the client has ended it.
         let waits = self.waiting
             && !server.replies.copying_in()
-            && (server.replies.outstanding() > 0 || server.answers_metako() || server.replies.describing());
+            && (server.replies.are_outstanding() || server.answers_metako() || server.replies.describing());
         !complete && !waits && !server.is_questioned() && !self.is_done_here(server) && !server.replies.full()
     }
 
     /// By what the answer that is awaited is bounded in time.
     pub fn awaited(&self, server: &Server) -> Awaited {
-        if server.answers_metako() && server.replies.outstanding() == 0 {
+        if server.replies.front().is_none() {
+            Awaited::Unbounded
+        } else if server.answers_metako() && !server.replies.are_outstanding() {
             Awaited::Own
         } else if self.waiting && server.replies.describing() {
             self.awaited
-        } else if self.open.committing || server.replies.outstanding() == 0 || server.replies.copying_in() {
+        } else if self.open.committing || !server.replies.are_outstanding() || server.replies.copying_in() {
             Awaited::Unbounded
         } else {
             self.awaited

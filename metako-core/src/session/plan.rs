@@ -11,6 +11,8 @@ const HEADER: usize = 5;
 
 const MALFORMED: &str = "a malformed message, which the server is to refuse";
 
+const NO_SPLIT: &str = "load_balancer.split is off";
+
 /// What to do with the client's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
@@ -156,12 +158,15 @@ impl Session {
                 _ => {}
             }
             let Some(body) = rest.get(HEADER..frame.frame()) else { break };
+            if !cx.split && frame.tag != b'C' {
+                // Nothing further on changes where it goes, and an error is answered at once, without Sync.
+                return Ok(Plan::Route(Route::primary(NO_SPLIT)));
+            }
             if self.judge(&mut batch, frame, body, cx).is_none() {
                 return Ok(Plan::Route(Route::primary(MALFORMED)));
             }
             if !cx.split && !batch.only_closes {
-                // Nothing further on changes where it goes, and an error is answered at once, without Sync.
-                return Ok(Plan::Route(Route::of(batch.strongest, cx)));
+                return Ok(Plan::Route(Route::primary(NO_SPLIT)));
             }
             at += frame.frame();
         }
@@ -239,7 +244,7 @@ fn plan_query(input: &[u8], first: Header, cx: &SessionCx<'_>) -> Plan {
     let Some(body) = input.get(HEADER..first.frame()) else { return Plan::More };
     if !cx.split {
         // It is judged when it is sent.
-        return Plan::Route(Route::primary("load_balancer.split is off"));
+        return Plan::Route(Route::primary(NO_SPLIT));
     }
     let Some(sql) = read::query(body) else { return Plan::Route(Route::primary(MALFORMED)) };
     let mut route = Route::of(Verdict::of(cx, sql), cx);

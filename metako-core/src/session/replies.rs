@@ -107,7 +107,7 @@ impl Owed {
 
     /// Whether it belongs to the extended protocol, where an error skips what follows until Sync.
     fn is_extended(&self) -> bool {
-        !self.ends_ready() && *self != Self::CopyEnd
+        !self.ends_ready() && !matches!(self, Self::CopyEnd)
     }
 
     fn is_sync(&self) -> bool {
@@ -228,7 +228,7 @@ impl Replies {
 
     /// An end of a COPY that was none is not answered.
     fn drop_copy_ends(&mut self) {
-        while self.owed.front() == Some(&Owed::CopyEnd) {
+        while matches!(self.owed.front(), Some(Owed::CopyEnd)) {
             self.owed.pop_front();
         }
     }
@@ -295,7 +295,12 @@ impl Replies {
         self.owed.iter().filter(|owed| owed.ends_ready() && !owed.ends_own()).count()
     }
 
-    /// The same, but for the message sent last if that is cut: it is not answered before the rest of it is sent.
+    /// Whether a ReadyForQuery is still to come for the client.
+    pub(super) fn are_outstanding(&self) -> bool {
+        self.owed.iter().rev().any(|owed| owed.ends_ready() && !owed.ends_own())
+    }
+
+    /// How many are still to come, but for the message sent last if that is cut: it is not answered before the rest of it is sent.
     pub(super) fn outstanding_but(&self, is_cut: bool) -> usize {
         let is_awaited = |owed: &&Owed| owed.ends_ready() && !owed.ends_own();
         self.outstanding() - usize::from(is_cut && self.owed.back().as_ref().is_some_and(is_awaited))

@@ -85,8 +85,13 @@ impl Session {
                     asked = Asked::State;
                 }
                 server.applied.become_those(&self.settings, &mut sql);
+                server.applied = Arc::clone(&self.settings);
+            } else if Arc::as_ptr(&server.applied) < Arc::as_ptr(&self.settings) {
+                // One of two that are equal, always the same: in the end all have one, and are compared no more.
+                self.settings = Arc::clone(&server.applied);
+            } else {
+                server.applied = Arc::clone(&self.settings);
             }
-            server.applied = Arc::clone(&self.settings);
         }
         if !sql.is_empty() {
             self.ask(server, asked, &sql, to_server);
@@ -106,7 +111,7 @@ impl Session {
         self.new_here
             && verdict.effects.has(Effects::SEQUENCES)
             && server.status == TransactionStatus::Idle
-            && server.replies.outstanding() == 0
+            && !server.replies.are_outstanding()
             && !server.replies.unsynced()
     }
 

@@ -1,7 +1,7 @@
 //! What a statement means for the session that sends it.
 
 use super::SessionCx;
-use super::acts::{calls_set_config, concerns, contains_word, first_word, has_prefix};
+use super::acts::{calls_set_config, concerns, contains_word, first_word};
 use crate::plugin::{Class, Effects, QueryClassifier, TransactionVerb};
 use crate::wire::read;
 
@@ -73,14 +73,9 @@ impl Verdict {
         let trimmed = sql.trim_ascii_end();
         let body = trimmed.strip_suffix(b";").unwrap_or(trimmed);
         let alone = verb.is_none() || body.trim_ascii().len() == word.len();
-        // Most texts are short: one pass over their bytes costs less than two searches.
-        let mut rest = body;
-        while let [byte, behind @ ..] = rest {
-            match byte {
-                b';' | b'(' => return None,
-                b'i' | b'I' if class == Class::Read && has_prefix(behind, b"nto") => return None,
-                _ => rest = behind,
-            }
+        let may_be_more = memchr::memchr2(b';', b'(', body).is_some();
+        if may_be_more || (class == Class::Read && contains_word(body, b"into")) {
+            return None;
         }
         if !alone {
             return None;

@@ -64,6 +64,21 @@ impl Direction {
         }
     }
 
+    /// One more than the longest body of each message, whatever the limit of the connection; nothing for those that may not
+    /// come. Most frames are whole, and all that has to be known of them is here.
+    const fn bounds(self) -> [u32; 256] {
+        let mut bounds = [0; 256];
+        let mut tag = 0;
+        while tag < 256 {
+            #[expect(clippy::cast_possible_truncation, reason = "it is below 256")]
+            if self.allows(tag as u8) {
+                bounds[tag] = self.longest(tag as u8) + 1;
+            }
+            tag += 1;
+        }
+        bounds
+    }
+
     /// The longest body of a message of that tag, whatever the limit of the connection.
     const fn longest(self, tag: u8) -> u32 {
         match self {
@@ -94,6 +109,14 @@ impl Direction {
         if wanted < length { wanted } else { length }
     }
 }
+
+/// By direction, in the order of its variants.
+static BOUNDS: [[u32; 256]; 4] = [
+    Direction::ClientLogin.bounds(),
+    Direction::Client.bounds(),
+    Direction::ServerLogin.bounds(),
+    Direction::Server.bounds(),
+];
 
 /// A message that cannot be one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -142,7 +165,25 @@ impl Header {
 }
 
 /// Reads the header at the start of `input`; `None` if not all of it is there. `limit` is the longest body, in bytes.
+#[inline]
 pub fn header(input: &[u8], direction: Direction, limit: u32) -> Result<Option<Header>, FrameError> {
+    match good_header(input, direction, limit) {
+        Some(header) => Ok(Some(header)),
+        None => header_or_fault(input, direction, limit),
+    }
+}
+
+/// A header that is there and as it should be.
+#[inline]
+fn good_header(input: &[u8], direction: Direction, limit: u32) -> Option<Header> {
+    let &[tag, a, b, c, d] = input.first_chunk::<HEADER>()?;
+    let length = u32::from_be_bytes([a, b, c, d]).checked_sub(4)?;
+    let bound = BOUNDS[direction as usize][usize::from(tag)];
+    (length < bound && length <= limit).then_some(Header { tag, length })
+}
+
+#[cold]
+fn header_or_fault(input: &[u8], direction: Direction, limit: u32) -> Result<Option<Header>, FrameError> {
     let Some((&tag, rest)) = input.split_first() else { return Ok(None) };
     if !direction.allows(tag) {
         return Err(FrameError::Tag(tag));
@@ -219,10 +260,22 @@ impl Framer {
 
     /// The next piece at the start of `input`, which is then taken; `None` if more bytes are needed first. How the
     /// stream is split over calls changes how frames fall into pieces, never which frames there are.
+    #[inline]
     pub fn next(&mut self, input: &[u8]) -> Result<Option<Piece>, FrameError> {
         if input.is_empty() {
             return Ok(None);
         }
+        if self.remaining == 0
+            && let Some(header) = good_header(input, self.direction, self.limit)
+            && header.frame() <= input.len()
+        {
+            return Ok(Some(Piece::Start { header, taken: header.frame(), whole: true }));
+        }
+        self.next_in_part(input)
+    }
+
+    /// The next piece where it is not a whole frame.
+    fn next_in_part(&mut self, input: &[u8]) -> Result<Option<Piece>, FrameError> {
         if self.remaining > 0 {
             let taken = input.len().min(self.remaining as usize);
             // At most `remaining`, so it fits.
@@ -283,6 +336,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_header_is_taken_at_a_glance_if_it_is_one(
+            tag in any::<u8>(),
+            length in prop_oneof![0..20u32, 9_990..10_020u32, 65_530..65_550u32, any::<u32>()],
+            limit in prop_oneof![0..20u32, any::<u32>()],
+            cut in 0..=HEADER,
+        ) {
+            let bytes = [&[tag], &length.to_be_bytes()[..]].concat();
+            for direction in
+                [Direction::ClientLogin, Direction::Client, Direction::ServerLogin, Direction::Server]
+            {
+                let careful = header_or_fault(&bytes[..cut], direction, limit);
+                prop_assert_eq!(good_header(&bytes[..cut], direction, limit), careful.ok().flatten());
+            }
+        }
+
         #[test]
         fn cutting_a_stream_anywhere_gives_the_same_frames(
             frames in client_frames(),

@@ -2,9 +2,23 @@
 //! means that a body is not well formed.
 
 /// The text before the first zero byte, and what follows it.
+#[inline]
 pub fn text(input: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = memchr::memchr(0, input)?;
+    // Names are short.
+    let end = match input.first_chunk().and_then(zero_in) {
+        Some(end) => end,
+        None => memchr::memchr(0, input)?,
+    };
     Some((&input[..end], &input[end + 1..]))
+}
+
+/// Where the first zero byte is among eight.
+fn zero_in(bytes: &[u8; 8]) -> Option<usize> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let word = u64::from_le_bytes(*bytes);
+    // Borrows reach only bytes behind the first zero.
+    let zeros = word.wrapping_sub(ONES) & !word & (ONES << 7);
+    (zeros != 0).then_some(zeros.trailing_zeros() as usize / 8)
 }
 
 /// The fields of an ErrorResponse or NoticeResponse that decide something.
@@ -140,6 +154,16 @@ pub fn may_be_several(sql: &[u8]) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn text_ends_at_the_first_zero_byte(
+            input in prop::collection::vec(prop_oneof![Just(0), Just(1), Just(0x80), any::<u8>()], 0..24),
+        ) {
+            let end = input.iter().position(|byte| *byte == 0);
+            prop_assert_eq!(text(&input), end.map(|end| (&input[..end], &input[end + 1..])));
+        }
+    }
 
     #[test]
     fn error_fields_are_found_and_a_cut_body_gives_what_is_whole() {

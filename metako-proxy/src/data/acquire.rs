@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Core;
 use super::hold::Ticket;
 use super::pools::{Attempt, Cell, CheckoutError, Lease, Who};
+use super::settings::Settings;
 use super::waiting::Progress;
 use crate::backend::{ConnectError, ConnectErrorKind};
 use crate::env::Env;
@@ -60,9 +61,8 @@ pub(super) enum Picked {
     Held(String),
 }
 
-fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>) -> Picked {
+fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>, settings: &Settings) -> Picked {
     let view = core.view.load();
-    let settings = core.settings.load();
     // Only a balancer looks at the clock and the number, and only reads come to one.
     let (now, random) = if wanted.read { (core.env.now(), core.next_random()) } else { (Tick::ZERO, 0) };
     let cx = PickCx { now, random, session: wanted.session, zone: None };
@@ -102,7 +102,7 @@ pub(super) async fn acquire<E: Env>(
                 Err(error) => return Err(told(&error, &node)),
             },
         }
-        picked = pick(core, wanted);
+        picked = pick(core, wanted, &core.settings.load());
     }
 }
 
@@ -110,9 +110,10 @@ pub(super) async fn acquire<E: Env>(
 pub(super) fn try_acquire<E: Env>(
     core: &Arc<Core<E>>,
     wanted: &Wanted<'_>,
+    settings: &Settings,
     known: &mut Option<Arc<Cell<E>>>,
 ) -> First<E> {
-    let picked = pick(core, wanted);
+    let picked = pick(core, wanted, settings);
     if let Picked::Node(node, replica, epoch) = &picked
         && (*replica || nobody_is_held(core))
         && let Some(lease) = core.pools.try_idle(core, wanted.who, node, *epoch, known)
@@ -154,7 +155,7 @@ async fn finish<E: Env>(
 
 /// The lease, unless it is not of `epoch` or that is over. A fence that falls later finds it in the register.
 fn if_current<E: Env>(core: &Core<E>, mut lease: Lease<E>, epoch: Epoch) -> Option<Lease<E>> {
-    if lease.conn().epoch == epoch && route::is_current(&core.view.load(), epoch) {
+    if lease.conn().epoch == epoch && core.view.epoch() == epoch {
         return Some(lease);
     }
     lease.give_back();
@@ -204,7 +205,7 @@ async fn hold_until_found<E: Env>(
         }
         place.turn().await;
         views.borrow_and_update();
-        match pick(core, wanted) {
+        match pick(core, wanted, &core.settings.load()) {
             Picked::Held(why) => *reason = why,
             Picked::Node(node, replica, epoch) => {
                 let attempt = core.pools.attempt(core, wanted.who, &node, epoch);

@@ -113,6 +113,13 @@ impl Outbox {
                     Poll::Pending => break,
                 }
             }
+            if rest.is_empty() {
+                if self.flush && let Poll::Ready(done) = Pin::new(stream).poll_flush(cx) {
+                    self.flush = false;
+                    done?;
+                }
+                return Ok(());
+            }
         }
         self.bytes.extend_from_slice(rest);
         if let Poll::Ready(done) = self.poll_flush(stream, cx) {

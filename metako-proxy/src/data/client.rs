@@ -143,7 +143,7 @@ impl<E: Env> ClientTask<E> {
                 Ok(Plan::More) => self.read_more().await?,
                 Ok(Plan::Route(route)) => {
                     tracing::trace!(read = route.read, reason = route.reason, "routed");
-                    match self.find(route.read, Vec::new()).await? {
+                    match self.find(&settings, route.read, Vec::new()).await? {
                         Ok(found) => self.work(&settings, found, route.read).await?,
                         Err(report) => Box::pin(self.refuse(&report)).await?,
                     }
@@ -178,9 +178,6 @@ impl<E: Env> ClientTask<E> {
         let idle = side.input.is_empty();
         let (mut asked, mut moving) = (!idle, false);
         let read = poll_fn(|cx| {
-            if handle.is_ended(cx) || (idle && stop.is_asked()) {
-                return Poll::Ready(None);
-            }
             if std::mem::take(&mut moving) {
                 env.settle(side.stream.get_mut());
                 side.timer = None;
@@ -188,7 +185,15 @@ impl<E: Env> ClientTask<E> {
                 moving = true;
                 return Poll::Pending;
             }
-            poll_input(&mut side.stream, &mut side.input, cx).map(Some)
+            let must_end = |ended: bool| ended || (idle && stop.is_asked());
+            if must_end(handle.is_ended_now()) {
+                return Poll::Ready(None);
+            }
+            match poll_input(&mut side.stream, &mut side.input, cx) {
+                // Only who waits has to be woken.
+                Poll::Pending if must_end(handle.is_ended(cx)) => Poll::Ready(None),
+                polled => polled.map(Some),
+            }
         })
         .await;
         match read {
@@ -198,11 +203,16 @@ impl<E: Env> ClientTask<E> {
     }
 
     /// Finds a server. While it waits, the client may cancel, leave, or send more.
-    async fn find(&mut self, read: bool, avoid: Vec<NodeName>) -> Result<Result<Found<E>, Report>, Gone> {
+    async fn find(
+        &mut self,
+        settings: &Settings,
+        read: bool,
+        avoid: Vec<NodeName>,
+    ) -> Result<Result<Found<E>, Report>, Gone> {
         let bytes = self.side.input.len();
         let wanted =
             Wanted { who: &self.who, read, avoid, session: self.handle.number, bytes, progress: None };
-        match try_acquire(&self.core, &wanted, &mut self.pool) {
+        match try_acquire(&self.core, &wanted, settings, &mut self.pool) {
             First::Found(found) => Ok(Ok(found)),
             // Boxed, as all that is rare: an idle client's task keeps no room for it.
             First::Later(picked) => Box::pin(self.wait_for(read, wanted.avoid, picked)).await,

@@ -87,6 +87,11 @@ impl Handle {
         self.ended.load(Ordering::Acquire)
     }
 
+    /// Whether the connection has to end now. Nobody is woken when that changes.
+    pub(super) fn is_ended_now(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
     /// Begins to wait for a server; what was cancelled before is forgotten.
     pub(super) fn wait(&self) {
         let mut state = self.state.lock();

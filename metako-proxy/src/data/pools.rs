@@ -152,16 +152,17 @@ impl<E: Env> Cell<E> {
             next = match refused {
                 None | Some(Granted::Refused(_)) => None,
                 Some(Granted::Open(server)) => state.pool.lost(now, server),
-                Some(Granted::Conn(conn)) => Self::back(state, now, conn, true).grant,
+                Some(Granted::Conn(conn)) => Self::back(core, state, conn, true).grant,
             };
             next = next.or_else(|| state.pool.grant(now));
         }
     }
 
     /// Puts a connection with those that are idle, unless it has to be closed.
-    fn back(state: &mut State<E>, now: Tick, conn: Box<ServerConn<E>>, reusable: bool) -> Back<E> {
+    fn back(core: &Core<E>, state: &mut State<E>, conn: Box<ServerConn<E>>, reusable: bool) -> Back<E> {
+        let (now, worker) = (core.env.now(), core.env.worker());
         let server = conn.id;
-        let Checkin { close, grant } = state.pool.checkin(now, server, reusable);
+        let Checkin { close, grant } = state.pool.checkin(now, server, worker, reusable);
         if close {
             return Back { grant, closed: Some(conn) };
         }
@@ -171,10 +172,9 @@ impl<E: Env> Cell<E> {
 
     fn give_back(&self, core: &Core<E>, conn: Box<ServerConn<E>>, reusable: bool) {
         let mut state = self.state.lock();
-        let reusable = reusable && !state.retired && conn.epoch == core.view.load().epoch;
-        state.pool.settled(conn.id, core.env.worker());
+        let reusable = reusable && !state.retired && conn.epoch == core.view.epoch();
         let server = conn.id;
-        let Back { grant, closed } = Self::back(&mut state, core.env.now(), conn, reusable);
+        let Back { grant, closed } = Self::back(core, &mut state, conn, reusable);
         Self::deliver(core, &mut state, Some(server), grant);
         drop(state);
         drop(closed);

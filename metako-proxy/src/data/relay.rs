@@ -99,6 +99,15 @@ pub(super) enum End {
     TimedOut(&'static str),
 }
 
+/// What is to be done first.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Begins {
+    /// What the client asks for is sent, to a node that is in recovery if `replica`.
+    New { replica: bool },
+    /// What was sent to another server is sent once more.
+    Again { replica: bool },
+}
+
 /// The time-outs in force.
 #[derive(Clone, Copy)]
 pub(super) struct TimeOuts<'a> {
@@ -118,6 +127,7 @@ pub(super) struct Relay<'a, C, S> {
     pub(super) traffic: &'a NodeTraffic,
     pub(super) cx: SessionCx<'a>,
     pub(super) time_outs: TimeOuts<'a>,
+    pub(super) begins: Option<Begins>,
     /// Writing to the server failed.
     pub(super) broken: Option<io::Error>,
     /// A time-out has passed and the statement was cancelled; nothing was heard since.
@@ -142,19 +152,32 @@ where
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        match self.poll_steps(cx) {
+            Ok(()) => self.poll_timer(cx),
+            Err(end) => Poll::Ready(end),
+        }
+    }
+
+    /// Does all that can be done now, and sees to it that the task is woken when there is more.
+    fn poll_steps(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let begins = self.begins.take();
+        if self.conn.registration.control.is_severed_now() {
+            return Err(if begins.is_some() { End::Stale } else { End::Severed });
+        }
+        if let Some(begins) = begins {
+            self.begin(begins, cx)?;
+        } else if self.handle.is_ended_now() {
+            return Err(End::Stopped);
+        }
+        while self.step(cx)? {}
+        // Only who waits has to be woken: most units are over before. What came until now shows here.
         if self.handle.is_ended(cx) {
-            return Poll::Ready(End::Stopped);
+            return Err(End::Stopped);
         }
         if self.conn.registration.control.is_severed(cx) {
-            return Poll::Ready(End::Severed);
+            return Err(End::Severed);
         }
-        loop {
-            match self.step(cx) {
-                Ok(true) => {}
-                Ok(false) => return self.poll_timer(cx),
-                Err(end) => return Poll::Ready(end),
-            }
-        }
+        Ok(())
     }
 
     /// Does once what can be done; whether that was anything.
@@ -309,39 +332,29 @@ where
         })
     }
 
-    /// Takes the server for what the client wants, and sends that: the first time, or once more on another server.
-    pub(super) fn start(
-        &mut self,
-        replica: bool,
-        repeat: bool,
-    ) -> impl Future<Output = Result<(), End>> + Send + '_
-    where
-        C: Send,
-        S: Send,
-    {
-        std::future::poll_fn(move |cx| {
-            if self.conn.registration.control.is_severed(cx) {
-                return Poll::Ready(Err(End::Stale));
-            }
-            Poll::Ready(with_scratch(|scratch| {
-                let Scratch { first: to_server, second: to_client, .. } = scratch;
-                if !repeat {
+    /// Takes the server for what the client wants, and sends that.
+    fn begin(&mut self, begins: Begins, cx: &mut Context<'_>) -> Result<(), End> {
+        with_scratch(|scratch| {
+            let Scratch { first: to_server, second: to_client, .. } = scratch;
+            let replica = match begins {
+                Begins::New { replica } => {
                     self.client.session.attach(&mut self.conn.server, replica, to_server);
                     return self.forward_kept(cx, to_server, to_client);
                 }
-                let rest = self
-                    .client
-                    .session
-                    .repeat(&mut self.conn.server, replica, &self.cx, to_server, to_client)
-                    .map_err(End::Fault)?;
-                self.client.stalled = !rest.is_empty();
-                self.client.input.splice(..0, rest);
-                self.send(cx, to_server);
-                self.client.output.bytes().extend_from_slice(to_client);
-                self.count();
-                self.rearm();
-                self.look_around()
-            }))
+                Begins::Again { replica } => replica,
+            };
+            let rest = self
+                .client
+                .session
+                .repeat(&mut self.conn.server, replica, &self.cx, to_server, to_client)
+                .map_err(End::Fault)?;
+            self.client.stalled = !rest.is_empty();
+            self.client.input.splice(..0, rest);
+            self.send(cx, to_server);
+            self.client.output.bytes().extend_from_slice(to_client);
+            self.count();
+            self.rearm();
+            self.look_around()
         })
     }
 

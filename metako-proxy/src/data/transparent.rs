@@ -80,7 +80,7 @@ async fn find<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
         bytes: input.len(),
         progress: None,
     };
-    let picked = match try_acquire(core, &wanted, &mut None) {
+    let picked = match try_acquire(core, &wanted, &core.settings.load(), &mut None) {
         First::Found(found) => return Ok(Ok(found.lease)),
         First::Later(picked) => picked,
     };

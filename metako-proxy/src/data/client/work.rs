@@ -16,7 +16,7 @@ use super::{ClientTask, Found, Gone, session_cx};
 use crate::data::buffers::Outbox;
 use crate::data::clients::deliver;
 use crate::data::pools::Lease;
-use crate::data::relay::{End, Relay, TimeOuts};
+use crate::data::relay::{Begins, End, Relay, TimeOuts};
 use crate::data::settings::Settings;
 use crate::env::Env;
 
@@ -39,47 +39,52 @@ impl<E: Env> ClientTask<E> {
         found: Found<E>,
         read: bool,
     ) -> Result<(), Gone> {
-        let mut found = found;
-        let mut avoid = Vec::new();
-        let mut repeat = false;
+        let Found { mut lease, replica } = found;
+        let end = self.work_on(settings, &mut lease, Begins::New { replica }).await;
+        if let End::Released = end {
+            self.side.session.release();
+            self.give_back(lease).await;
+            return Ok(());
+        }
+        // Boxed: an idle client's task keeps no room for what is rare.
+        Box::pin(self.work_elsewhere(settings, end, lease, read)).await
+    }
+
+    async fn work_elsewhere(
+        &mut self,
+        settings: &Settings,
+        end: End,
+        lease: Lease<E>,
+        read: bool,
+    ) -> Result<(), Gone> {
+        let (mut end, mut lease, mut avoid, mut repeat) = (end, lease, Vec::new(), false);
         loop {
-            match self.work_on(settings, found, repeat, read, &mut avoid).await? {
+            let found = match self.after(end, lease, repeat, read, &mut avoid).await? {
                 Next::Done => return Ok(()),
-                Next::Repeat(another) => found = another,
-            }
+                Next::Repeat(found) => found,
+            };
             repeat = true;
+            lease = found.lease;
+            end = self.work_on(settings, &mut lease, Begins::Again { replica: found.replica }).await;
         }
     }
 
-    async fn work_on(
-        &mut self,
-        settings: &Settings,
-        found: Found<E>,
-        repeat: bool,
-        read: bool,
-        avoid: &mut Vec<NodeName>,
-    ) -> Result<Next<E>, Gone> {
-        let Found { mut lease, replica } = found;
+    async fn work_on(&mut self, settings: &Settings, lease: &mut Lease<E>, begins: Begins) -> End {
         self.handle.serve(&lease.conn().cancel);
+        let (Begins::New { replica } | Begins::Again { replica }) = begins;
         // Only a balancer wants to know how long it took, and only reads come to one.
         let begun = replica.then(|| self.core.env.now());
-        let end = self.relay(settings, &mut lease, replica, repeat).await;
+        let end = self.relay(settings, lease, replica, begins).await;
         if let Some(begun) = begun {
             let took = self.core.env.now().since(begun);
             let ok = !matches!(end, End::ServerLost(_) | End::Severed);
             let outcome = Outcome { node: lease.node().as_str(), took, ok };
             settings.balancer.observe(&outcome);
         }
-        if let End::Released = end {
-            self.side.session.release();
-            self.give_back(lease).await;
-            return Ok(Next::Done);
-        }
-        // Boxed: an idle client's task keeps no room for what is rare.
-        Box::pin(self.after(end, lease, repeat, read, avoid)).await
+        end
     }
 
-    /// Does what the end of a unit asks for, when that is not just to give the server back.
+    /// Does what the end of a unit asks for.
     async fn after(
         &mut self,
         end: End,
@@ -89,7 +94,11 @@ impl<E: Env> ClientTask<E> {
         avoid: &mut Vec<NodeName>,
     ) -> Result<Next<E>, Gone> {
         match end {
-            End::Released => Ok(Next::Done),
+            End::Released => {
+                self.side.session.release();
+                self.give_back(lease).await;
+                Ok(Next::Done)
+            }
             End::Refused => {
                 avoid.push(lease.node().clone());
                 self.side.output.clear();
@@ -143,7 +152,13 @@ impl<E: Env> ClientTask<E> {
     }
 
     /// Moves bytes until there is a reason to stop that concerns more than this client and this server.
-    async fn relay(&mut self, settings: &Settings, lease: &mut Lease<E>, replica: bool, repeat: bool) -> End {
+    async fn relay(
+        &mut self,
+        settings: &Settings,
+        lease: &mut Lease<E>,
+        replica: bool,
+        begins: Begins,
+    ) -> End {
         let mut to_server = Outbox::default();
         let (conn, node, traffic) = lease.parts();
         let (config, user) = (&settings.config, self.who.user.as_str());
@@ -160,16 +175,13 @@ impl<E: Env> ClientTask<E> {
                 write: config.routing.write_timeout,
                 own: &own,
             },
+            begins: Some(begins),
             broken: None,
             cancelled: false,
             read_only: false,
         };
-        let mut end = relay.start(replica, repeat).await.err();
         loop {
-            let reason = match end.take() {
-                Some(reason) => reason,
-                None => relay.run().await,
-            };
+            let reason = relay.run().await;
             if std::mem::take(&mut relay.read_only) && !replica {
                 self.core.evidence.report(node, ServerLoss::ReadOnly);
             }
@@ -257,7 +269,8 @@ impl<E: Env> ClientTask<E> {
             Report::error(sqlstate::CONNECTION_FAILURE, "each server that was tried was lost")
                 .with_hint("The statement only reads: it can be run again.")
         } else {
-            match self.find(read, avoid.to_vec()).await? {
+            let settings = self.core.settings.load_full();
+            match self.find(&settings, read, avoid.to_vec()).await? {
                 Ok(found) => return Ok(Next::Repeat(found)),
                 Err(report) => report,
             }

@@ -86,14 +86,12 @@ async fn with_relay_over<C: AsyncRead + AsyncWrite + Unpin + Send>(
         traffic: &NodeTraffic::default(),
         cx: SessionCx { classifier: &AllWrites, statements: &statements, split: true, scope: 0 },
         time_outs,
+        begins: Some(Begins::New { replica: false }),
         broken: None,
         cancelled: false,
         read_only: false,
     };
     let run = async {
-        if let Err(end) = relay.start(false, false).await {
-            return end;
-        }
         match relay.run().await {
             End::TimedOut(key) => End::ServerLost(format!("{key}, then {:?}", relay.run().await)),
             end => end,
