@@ -6,7 +6,7 @@ mod running;
 
 use metako_proxy::playground::Cluster;
 use running::{Metako, client_output, eventually, text};
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, Config, NoTls};
 
 /// A server with users `one`, `two` and `full_one` (who may have one connection), behind a metako with these pool settings.
 struct Bench {
@@ -64,29 +64,6 @@ impl Bench {
             if found.len() == count { Ok(found) } else { Err(format!("{found:?}")) }
         })
     }
-}
-
-/// How many connections of this machine to a port are established.
-fn connections_to(port: u16) -> usize {
-    const ESTABLISHED: &str = "01";
-    let remote = format!(":{port:04X}");
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let connections = table.lines().map(|line| line.split_whitespace().skip(2).take(2).collect::<Vec<_>>());
-    connections
-        .filter(
-            |fields| matches!(fields[..], [peer, state] if peer.ends_with(&remote) && state == ESTABLISHED),
-        )
-        .count()
-}
-
-/// The number of the server process that serves a client.
-async fn process_of(client: &Client) -> String {
-    let answer = client.simple_query("SELECT pg_backend_pid()").await.unwrap();
-    let row = answer.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    row.unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,37 +176,6 @@ async fn a_server_that_gives_no_more_connections_is_shared() {
     assert!(!waiting.is_finished());
     first.batch_execute("COMMIT").await.unwrap();
     waiting.await.unwrap().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_for_a_new_connection_takes_one_that_is_given_back_before() {
-    let bench = Bench::start("pool: { size: 2 }", "{}");
-    let node = &bench.cluster.nodes()[0];
-    let (first, second) = (bench.connect("one").await, bench.connect("one").await);
-    first.batch_execute("BEGIN").await.unwrap();
-    // From now on a new process sleeps before it lets anybody in.
-    node.sql("ALTER SYSTEM SET pre_auth_delay = '3s'").unwrap();
-    node.sql("SELECT pg_reload_conf()").unwrap();
-    eventually("the server takes its time", || match node.sql("SHOW pre_auth_delay").unwrap() {
-        Some(delay) if delay == "3s" => Ok(()),
-        delay => Err(format!("{delay:?}")),
-    });
-    let before = connections_to(node.port());
-    let waiting = tokio::spawn(async move {
-        let pid = process_of(&second).await;
-        (second, pid)
-    });
-    eventually("a connection is opened for the second client", || {
-        let now = connections_to(node.port());
-        if now > before { Ok(()) } else { Err(now.to_string()) }
-    });
-    let pid = process_of(&first).await;
-    first.batch_execute("COMMIT").await.unwrap();
-    let (_second, taken) = waiting.await.unwrap();
-    assert_eq!(taken, pid);
-    // The new one is there for whoever comes next.
-    first.batch_execute("BEGIN").await.unwrap();
-    bench.wait_for_processes("one", 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

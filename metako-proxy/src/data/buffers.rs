@@ -114,9 +114,7 @@ impl Outbox {
                 }
             }
             if rest.is_empty() {
-                if self.flush
-                    && let Poll::Ready(done) = Pin::new(stream).poll_flush(cx)
-                {
+                if self.flush && let Poll::Ready(done) = Pin::new(stream).poll_flush(cx) {
                     self.flush = false;
                     done?;
                 }

@@ -9,7 +9,7 @@ mod variants;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use metako_core::cluster::ServerLoss;
@@ -17,7 +17,7 @@ use metako_core::config::{Node, NodeTls};
 use metako_core::pool::{Checkin, Grant, Pool, ServerId, Variant, WaiterId};
 use metako_core::{Epoch, NodeName, Tick};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 pub(super) use self::checkout::{Attempt, CheckoutError};
 use self::idle::Idle;
@@ -124,38 +124,7 @@ pub(in crate::data) struct Cell<E: Env> {
     /// How the node is reached. Where that changes, the connections are others.
     address: Address,
     state: Mutex<State<E>>,
-    given_back: GivenBack,
     pub(super) traffic: Arc<NodeTraffic>,
-}
-
-/// Tells clients for whom connections are opened that another one is idle.
-#[derive(Debug, Default)]
-struct GivenBack {
-    notify: Notify,
-    /// How many there are: mostly none.
-    looking: AtomicUsize,
-}
-
-impl GivenBack {
-    fn look_out(&self) -> Looking<'_> {
-        self.looking.fetch_add(1, Ordering::SeqCst);
-        Looking(self)
-    }
-
-    fn tell(&self) {
-        if self.looking.load(Ordering::SeqCst) > 0 {
-            self.notify.notify_waiters();
-        }
-    }
-}
-
-/// One of them.
-struct Looking<'a>(&'a GivenBack);
-
-impl Drop for Looking<'_> {
-    fn drop(&mut self) {
-        self.0.looking.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 impl<E: Env> Cell<E> {
@@ -209,7 +178,6 @@ impl<E: Env> Cell<E> {
         Self::deliver(core, &mut state, Some(server), grant);
         drop(state);
         drop(closed);
-        self.given_back.tell();
     }
 
     fn lost(&self, core: &Core<E>, server: ServerId) {
@@ -309,7 +277,6 @@ impl<E: Env> Pools<E> {
                 retired: false,
                 vacancy: Vacancy::after(traffic.databases.load(Ordering::Relaxed)),
             }),
-            given_back: GivenBack::default(),
             traffic,
         });
         let key = PoolKey { database: who.database.clone(), user: who.user.clone(), node: node.clone() };

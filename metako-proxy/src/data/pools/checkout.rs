@@ -270,65 +270,7 @@ impl<E: Env> Later<E> {
                 }
             }
         };
-        open_or_reuse(core, &cell, server, who, epoch).await
-    }
-}
-
-/// A connection that a task of its own opens. Dropped, it goes to others.
-struct Opened<E: Env>(oneshot::Receiver<Result<Lease<E>, CheckoutError>>);
-
-impl<E: Env> Opened<E> {
-    fn begin(core: &Arc<Core<E>>, cell: &Arc<Cell<E>>, server: ServerId, who: &Who, epoch: Epoch) -> Self {
-        let (sender, receiver) = oneshot::channel();
-        let (core, cell, who) = (Arc::clone(core), Arc::clone(cell), who.clone());
-        let env = core.env.clone();
-        env.spawn(async move {
-            let opened = open(Opening::new(&core, &cell, server), &who, epoch).await;
-            if let Err(Ok(unwanted)) = sender.send(opened) {
-                unwanted.give_back();
-            }
-        });
-        Self(receiver)
-    }
-}
-
-impl<E: Env> Drop for Opened<E> {
-    fn drop(&mut self) {
-        self.0.close();
-        if let Ok(Ok(unwanted)) = self.0.try_recv() {
-            unwanted.give_back();
-        }
-    }
-}
-
-/// Opens a connection, and takes one that others give back if that is there before: a server under load may take long to
-/// let one more in. The new one then goes to others. Cancelling gives it to them as well.
-async fn open_or_reuse<E: Env>(
-    core: &Arc<Core<E>>,
-    cell: &Arc<Cell<E>>,
-    server: ServerId,
-    who: &Who,
-    epoch: Epoch,
-) -> Result<Lease<E>, CheckoutError> {
-    if who.alone {
-        // Nobody else may have it, and there is no other for this client.
-        return open(Opening::new(core, cell, server), who, epoch).await;
-    }
-    let mut opened = Opened::begin(core, cell, server, who, epoch);
-    let _looking = cell.given_back.look_out();
-    loop {
-        let given_back = cell.given_back.notify.notified();
-        tokio::pin!(given_back);
-        // Registers before looking, so that nothing is missed.
-        given_back.as_mut().enable();
-        if let Some(lease) = core.pools.try_idle(core, who, &cell.node, epoch, &mut Some(Arc::clone(cell))) {
-            return Ok(lease);
-        }
-        tokio::select! {
-            biased;
-            done = &mut opened.0 => return done.unwrap_or(Err(CheckoutError::NoNode)),
-            () = given_back => {}
-        }
+        open(Opening::new(core, &cell, server), who, epoch).await
     }
 }
 
