@@ -95,7 +95,7 @@ fn run(options: &Options) -> Result<bool> {
     }
     let beside = || Ok(std::env::current_exe()?.with_file_name("metako"));
     let metako = options.metako.clone().map_or_else(beside, Ok).map_err(BenchError::io("finding myself"))?;
-    let bench = Bench::start(options, Program::metako(&metako)?)?;
+    let mut bench = Bench::start(options, Program::metako(&metako)?)?;
     eprintln!("== seed {}; {} rounds", bench.conditions.seed, options.rounds);
     let results = bench.rounds(options, &rows)?;
     let verdicts = goals::judge(&results, &rows, bench.conditions.processors);
@@ -115,6 +115,10 @@ fn chosen(names: &[String]) -> Result<Vec<Row>> {
     }
     let wanted = |row: &Row| names.is_empty() || names.iter().any(|name| name == row.name);
     Ok(ROWS.into_iter().filter(wanted).collect())
+}
+
+fn start_proxies(rig: &Rig, programs: &[Program; 2]) -> [Result<Proxy>; 2] {
+    programs.each_ref().map(|program| Proxy::start(rig, program, 0))
 }
 
 /// Everything that is measured, running.
@@ -151,15 +155,20 @@ impl Bench {
             pgbouncer_keeps_prepared: pgbouncer.keeps_prepared(),
         };
         let programs = [pgbouncer, metako];
-        let [pgbouncer, metako] = [&programs[0], &programs[1]].map(|program| Proxy::start(&rig, program, 0));
+        let [pgbouncer, metako] = start_proxies(&rig, &programs);
         Ok(Self { pgbouncer: pgbouncer?, metako: metako?, programs, rig, conditions })
     }
 
     /// Rows in random order, and in each row the routes: what is compared is measured within seconds.
-    fn rounds(&self, options: &Options, rows: &[Row]) -> Result<Results> {
+    fn rounds(&mut self, options: &Options, rows: &[Row]) -> Result<Results> {
         let mut results = Results::default();
         let mut dice = Dice::new(self.conditions.seed);
         for round in 1..=options.rounds {
+            if round > 1 {
+                // Processes of one program differ for as long as they live.
+                let [pgbouncer, metako] = start_proxies(&self.rig, &self.programs);
+                (self.pgbouncer, self.metako) = (pgbouncer?, metako?);
+            }
             let mut order = rows.to_vec();
             dice.shuffle(&mut order);
             for row in order {

@@ -1,8 +1,8 @@
 //! Which nodes may serve a unit, by the cluster's state alone.
 
+use crate::NodeName;
 use crate::cluster::{ClusterView, ObservedRole, ReadFitness, Writes};
 use crate::plugin::{Candidate, LoadBalancer, PickCx};
-use crate::NodeName;
 
 /// The most replicas that are offered to a balancer at once.
 pub const CANDIDATES_MAX: usize = 32;

@@ -39,9 +39,8 @@ impl Pool {
 
     /// An idle connection for the first whom one fits, unless that would be the turn of the first in line.
     fn grant_idle(&mut self, now: Tick) -> Option<Grant> {
-        let fitting = |waiter: &Waiter| {
-            self.idle.iter().rposition(|idle| idle.serves(waiter.variant, waiter.epoch))
-        };
+        let fitting =
+            |waiter: &Waiter| self.idle.iter().rposition(|idle| idle.serves(waiter.variant, waiter.epoch));
         let (at, idle) =
             self.waiters.iter().enumerate().find_map(|(at, waiter)| Some((at, fitting(waiter)?)))?;
         if at > 0 && !self.may_overtake(now) {

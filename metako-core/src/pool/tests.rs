@@ -258,7 +258,10 @@ fn variants_overtake_each_other_a_few_times_at_most() {
     let first = wait(&mut pool, Tick::ZERO, B);
     let others: Vec<_> = (0..5).map(|_| wait(&mut pool, Tick::ZERO, A)).collect();
     for other in &others[..3] {
-        assert_eq!(pool.checkin(Tick::ZERO, server, Worker::NONE, true).grant, Some(Grant::Reuse(*other, server)));
+        assert_eq!(
+            pool.checkin(Tick::ZERO, server, Worker::NONE, true).grant,
+            Some(Grant::Reuse(*other, server))
+        );
     }
     let turn = pool.checkin(Tick::ZERO, server, Worker::NONE, true);
     assert!(
@@ -505,9 +508,7 @@ impl World {
         // Whoever waits does so because every place is taken, by a client or for one, or because of a failure.
         assert!(self.line.is_empty() || self.ever_failed || self.used.len() + self.opening.len() >= size);
         // What is idle is of use to nobody who waits, but for the one whose turn it is to have its place.
-        let fits = |variant: Variant| {
-            self.pool.idle.iter().any(|idle| idle.member.variant == variant)
-        };
+        let fits = |variant: Variant| self.pool.idle.iter().any(|idle| idle.member.variant == variant);
         let unused = self.line.iter().any(|(_, variant, _)| fits(*variant));
         assert!(
             !unused || self.line[0].2 >= OVERTAKEN_MAX,

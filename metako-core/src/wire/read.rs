@@ -5,7 +5,7 @@
 #[inline]
 pub fn text(input: &[u8]) -> Option<(&[u8], &[u8])> {
     // Names are short.
-    let end = match input.first_chunk().and_then(zero_in) {
+    let end = match input.first_chunk().copied().and_then(zero_in) {
         Some(end) => end,
         None => memchr::memchr(0, input)?,
     };
@@ -13,9 +13,9 @@ pub fn text(input: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// Where the first zero byte is among eight.
-fn zero_in(bytes: &[u8; 8]) -> Option<usize> {
+fn zero_in(bytes: [u8; 8]) -> Option<usize> {
     const ONES: u64 = 0x0101_0101_0101_0101;
-    let word = u64::from_le_bytes(*bytes);
+    let word = u64::from_le_bytes(bytes);
     // Borrows reach only bytes behind the first zero.
     let zeros = word.wrapping_sub(ONES) & !word & (ONES << 7);
     (zeros != 0).then_some(zeros.trailing_zeros() as usize / 8)

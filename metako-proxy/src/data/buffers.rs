@@ -114,7 +114,9 @@ impl Outbox {
                 }
             }
             if rest.is_empty() {
-                if self.flush && let Poll::Ready(done) = Pin::new(stream).poll_flush(cx) {
+                if self.flush
+                    && let Poll::Ready(done) = Pin::new(stream).poll_flush(cx)
+                {
                     self.flush = false;
                     done?;
                 }
