@@ -52,6 +52,11 @@ impl InTransaction {
         self.other |= UNREPORTED.contains(&name);
     }
 
+    /// Nothing that analysis depends on was set.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.path.is_none() && !self.other
+    }
+
     /// Any setting may have been made.
     pub(super) fn set_any(&mut self) {
         self.other = true;

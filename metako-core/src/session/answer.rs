@@ -62,8 +62,12 @@ impl Session {
         to_client: &mut Vec<u8>,
         to_server: &mut Vec<u8>,
     ) -> Result<Answered, FrameError> {
-        let (mut at, mut from) = (0, 0);
         let mut effect = Effect::Continue;
+        if self.answer_plainly(server, input) {
+            to_client.extend_from_slice(input);
+            return Ok(Answered { consumed: input.len(), effect });
+        }
+        let (mut at, mut from) = (0, 0);
         loop {
             if self.rows_pass(server) {
                 at += server.framer.whole(&input[at..], *b"TD");
@@ -71,7 +75,7 @@ impl Session {
             let Some(piece) = server.framer.next(&input[at..])? else { break };
             let (taken, pass) = match piece {
                 Piece::Rest { taken, last } if server.swallow_rest => {
-                    if server.answers_metako() {
+                    if server.is_in_own_row() {
                         server.own_row(&input[at..at + taken], last);
                     } else if server.describing.goes_on() {
                         self.take_description(server, &input[at..at + taken], last);
@@ -218,7 +222,7 @@ impl Session {
                 self.stop_holding_back();
                 if header.tag == b'C' {
                     self.succeeded(server);
-                    self.completed(server, read::command_tag(body).unwrap_or_default());
+                    self.completed(server, body);
                 }
                 if matches!(server.replies.front(), Some(Owed::Execute { .. })) {
                     server.replies.pop();
@@ -411,14 +415,14 @@ impl Session {
         Some(with_field(body, b'M', &message))
     }
 
-    /// A command succeeded: what it did to prepared statements shows in its tag.
+    /// A command succeeded: what it did to prepared statements shows in its tag, which is all of its body.
     fn completed(&mut self, server: &mut Server, tag: &[u8]) {
-        if matches!(tag, b"DEALLOCATE ALL" | b"DISCARD ALL") {
+        if matches!(tag, b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
             server.prepared.clear();
             self.names.clear();
             self.unnamed = super::Unnamed::default();
         }
-        if tag == b"DISCARD ALL" {
+        if tag == b"DISCARD ALL\0" {
             self.discarded_all();
         }
     }

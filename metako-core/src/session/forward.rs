@@ -68,7 +68,7 @@ impl Session {
             self.take_new(cx);
         }
         self.tell_if_due(server, to_client);
-        while !terminate && self.wants_input(server) {
+        while pipe.at < input.len() && !terminate && self.wants_input(server) {
             if self.has_to_wait(server, &input[pipe.at..]) {
                 self.waiting = true;
                 break;

@@ -30,6 +30,7 @@ mod forward;
 mod local;
 mod loss;
 mod pins;
+mod plain;
 mod plan;
 mod provide;
 mod replies;

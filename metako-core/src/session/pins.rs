@@ -56,7 +56,11 @@ impl Pins {
     }
 
     /// The first of its reasons.
+    #[inline]
     pub(super) fn reason(self) -> Option<&'static str> {
+        if self == Self::NONE {
+            return None;
+        }
         Self::REASONS.iter().find(|(pin, _)| self.has(*pin)).map(|(_, reason)| *reason)
     }
 }

@@ -290,6 +290,21 @@ impl Replies {
         None
     }
 
+    /// All that is owed, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Owed> {
+        self.owed.iter()
+    }
+
+    /// Whether nothing waits for a Sync, is skipped or is copied in.
+    pub(super) fn are_in_step(&self) -> bool {
+        !self.skipping && !self.unsynced && self.copy == CopyIn::No
+    }
+
+    /// All that was owed is answered.
+    pub(super) fn answered(&mut self) {
+        self.owed.clear();
+    }
+
     /// How many ReadyForQuery are still to come for the client.
     pub(super) fn outstanding(&self) -> usize {
         self.owed.iter().filter(|owed| owed.ends_ready() && !owed.ends_own()).count()

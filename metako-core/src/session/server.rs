@@ -37,7 +37,7 @@ pub struct Server {
     /// What it says of a statement that was parsed.
     pub(super) describing: Describing,
     /// A row of that which has not come whole.
-    row: Vec<u8>,
+    row: Option<Vec<u8>>,
     /// The error that preparing for a Query ended in: it stands for the one that the Query then ends in.
     pub(super) stand_in: Option<Vec<u8>>,
 }
@@ -59,7 +59,7 @@ impl Server {
             touched: Vec::new(),
             answer: Answer::default(),
             describing: Describing::default(),
-            row: Vec::new(),
+            row: None,
             stand_in: None,
         }
     }
@@ -113,18 +113,23 @@ impl Server {
         matches!(self.replies.front(), Some(Owed::Metako(Asked::Question)))
     }
 
+    /// Whether the rest of the message at hand belongs to a row that answers metako.
+    pub(super) fn is_in_own_row(&self) -> bool {
+        self.row.is_some()
+    }
+
     /// Takes a part of a row that answers metako.
     pub(super) fn own_row(&mut self, part: &[u8], last: bool) {
         if self.replies.front() != Some(&Owed::Metako(Asked::Question)) {
             return;
         }
-        if self.row.len() + part.len() > ROW_MAX {
+        let row = self.row.get_or_insert_default();
+        if row.len() + part.len() > ROW_MAX {
             self.answer.broken = true;
         } else {
-            self.row.extend_from_slice(part);
+            row.extend_from_slice(part);
         }
-        if last {
-            let row = std::mem::take(&mut self.row);
+        if last && let Some(row) = self.row.take() {
             self.answer.row(&row);
         }
     }

@@ -178,17 +178,26 @@ pub(super) fn quote(value: &[u8], out: &mut Vec<u8>) {
 /// A name, and what it stands for.
 pub(super) type Named<T> = (Box<[u8]>, T);
 
+/// Of two that are equal, the one that more share is kept: where many meet, most have one before long.
+pub(super) fn become_one<T: ?Sized>(one: &mut Arc<T>, other: &mut Arc<T>) {
+    if Arc::strong_count(one) > Arc::strong_count(other) {
+        *other = Arc::clone(one);
+    } else {
+        *one = Arc::clone(other);
+    }
+}
+
 /// The parameters that a server reports, or that a client was told.
 #[derive(Debug, Clone, Default)]
 pub(super) struct View {
     base: Reported,
     /// What differs from that.
-    changes: Vec<Named<Box<[u8]>>>,
+    changes: Arc<[Named<Box<[u8]>>]>,
 }
 
 impl View {
     pub(super) fn new(base: &Reported) -> Self {
-        Self { base: Arc::clone(base), changes: Vec::new() }
+        Self { base: Arc::clone(base), changes: Arc::default() }
     }
 
     /// The value after log-in.
@@ -217,21 +226,36 @@ impl View {
         let before = self.get(name).map(Box::from);
         let at = self.changes.iter().position(|(known, _)| known.as_ref() == name);
         match (self.of_base(name) == Some(value), at) {
-            (true, Some(at)) => {
-                self.changes.remove(at);
-            }
+            (true, Some(_)) => self.changes = self.changes_but(name).collect(),
             (true, None) => {}
-            (false, Some(at)) => self.changes[at].1 = value.into(),
-            (false, None) => self.changes.push((name.into(), value.into())),
+            (false, Some(at)) if *self.changes[at].1 == *value => {}
+            (false, _) => {
+                let change = (name.into(), value.into());
+                self.changes = self.changes_but(name).chain([change]).collect();
+            }
         }
         before
+    }
+
+    fn changes_but(&self, name: &[u8]) -> impl Iterator<Item = Named<Box<[u8]>>> {
+        self.changes.iter().filter(move |(known, _)| known.as_ref() != name).cloned()
     }
 
     /// Whether it is the same; seen at a glance.
     pub(super) fn is_surely(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.base, &other.base)
-            && self.changes.len() == other.changes.len()
-            && self.changes.iter().all(|change| other.changes.contains(change))
+            && (Arc::ptr_eq(&self.changes, &other.changes)
+                || self.changes.len() == other.changes.len()
+                    && self.changes.iter().all(|change| other.changes.contains(change)))
+    }
+
+    /// As [`Self::is_surely`]; equal changes are shared from then on, so that the next comparison is one of pointers.
+    pub(super) fn is_surely_one(&mut self, other: &mut Self) -> bool {
+        let same = self.is_surely(other);
+        if same && !Arc::ptr_eq(&self.changes, &other.changes) {
+            become_one(&mut self.changes, &mut other.changes);
+        }
+        same
     }
 
     pub(super) fn base(&self) -> &Reported {

@@ -47,6 +47,17 @@ impl Explained {
     }
 }
 
+impl Becoming {
+    /// Whether success would show nothing new.
+    pub(super) fn is_settled(&self) -> bool {
+        !self.failed
+            && self.suspect == Effects::NONE
+            && self.later == Effects::NONE
+            && self.done.is_empty()
+            && self.set.is_nothing()
+    }
+}
+
 impl Session {
     /// Makes the server what the session wants it to be. Costs nothing where it is so already.
     pub(super) fn arrive(&mut self, server: &mut Server, to_server: &mut Vec<u8>) {
@@ -65,7 +76,7 @@ impl Session {
         self.make_settings(server, sql, to_server);
         match &mut self.told {
             None => self.told = Some(View::new(server.reported.base())),
-            Some(told) => self.tell_due = !told.is_surely(&server.reported),
+            Some(told) => self.tell_due = !told.is_surely_one(&mut server.reported),
         }
     }
 
@@ -80,16 +91,13 @@ impl Session {
     fn make_settings(&mut self, server: &mut Server, mut sql: Vec<u8>, to_server: &mut Vec<u8>) {
         let mut asked = if sql.is_empty() { Asked::Name } else { Asked::State };
         if !Arc::ptr_eq(&server.applied, &self.settings) {
-            if server.applied != self.settings {
+            if server.applied == self.settings {
+                settings::become_one(&mut self.settings, &mut server.applied);
+            } else {
                 if !server.applied.is_but_for_the_name(&self.settings) {
                     asked = Asked::State;
                 }
                 server.applied.become_those(&self.settings, &mut sql);
-                server.applied = Arc::clone(&self.settings);
-            } else if Arc::as_ptr(&server.applied) < Arc::as_ptr(&self.settings) {
-                // One of two that are equal, always the same: in the end all have one, and are compared no more.
-                self.settings = Arc::clone(&server.applied);
-            } else {
                 server.applied = Arc::clone(&self.settings);
             }
         }

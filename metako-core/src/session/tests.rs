@@ -139,7 +139,7 @@ pub(super) fn brief(bytes: &[u8]) -> String {
     let one = |(tag, body): (u8, &[u8])| match tag {
         b'Z' => format!("Z{}", char::from(body[0])),
         b'E' => format!("E{}", String::from_utf8_lossy(read::error(body).code)),
-        b'C' => format!("C:{}", String::from_utf8_lossy(read::command_tag(body).unwrap())),
+        b'C' => format!("C:{}", String::from_utf8_lossy(read::text(body).unwrap().0)),
         _ => char::from(tag).to_string(),
     };
     frames(bytes).into_iter().map(one).collect::<Vec<_>>().join(" ")

@@ -53,9 +53,10 @@ impl Verdict {
     /// What needs no classifier where all goes to the primary: one statement that calls no function, and begins with one
     /// of the commonest words.
     fn at_a_glance(sql: &[u8]) -> Option<Self> {
-        let word = first_word(sql);
+        let selects = begins_with_select(sql);
+        let word = if selects { &sql[..6] } else { first_word(sql) };
         let (class, verb) = match word.len() {
-            6 if word.eq_ignore_ascii_case(b"select") => (Class::Read, None),
+            6 if selects || word.eq_ignore_ascii_case(b"select") => (Class::Read, None),
             6 if word.eq_ignore_ascii_case(b"update") || word.eq_ignore_ascii_case(b"delete") => {
                 (Class::Write, None)
             }
@@ -73,9 +74,11 @@ impl Verdict {
         let trimmed = sql.trim_ascii_end();
         let body = trimmed.strip_suffix(b";").unwrap_or(trimmed);
         let alone = verb.is_none() || body.trim_ascii().len() == word.len();
-        let may_be_more = memchr::memchr2(b';', b'(', body).is_some();
-        if may_be_more || (class == Class::Read && contains_word(body, b"into")) {
-            return None;
+        if !is_plain(body) {
+            let may_be_more = memchr::memchr2(b';', b'(', body).is_some();
+            if may_be_more || (class == Class::Read && contains_word(body, b"into")) {
+                return None;
+            }
         }
         if !alone {
             return None;
@@ -112,6 +115,68 @@ impl Verdict {
             ends_block: ends && !contains_word(sql, b"chain"),
             effects: found.effects,
             about_session: concerns(sql) || (found.effects.has(Effects::OPAQUE) && calls_set_config(sql)),
+        }
+    }
+}
+
+/// Whether a text begins with the commonest word, seen at once if it does without anything before it.
+fn begins_with_select(sql: &[u8]) -> bool {
+    const SELECT: u64 = u64::from_le_bytes(*b"select\0\0");
+    const LETTERS: u64 = u64::from_le_bytes(*b"\xff\xff\xff\xff\xff\xff\0\0");
+    const SMALL: u64 = 0x2020_2020_2020_2020;
+    let Some(start) = sql.first_chunk::<8>() else { return false };
+    (u64::from_le_bytes(*start) | SMALL) & LETTERS == SELECT && !start[6].is_ascii_alphabetic()
+}
+
+/// Bytes that are looked at together.
+const GROUP: usize = 16;
+
+/// Whether a text has neither `;` nor `(`, and no `in` as in INTO. Most have none, so each byte is looked at once, and none
+/// decides before the others of its group: that takes a few instructions for all of them.
+fn is_plain(text: &[u8]) -> bool {
+    let pair = |here: u8, next: u8| {
+        let ends = u8::from(here == b';') | u8::from(here == b'(');
+        ends | (u8::from(here | 0x20 == b'i') & u8::from(next | 0x20 == b'n'))
+    };
+    let Some(last) = text.len().checked_sub(GROUP + 1) else {
+        let next = text.iter().skip(1).chain([&0]);
+        return text.iter().zip(next).all(|(here, next)| pair(*here, *next) == 0);
+    };
+    let mut at = 0;
+    loop {
+        let groups = (text[at..].first_chunk::<GROUP>(), text[at + 1..].first_chunk::<GROUP>());
+        let (Some(here), Some(next)) = groups else { return false };
+        let found = here.iter().zip(next).fold(0, |found, (here, next)| found | pair(*here, *next));
+        if found != 0 {
+            return false;
+        }
+        if at == last {
+            return pair(text[text.len() - 1], 0) == 0;
+        }
+        at = last.min(at + GROUP);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_select_is_known_by_its_first_word(text in "( |[Ss][eE][Ll][Ee][Cc][Tt]|select|SELECT)[a-zA-Z1 (;]{0,10}") {
+            let bytes = text.as_bytes();
+            let known = first_word(bytes).eq_ignore_ascii_case(b"select");
+            prop_assert!(!begins_with_select(bytes) || known);
+            prop_assert_eq!(begins_with_select(bytes), known && bytes.len() >= 8 && !bytes.starts_with(b" "));
+        }
+
+        #[test]
+        fn a_plain_text_holds_nothing_that_is_looked_for(text in "[a ;(iInNto]{0,70}|[ab ]{0,40}[;(iI][nN]?[ab ]{0,40}") {
+            let bytes = text.as_bytes();
+            let lower = text.to_ascii_lowercase();
+            prop_assert_eq!(is_plain(bytes), !(lower.contains([';', '(']) || lower.contains("in")));
         }
     }
 }

@@ -253,6 +253,16 @@ impl Framer {
         at
     }
 
+    /// Tag and body of the frame at the start of `input`, if all of it is there and it is one. It does not count as taken.
+    #[inline]
+    pub fn whole_frame<'a>(&self, input: &'a [u8]) -> Option<(u8, &'a [u8])> {
+        if self.remaining > 0 {
+            return None;
+        }
+        let header = good_header(input, self.direction, self.limit)?;
+        input.get(HEADER..header.frame()).map(|body| (header.tag, body))
+    }
+
     /// Takes the start of a frame back, which is then the next piece again.
     pub fn take_back(&mut self) {
         self.remaining = 0;

@@ -73,11 +73,6 @@ pub fn parameter_status(body: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.is_empty().then_some((name, value))
 }
 
-/// The tag of a CommandComplete.
-pub fn command_tag(body: &[u8]) -> Option<&[u8]> {
-    text(body).map(|(tag, _)| tag)
-}
-
 /// The text of a Query.
 pub fn query(body: &[u8]) -> Option<&[u8]> {
     let (sql, rest) = text(body)?;
@@ -206,7 +201,7 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_never_panics(body in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = (error(&body), parameter_status(&body), command_tag(&body), query(&body));
+            let _ = (error(&body), parameter_status(&body), query(&body));
             let _ = (parse(&body), bind(&body), target(&body), may_be_several(&body));
         }
     }

@@ -110,6 +110,25 @@ fn a_parameter_changed_by_the_administrator_is_told_and_is_nobodys_setting() {
 }
 
 #[test]
+fn what_the_server_answers_to_metako_may_come_in_parts() {
+    let answer = [described(23, "exists"), left_behind(Some(1), &[])].concat();
+    for cut in 1..answer.len() {
+        let mut bench = Bench::new();
+        bench.attach(false);
+        bench.forward(&query("call f"));
+        bench.answer(&[complete("CALL"), ready(TransactionStatus::Idle)].concat());
+        let taken = bench.session.answer(
+            &mut bench.server,
+            &answer[..cut],
+            &mut bench.to_client,
+            &mut bench.to_server,
+        );
+        bench.answer(&answer[taken.unwrap().consumed..]);
+        assert_eq!(bench.session.pinned(), Some("it holds advisory locks"), "cut at {cut}");
+    }
+}
+
+#[test]
 fn what_cannot_be_made_elsewhere_keeps_the_server_until_it_is_given_up() {
     let mut bench = Bench::new();
     bench.attach(false);
