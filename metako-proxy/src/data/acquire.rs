@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use metako_core::cluster::ServerLoss;
+use metako_core::cluster::{ClusterView, ServerLoss};
 use metako_core::config::FailoverSettings;
 use metako_core::plugin::PickCx;
 use metako_core::route::{self, Choice};
@@ -61,17 +61,32 @@ pub(super) enum Picked {
     Held(String),
 }
 
+impl Picked {
+    fn of(choice: &Choice<'_>, epoch: Epoch) -> Self {
+        match choice {
+            Choice::Replica(node) => Self::Node((*node).clone(), true, epoch),
+            Choice::Primary(node) => Self::Node((*node).clone(), false, epoch),
+            Choice::Held { reason } => Self::Held((*reason).to_owned()),
+        }
+    }
+}
+
 fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>, settings: &Settings) -> Picked {
     let view = core.view.load();
+    Picked::of(&choose(core, wanted, settings, &view), view.epoch)
+}
+
+fn choose<'v, E: Env>(
+    core: &Core<E>,
+    wanted: &Wanted<'_>,
+    settings: &Settings,
+    view: &'v ClusterView,
+) -> Choice<'v> {
     // Only a balancer looks at the clock and the number, and only reads come to one.
     let (now, random) = if wanted.read { (core.env.now(), core.next_random()) } else { (Tick::ZERO, 0) };
     let cx = PickCx { now, random, session: wanted.session, zone: None };
     let in_flight = |node: &NodeName| settings.in_flight(node);
-    match route::choose(&view, wanted.read, &wanted.avoid, &settings.balancer, &cx, in_flight) {
-        Choice::Replica(node) => Picked::Node(node.clone(), true, view.epoch),
-        Choice::Primary(node) => Picked::Node(node.clone(), false, view.epoch),
-        Choice::Held { reason } => Picked::Held(reason.to_owned()),
-    }
+    route::choose(view, wanted.read, &wanted.avoid, &settings.balancer, &cx, in_flight)
 }
 
 /// Finds a server for a unit, on the node that `picked` names if it gives one, waiting as long as the settings allow.
@@ -113,15 +128,17 @@ pub(super) fn try_acquire<E: Env>(
     settings: &Settings,
     known: &mut Option<Arc<Cell<E>>>,
 ) -> First<E> {
-    let picked = pick(core, wanted, settings);
-    if let Picked::Node(node, replica, epoch) = &picked
-        && (*replica || nobody_is_held(core))
-        && let Some(lease) = core.pools.try_idle(core, wanted.who, node, *epoch, known)
-        && let Some(lease) = if_current(core, lease, *epoch)
+    let view = core.view.load();
+    let (choice, epoch) = (choose(core, wanted, settings, &view), view.epoch);
+    let replica = matches!(choice, Choice::Replica(_));
+    if let Choice::Replica(node) | Choice::Primary(node) = choice
+        && (replica || nobody_is_held(core))
+        && let Some(lease) = core.pools.try_idle(core, wanted.who, node, epoch, known)
+        && let Some(lease) = if_current(core, lease, epoch)
     {
-        return First::Found(Found { lease, replica: *replica });
+        return First::Found(Found { lease, replica });
     }
-    First::Later(picked)
+    First::Later(Picked::of(&choice, epoch))
 }
 
 /// Takes a connection to a node that was picked in `epoch`. Between the pick and the end of the wait the primary may
@@ -158,7 +175,7 @@ fn if_current<E: Env>(core: &Core<E>, mut lease: Lease<E>, epoch: Epoch) -> Opti
     if lease.conn().epoch == epoch && core.view.epoch() == epoch {
         return Some(lease);
     }
-    lease.give_back();
+    drop(lease.give_back());
     None
 }
 

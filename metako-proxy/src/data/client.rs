@@ -1,26 +1,29 @@
 //! A client's task: log-in, then one unit of work after the other.
 
 pub(super) mod greeting;
+mod steady;
 mod work;
 
 use std::future::poll_fn;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::task::Poll;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 
 use metako_core::NodeName;
 use metako_core::config::{PoolMode, Split};
-use metako_core::session::{Plan, Session, SessionCx};
+use metako_core::session::{Session, SessionCx};
 use metako_core::wire::write::{self, Report};
 
 use self::greeting::stopping;
+use self::steady::{Halt, Rest};
 use super::acquire::{First, Found, Picked, Wanted, try_acquire};
-use super::buffers::{Outbox, trim};
+use super::buffers::Outbox;
 use super::clients::Handle;
 use super::pools::{Cell, Who};
 use super::relay::ClientSide;
 use super::settings::Settings;
-use super::waiting::{Gone, Waiter, poll_input, wait};
+use super::waiting::{Gone, Waiter, wait};
 use super::{Core, transparent};
 use crate::env::Env;
 use crate::login::{Client, MaybeTls};
@@ -28,6 +31,9 @@ use crate::login::{Client, MaybeTls};
 /// A client that is logged in.
 pub(super) struct ClientTask<E: Env> {
     core: Arc<Core<E>>,
+    /// What units go by, and which generation that is: of the present one, unless a unit is at work.
+    settings: Arc<Settings>,
+    generation: u64,
     handle: Arc<Handle>,
     who: Who,
     /// Of its database and user.
@@ -36,6 +42,7 @@ pub(super) struct ClientTask<E: Env> {
     pool: Option<Arc<Cell<E>>>,
     /// It was not told yet that it may send.
     logs_in: bool,
+    rest: Rest,
     side: ClientSide<MaybeTls<E::Stream>>,
 }
 
@@ -74,7 +81,18 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Box<Client<May
         armed: false,
     };
     let (core, handle) = (Arc::clone(&core), Arc::clone(&handle));
-    let mut task = ClientTask { core, handle, scope: scope_of(&who), who, pool: None, logs_in: true, side };
+    let mut task = ClientTask {
+        generation: core.generation.load(Ordering::Acquire),
+        settings: core.settings.load_full(),
+        core,
+        handle,
+        scope: scope_of(&who),
+        who,
+        pool: None,
+        logs_in: true,
+        rest: Rest::default(),
+        side,
+    };
     if Box::pin(task.welcome(application_name)).await.is_ok() {
         // Both outcomes end the connection, and have told the client what there was to tell.
         let _ = task.run().await;
@@ -101,56 +119,59 @@ impl<E: Env> ClientTask<E> {
         Err(Gone)
     }
 
+    /// Goes by the present settings.
+    fn refresh(&mut self) {
+        let generation = self.core.generation.load(Ordering::Acquire);
+        if self.generation != generation {
+            self.settings = self.core.settings.load_full();
+            self.generation = generation;
+        }
+    }
+
     /// Writes all that waits for the client.
     async fn flush(&mut self) -> Result<(), Gone> {
-        if self.side.output.is_empty() {
-            return Ok(());
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        let side = &mut self.side;
+        if side.output.is_empty() {
+            return Poll::Ready(Ok(()));
         }
-        let (side, handle) = (&mut self.side, &self.handle);
-        poll_fn(|cx| {
-            if handle.is_ended(cx) || (side.vanished && side.is_given_up(cx)) {
-                return Poll::Ready(Err(Gone));
-            }
-            match side.output.poll_flush(&mut side.stream, cx) {
-                Poll::Ready(Err(_)) => {
-                    // What it sent before is done all the same.
-                    side.output.discard();
-                    side.vanish();
-                    Poll::Ready(Ok(()))
-                }
-                Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await
+        self.handle.listen(cx);
+        if self.handle.is_ended() || (side.vanished && side.is_given_up(cx)) {
+            return Poll::Ready(Err(Gone));
+        }
+        if ready!(side.output.poll_flush(&mut side.stream, cx)).is_err() {
+            // What it sent before is done all the same.
+            side.output.discard();
+            side.vanish();
+        }
+        Poll::Ready(Ok(()))
     }
 
     async fn run(&mut self) -> Result<(), Gone> {
+        let mut serving = None;
         loop {
-            self.flush().await?;
-            if self.side.input.is_empty() {
-                self.read_more().await?;
-            }
-            let settings = self.core.settings.load_full();
-            let cx = session_cx(&self.core, &settings, self.scope);
-            let side = &mut self.side;
-            match side.session.plan(&side.input, &cx, side.output.bytes()) {
-                Err(fault) => return Box::pin(self.close_with(&fault.report())).await,
-                Ok(Plan::Close) => return Ok(()),
-                Ok(Plan::Consumed(taken)) => {
-                    side.input.drain(..taken);
-                }
-                Ok(Plan::More) => self.read_more().await?,
-                Ok(Plan::Route(route)) => {
-                    tracing::trace!(read = route.read, reason = route.reason, "routed");
-                    match self.find(&settings, route.read, Vec::new()).await? {
-                        Ok(found) => self.work(&settings, found, route.read).await?,
+            match poll_fn(|cx| self.poll_steady(&mut serving, cx)).await {
+                // What follows is boxed, as all that is rare: an idle client's task keeps no room for it.
+                Halt::Gone => return Err(Gone),
+                Halt::Left => return Ok(()),
+                Halt::Stopped => return Box::pin(self.close_with(&stopping())).await,
+                Halt::Fault(fault) => return Box::pin(self.close_with(&fault.report())).await,
+                Halt::Later { read, picked } => {
+                    match Box::pin(self.wait_for(read, Vec::new(), picked)).await? {
+                        Ok(found) => {
+                            self.refresh();
+                            serving = Some(self.serve(found, read));
+                        }
                         Err(report) => Box::pin(self.refuse(&report)).await?,
                     }
-                    if self.side.leaving {
-                        return Ok(());
-                    }
                 }
+                Halt::Ended(end, served) => serving = Box::pin(self.after(end, *served)).await?,
+            }
+            if self.side.leaving && serving.is_none() {
+                return Ok(());
             }
         }
     }
@@ -166,53 +187,12 @@ impl<E: Env> ClientTask<E> {
         }
     }
 
-    /// Waits for the client to say something.
-    async fn read_more(&mut self) -> Result<(), Gone> {
-        if self.side.input.is_empty() {
-            trim(&mut self.side.input);
-            if self.core.stop.is_asked() {
-                return Box::pin(self.close_with(&stopping())).await;
-            }
-        }
-        let (side, handle, stop, env) = (&mut self.side, &self.handle, &self.core.stop, &self.core.env);
-        let idle = side.input.is_empty();
-        let (mut asked, mut moving) = (!idle, false);
-        let read = poll_fn(|cx| {
-            if std::mem::take(&mut moving) {
-                env.settle(side.stream.get_mut());
-                side.timer = None;
-            } else if !std::mem::replace(&mut asked, true) && env.moves_on() {
-                moving = true;
-                return Poll::Pending;
-            }
-            let must_end = |ended: bool| ended || (idle && stop.is_asked());
-            if must_end(handle.is_ended_now()) {
-                return Poll::Ready(None);
-            }
-            match poll_input(&mut side.stream, &mut side.input, cx) {
-                // Only who waits has to be woken.
-                Poll::Pending if must_end(handle.is_ended(cx)) => Poll::Ready(None),
-                polled => polled.map(Some),
-            }
-        })
-        .await;
-        match read {
-            Some(read) => read,
-            None => Box::pin(self.close_with(&stopping())).await,
-        }
-    }
-
     /// Finds a server. While it waits, the client may cancel, leave, or send more.
-    async fn find(
-        &mut self,
-        settings: &Settings,
-        read: bool,
-        avoid: Vec<NodeName>,
-    ) -> Result<Result<Found<E>, Report>, Gone> {
+    async fn find(&mut self, read: bool, avoid: Vec<NodeName>) -> Result<Result<Found<E>, Report>, Gone> {
         let bytes = self.side.input.len();
         let wanted =
             Wanted { who: &self.who, read, avoid, session: self.handle.number, bytes, progress: None };
-        match try_acquire(&self.core, &wanted, settings, &mut self.pool) {
+        match try_acquire(&self.core, &wanted, &self.settings, &mut self.pool) {
             First::Found(found) => Ok(Ok(found)),
             // Boxed, as all that is rare: an idle client's task keeps no room for it.
             First::Later(picked) => Box::pin(self.wait_for(read, wanted.avoid, picked)).await,

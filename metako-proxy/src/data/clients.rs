@@ -7,11 +7,11 @@ use std::task::Context;
 use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use futures_util::task::AtomicWaker;
 use metako_core::NodeName;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::bell::Bell;
 use super::conn::CancelTarget;
 use crate::backend;
 use crate::env::Env;
@@ -36,7 +36,7 @@ pub(super) struct Handle {
     state: Mutex<State>,
     /// A cancel was delivered, or failed.
     settled: Notify,
-    task: AtomicWaker,
+    task: Bell,
     /// The connection has to end now, whatever it does.
     ended: AtomicBool,
 }
@@ -81,14 +81,14 @@ struct State {
 }
 
 impl Handle {
-    /// Whether the connection has to end now. The task of `cx` is woken when that, or [`Self::is_cancelled`], changes.
-    pub(super) fn is_ended(&self, cx: &Context<'_>) -> bool {
-        self.task.register(cx.waker());
-        self.ended.load(Ordering::Acquire)
+    /// Has the task of `cx` woken when [`Self::is_ended`] or [`Self::is_cancelled`] changes, when a stop is asked for, and
+    /// when server connections are severed, whoever has them. All of that is to be looked at after this.
+    pub(super) fn listen(&self, cx: &Context<'_>) {
+        self.task.listen(cx.waker());
     }
 
-    /// Whether the connection has to end now. Nobody is woken when that changes.
-    pub(super) fn is_ended_now(&self) -> bool {
+    /// Whether the connection has to end now.
+    pub(super) fn is_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 
@@ -99,12 +99,12 @@ impl Handle {
         state.cancelled = false;
     }
 
-    /// Waits no longer. Whether a cancel came meanwhile.
+    /// Waits no longer.
     pub(super) fn stop_waiting(&self) {
         self.state.lock().waiting = false;
     }
 
-    /// Whether the wait was cancelled; see [`Self::is_ended`] for who is woken then.
+    /// Whether the wait was cancelled; see [`Self::listen`].
     pub(super) fn is_cancelled(&self) -> bool {
         self.state.lock().cancelled
     }
@@ -146,7 +146,7 @@ impl Handle {
             let Some(target) = state.serving.clone() else {
                 state.cancelled = state.waiting;
                 drop(state);
-                self.task.wake();
+                self.task.ring();
                 return;
             };
             if state.running >= CANCELS_MAX {
@@ -161,12 +161,12 @@ impl Handle {
 
     fn end(&self) {
         self.ended.store(true, Ordering::Release);
-        self.task.wake();
+        self.task.ring();
     }
 
     /// Lets the client's task look around.
     fn nudge(&self) {
-        self.task.wake();
+        self.task.ring();
     }
 }
 
@@ -227,7 +227,7 @@ impl Clients {
                     key: Mutex::new(key),
                     state: Mutex::default(),
                     settled: Notify::new(),
-                    task: AtomicWaker::new(),
+                    task: Bell::default(),
                     ended: AtomicBool::new(false),
                 });
                 clients.insert((process_id, number), Arc::clone(&handle));
@@ -273,7 +273,7 @@ impl Clients {
         self.all.lock().values().for_each(|handle| handle.end());
     }
 
-    /// Lets all tasks look whether a stop was asked for.
+    /// Lets all tasks look around: a stop was asked for, server connections were severed, or settings have changed.
     pub(super) fn nudge_all(&self) {
         self.all.lock().values().for_each(|handle| handle.nudge());
     }

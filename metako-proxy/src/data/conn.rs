@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use futures_util::task::AtomicWaker;
 use metako_core::pool::ServerId;
 use metako_core::session::Server;
 use metako_core::{Epoch, NodeName};
@@ -34,24 +33,17 @@ pub(super) struct Control {
     node: NodeName,
     epoch: Epoch,
     severed: AtomicBool,
-    owner: AtomicWaker,
 }
 
 impl Control {
-    /// Whether the connection must not carry another byte. The task of `cx` is woken when that changes.
-    pub(super) fn is_severed(&self, cx: &Context<'_>) -> bool {
-        self.owner.register(cx.waker());
-        self.severed.load(Ordering::Acquire)
-    }
-
-    /// Whether the connection must not carry another byte.
-    pub(super) fn is_severed_now(&self) -> bool {
+    /// Whether the connection must not carry another byte. Whoever has it and waits is woken as its client is: see
+    /// [`super::clients::Handle::listen`].
+    pub(super) fn is_severed(&self) -> bool {
         self.severed.load(Ordering::Acquire)
     }
 
     fn sever(&self) {
         self.severed.store(true, Ordering::Release);
-        self.owner.wake();
     }
 }
 
@@ -82,7 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Conn<MaybeTls<S>> {
     /// Takes what came while nobody used it, without waiting; whether it is still alive and clean.
     pub(super) fn is_alive<E: Env<Stream = S>>(&mut self, env: &E) -> bool {
-        if self.registration.control.is_severed_now() {
+        if self.registration.control.is_severed() {
             return false;
         }
         if let MaybeTls::Plain(stream) = &self.stream
@@ -141,19 +133,14 @@ impl Register {
     pub(super) fn enter(self: &Arc<Self>, node: &NodeName, epoch: Epoch) -> Registration {
         let mut all = self.all.lock();
         let severed = all.floors.get(node).is_some_and(|floor| epoch < *floor);
-        let control = Arc::new(Control {
-            node: node.clone(),
-            epoch,
-            severed: AtomicBool::new(severed),
-            owner: AtomicWaker::new(),
-        });
+        let control = Arc::new(Control { node: node.clone(), epoch, severed: AtomicBool::new(severed) });
         all.last_number += 1;
         let number = all.last_number;
         all.connections.insert(number, Arc::clone(&control));
         Registration { register: Arc::clone(self), number, control }
     }
 
-    /// Tells the owners of all connections to `node` of an epoch before `floor` to close them.
+    /// Marks all connections to `node` of an epoch before `floor`; their owners have to be woken then.
     pub(super) fn sever(&self, node: &NodeName, floor: Epoch) {
         let mut all = self.all.lock();
         let known = all.floors.entry(node.clone()).or_default();

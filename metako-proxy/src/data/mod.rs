@@ -6,6 +6,7 @@
 //! pool connection serves it by [`metako_core::pool`].
 
 mod acquire;
+mod bell;
 mod buffers;
 mod client;
 mod clients;
@@ -56,6 +57,8 @@ const OVERFLOW: u64 = 64;
 struct Core<E: Env> {
     env: E,
     settings: ArcSwap<Settings>,
+    /// How often they were replaced: tells who keeps them whether they are those.
+    generation: AtomicU64,
     view: Arc<ViewCell>,
     evidence: EvidenceSender,
     traffic: Arc<Traffic>,
@@ -117,6 +120,7 @@ impl<E: Env> DataPlane<E> {
         let sources = control::sources(&env, &view, &server_tls, &config);
         let core = Arc::new(Core {
             settings: ArcSwap::from_pointee(Settings::new(config, &salt_secret, &traffic, sources)?),
+            generation: AtomicU64::new(0),
             view,
             evidence,
             traffic,
@@ -173,6 +177,9 @@ impl<E: Env> DataPlane<E> {
         let before = Arc::clone(&self.core.settings.load().config);
         self.server_tls.replace(settings.server_tls.clone(), &before.cluster.nodes);
         self.core.settings.store(Arc::new(settings));
+        self.core.generation.fetch_add(1, Ordering::Release);
+        // Those who have nothing open let go of what they keep of the old ones.
+        self.core.clients.nudge_all();
         self.core.pools.reconfigure(&self.core);
         Ok(())
     }
@@ -307,6 +314,7 @@ impl<E: Env> Fence for DataFence<E> {
     fn sever(&self, node: &NodeName, epoch: Epoch) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let (core, node) = (Arc::clone(&self.0), node.clone());
         core.register.sever(&node, epoch);
+        core.clients.nudge_all();
         core.pools.close_stale(&core, Some(&node), epoch);
         Box::pin(async move { core.register.wait_gone(&node, epoch).await })
     }

@@ -1,6 +1,5 @@
 //! Moving bytes between a client and the server that it has at the moment.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
@@ -118,22 +117,39 @@ pub(super) struct TimeOuts<'a> {
     pub(super) own: &'a (dyn Fn() -> Duration + Sync),
 }
 
-/// One client and one server.
+/// What is under way between a client and a server.
+pub(super) struct Passage {
+    begins: Option<Begins>,
+    to_server: Outbox,
+    /// Writing to the server failed.
+    broken: Option<io::Error>,
+    /// A time-out has passed and the statement was cancelled; nothing was heard since.
+    cancelled: bool,
+    /// The node refused a write because it is in recovery.
+    pub(super) read_only: bool,
+}
+
+impl Passage {
+    pub(super) fn new(begins: Begins) -> Self {
+        Self {
+            begins: Some(begins),
+            to_server: Outbox::default(),
+            broken: None,
+            cancelled: false,
+            read_only: false,
+        }
+    }
+}
+
+/// One client and one server, for as long as bytes can be moved without waiting.
 pub(super) struct Relay<'a, C, S> {
     pub(super) client: &'a mut ClientSide<C>,
     pub(super) conn: &'a mut Conn<S>,
-    pub(super) to_server: &'a mut Outbox,
+    pub(super) passage: &'a mut Passage,
     pub(super) handle: &'a Handle,
     pub(super) traffic: &'a NodeTraffic,
     pub(super) cx: SessionCx<'a>,
     pub(super) time_outs: TimeOuts<'a>,
-    pub(super) begins: Option<Begins>,
-    /// Writing to the server failed.
-    pub(super) broken: Option<io::Error>,
-    /// A time-out has passed and the statement was cancelled; nothing was heard since.
-    pub(super) cancelled: bool,
-    /// The node refused a write because it is in recovery.
-    pub(super) read_only: bool,
 }
 
 impl<C, S> Relay<'_, C, S>
@@ -141,17 +157,8 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    /// Moves bytes until there is a reason to stop. Cancelling loses nothing but the place: all state is in the two
-    /// sides.
-    pub(super) fn run(&mut self) -> impl Future<Output = End> + Send + '_
-    where
-        C: Send,
-        S: Send,
-    {
-        std::future::poll_fn(|cx| self.poll(cx))
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    /// Moves bytes until there is a reason to stop. The client's handle has to listen for the task of `cx`.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         match self.poll_steps(cx) {
             Ok(()) => self.poll_timer(cx),
             Err(end) => Poll::Ready(end),
@@ -160,23 +167,18 @@ where
 
     /// Does all that can be done now, and sees to it that the task is woken when there is more.
     fn poll_steps(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let begins = self.begins.take();
-        if self.conn.registration.control.is_severed_now() {
+        let begins = self.passage.begins.take();
+        if self.conn.registration.control.is_severed() {
             return Err(if begins.is_some() { End::Stale } else { End::Severed });
+        }
+        // Also before anything is sent: who was told to end while it waited for a server is not told again.
+        if self.handle.is_ended() {
+            return Err(End::Stopped);
         }
         if let Some(begins) = begins {
             self.begin(begins, cx)?;
-        } else if self.handle.is_ended_now() {
-            return Err(End::Stopped);
         }
         while self.step(cx)? {}
-        // Only who waits has to be woken: most units are over before. What came until now shows here.
-        if self.handle.is_ended(cx) {
-            return Err(End::Stopped);
-        }
-        if self.conn.registration.control.is_severed(cx) {
-            return Err(End::Severed);
-        }
         Ok(())
     }
 
@@ -210,10 +212,10 @@ where
     }
 
     fn write_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if self.to_server.is_empty() {
+        if self.passage.to_server.is_empty() {
             return Ok(false);
         }
-        match self.to_server.poll_flush(&mut self.conn.stream, cx) {
+        match self.passage.to_server.poll_flush(&mut self.conn.stream, cx) {
             Poll::Ready(Ok(())) => Ok(true),
             Poll::Ready(Err(error)) => Err(lost(&error)),
             Poll::Pending => Ok(false),
@@ -274,7 +276,7 @@ where
         if !said.is_empty() {
             self.send(cx, said);
         }
-        self.cancelled = false;
+        self.passage.cancelled = false;
         self.count();
         self.rearm();
         match answered.effect {
@@ -288,7 +290,7 @@ where
     fn look_for_release(&mut self) -> Result<(), End> {
         // A server stays until its last byte is with the client: what the fence cuts off must not arrive later.
         let free = self.conn.partial.is_empty()
-            && self.to_server.is_empty()
+            && self.passage.to_server.is_empty()
             && self.client.output.is_empty()
             && self.client.session.releasable(&self.conn.server);
         if free { Err(End::Released) } else { Ok(()) }
@@ -296,11 +298,11 @@ where
 
     fn read_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let wanted = self.client.session.wants_input(&self.conn.server);
-        if wanted && self.client.stalled && self.to_server.is_empty() {
+        if wanted && self.client.stalled && self.passage.to_server.is_empty() {
             with_scratch(|Scratch { first, second, .. }| self.forward_kept(cx, first, second))?;
             return Ok(true);
         }
-        if !self.to_server.is_empty()
+        if !self.passage.to_server.is_empty()
             || self.client.leaving
             || self.client.vanished
             || (!wanted && self.client.input.len() >= UNIT_MAX)
@@ -398,14 +400,14 @@ where
     }
 
     fn send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
-        if let Err(error) = self.to_server.send(&mut self.conn.stream, cx, bytes) {
-            self.broken = Some(error);
+        if let Err(error) = self.passage.to_server.send(&mut self.conn.stream, cx, bytes) {
+            self.passage.broken = Some(error);
         }
     }
 
     /// After something was sent: is the server gone, free, or left alone?
     fn look_around(&mut self) -> Result<(), End> {
-        if let Some(error) = self.broken.take() {
+        if let Some(error) = self.passage.broken.take() {
             return Err(lost(&error));
         }
         if self.client.session.opened_block(&self.conn.server) {
@@ -431,7 +433,7 @@ where
                 counter.fetch_add(u64::from(count), Ordering::Relaxed);
             }
         }
-        self.read_only |= counts.read_only > 0;
+        self.passage.read_only |= counts.read_only > 0;
     }
 
     /// The clock runs from sending to the first byte of the answer, and anew from each run of rows.
@@ -441,7 +443,7 @@ where
         }
         let span = match self.client.session.awaited(&self.conn.server) {
             Awaited::Unbounded => None,
-            _ if self.cancelled => Some(CANCELLED_MAX),
+            _ if self.passage.cancelled => Some(CANCELLED_MAX),
             Awaited::Read => self.time_outs.read,
             Awaited::Write => self.time_outs.write,
             Awaited::Own => Some((self.time_outs.own)()),
@@ -468,12 +470,12 @@ where
                 let cause = "it did not answer what metako asked it within pool.wait_timeout";
                 return Poll::Ready(End::ServerLost(cause.to_owned()));
             }
-            if self.cancelled {
+            if self.passage.cancelled {
                 return Poll::Ready(End::ServerLost(
                     "it did not end a statement that was cancelled".to_owned(),
                 ));
             }
-            self.cancelled = true;
+            self.passage.cancelled = true;
             self.rearm();
             let key = if awaited == Awaited::Read {
                 "load_balancer.read_timeout"

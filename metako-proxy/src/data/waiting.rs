@@ -110,7 +110,8 @@ pub(super) async fn wait<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
                 Poll::Pending => break,
             }
         }
-        if handle.is_ended(cx) || (logs_in && core.stop.is_asked()) {
+        handle.listen(cx);
+        if handle.is_ended() || (logs_in && core.stop.is_asked()) {
             return Poll::Ready(Early::Stopped);
         }
         if handle.is_cancelled() {
@@ -150,7 +151,8 @@ async fn finish_notice<E: Env, S: AsyncWrite + Unpin>(
     lease: &mut Lease<E>,
 ) -> Result<(), Gone> {
     poll_fn(|cx| {
-        if handle.is_ended(cx) || lease.conn().registration.control.is_severed(cx) {
+        handle.listen(cx);
+        if handle.is_ended() || lease.conn().registration.control.is_severed() {
             return Poll::Ready(Err(Gone));
         }
         output.poll_flush(stream, cx).map_err(|_| Gone)

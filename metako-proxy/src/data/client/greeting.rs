@@ -96,10 +96,10 @@ impl<E: Env> ClientTask<E> {
     pub(super) async fn welcome(&mut self, application_name: Option<String>) -> Result<(), Gone> {
         let reported = match self.core.pools.reported(&self.who) {
             Some(reported) => reported,
-            None => match self.find(&self.core.settings.load_full(), true, Vec::new()).await? {
+            None => match self.find(true, Vec::new()).await? {
                 Ok(Found { mut lease, .. }) => {
                     let reported = Arc::clone(&lease.conn().reported);
-                    lease.give_back();
+                    drop(lease.give_back());
                     reported
                 }
                 Err(report) => return self.close_with(&report.as_fatal()).await,

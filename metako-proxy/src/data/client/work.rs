@@ -1,4 +1,4 @@
-//! A unit of work on a server, and on others if that one is lost.
+//! What the end of a unit of work asks for, where that is more than giving the server back.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -6,98 +6,30 @@ use std::task::Poll;
 
 use metako_core::NodeName;
 use metako_core::cluster::ServerLoss;
-use metako_core::plugin::{LoadBalancer as _, Outcome};
 use metako_core::session::{Loss, LossCx, block_opened};
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
 
 use super::greeting::stopping;
-use super::{ClientTask, Found, Gone, session_cx};
-use crate::data::buffers::Outbox;
+use super::steady::Serving;
+use super::{ClientTask, Gone};
 use crate::data::clients::deliver;
 use crate::data::pools::Lease;
-use crate::data::relay::{Begins, End, Relay, TimeOuts};
-use crate::data::settings::Settings;
+use crate::data::relay::End;
 use crate::env::Env;
 
 /// How often one unit is tried on another server after it was lost or refused.
 const REPEATS_MAX: usize = 4;
 
-/// What remains to be done for a unit once it has left a server.
-enum Next<E: Env> {
-    /// It is done.
-    Done,
-    /// It is to be repeated on another server.
-    Repeat(Found<E>),
-}
-
 impl<E: Env> ClientTask<E> {
-    /// Does a unit of work, or all until nothing is open, on a server; on others if that is lost and it may be.
-    pub(super) async fn work(
-        &mut self,
-        settings: &Settings,
-        found: Found<E>,
-        read: bool,
-    ) -> Result<(), Gone> {
-        let Found { mut lease, replica } = found;
-        let end = self.work_on(settings, &mut lease, Begins::New { replica }).await;
-        if let End::Released = end {
-            self.side.session.release();
-            self.give_back(lease).await;
-            return Ok(());
-        }
-        // Boxed: an idle client's task keeps no room for what is rare.
-        Box::pin(self.work_elsewhere(settings, end, lease, read)).await
-    }
-
-    async fn work_elsewhere(
-        &mut self,
-        settings: &Settings,
-        end: End,
-        lease: Lease<E>,
-        read: bool,
-    ) -> Result<(), Gone> {
-        let (mut end, mut lease, mut avoid, mut repeat) = (end, lease, Vec::new(), false);
-        loop {
-            let found = match self.after(end, lease, repeat, read, &mut avoid).await? {
-                Next::Done => return Ok(()),
-                Next::Repeat(found) => found,
-            };
-            repeat = true;
-            lease = found.lease;
-            end = self.work_on(settings, &mut lease, Begins::Again { replica: found.replica }).await;
-        }
-    }
-
-    async fn work_on(&mut self, settings: &Settings, lease: &mut Lease<E>, begins: Begins) -> End {
-        self.handle.serve(&lease.conn().cancel);
-        let (Begins::New { replica } | Begins::Again { replica }) = begins;
-        // Only a balancer wants to know how long it took, and only reads come to one.
-        let begun = replica.then(|| self.core.env.now());
-        let end = self.relay(settings, lease, replica, begins).await;
-        if let Some(begun) = begun {
-            let took = self.core.env.now().since(begun);
-            let ok = !matches!(end, End::ServerLost(_) | End::Severed);
-            let outcome = Outcome { node: lease.node().as_str(), took, ok };
-            settings.balancer.observe(&outcome);
-        }
-        end
-    }
-
-    /// Does what the end of a unit asks for.
-    async fn after(
-        &mut self,
-        end: End,
-        lease: Lease<E>,
-        repeat: bool,
-        read: bool,
-        avoid: &mut Vec<NodeName>,
-    ) -> Result<Next<E>, Gone> {
+    /// Does what the end of a unit asks for. Gives another server if it is to be repeated there.
+    pub(super) async fn after(&mut self, end: End, served: Serving<E>) -> Result<Option<Serving<E>>, Gone> {
+        let Serving { lease, read, repeats, mut avoid, .. } = served;
         match end {
             End::Released => {
                 self.side.session.release();
                 self.give_back(lease).await;
-                Ok(Next::Done)
+                Ok(None)
             }
             End::Refused => {
                 avoid.push(lease.node().clone());
@@ -121,8 +53,8 @@ impl<E: Env> ClientTask<E> {
                 let node = lease.node().clone();
                 drop(lease);
                 self.handle.leave().await;
-                if !repeat {
-                    return Ok(Next::Done);
+                if !repeats {
+                    return Ok(None);
                 }
                 avoid.push(node);
                 self.repeat_elsewhere(read, avoid).await
@@ -151,55 +83,14 @@ impl<E: Env> ClientTask<E> {
         }
     }
 
-    /// Moves bytes until there is a reason to stop that concerns more than this client and this server.
-    async fn relay(
-        &mut self,
-        settings: &Settings,
-        lease: &mut Lease<E>,
-        replica: bool,
-        begins: Begins,
-    ) -> End {
-        let mut to_server = Outbox::default();
-        let (conn, node, traffic) = lease.parts();
-        let (config, user) = (&settings.config, self.who.user.as_str());
-        let own = || config.pool_of(user).wait_timeout;
-        let mut relay = Relay {
-            client: &mut self.side,
-            conn,
-            to_server: &mut to_server,
-            handle: &self.handle,
-            traffic,
-            cx: session_cx(&self.core, settings, self.scope),
-            time_outs: TimeOuts {
-                read: config.routing.read_timeout,
-                write: config.routing.write_timeout,
-                own: &own,
-            },
-            begins: Some(begins),
-            broken: None,
-            cancelled: false,
-            read_only: false,
-        };
-        loop {
-            let reason = relay.run().await;
-            if std::mem::take(&mut relay.read_only) && !replica {
-                self.core.evidence.report(node, ServerLoss::ReadOnly);
-            }
-            let End::TimedOut(key) = reason else { return reason };
-            tracing::info!(%node, key, "a statement took too long and is cancelled on the server");
-            relay.client.session.timed_out(key);
-            let (handle, env) = (Arc::clone(&self.handle), self.core.env.clone());
-            self.core.env.spawn(async move { handle.cancel(&env).await });
-        }
-    }
-
     /// Gives a server back once no cancel can hit whoever has it next.
     async fn give_back(&mut self, mut lease: Lease<E>) {
         let usable = if let Some(usable) = self.handle.try_leave() {
             usable
         } else {
             let fenced = poll_fn(|cx| {
-                let severed = lease.conn().registration.control.is_severed(cx);
+                self.handle.listen(cx);
+                let severed = lease.conn().registration.control.is_severed();
                 if severed { Poll::Ready(()) } else { Poll::Pending }
             });
             let leave = Box::pin(self.handle.leave());
@@ -209,7 +100,7 @@ impl<E: Env> ClientTask<E> {
             }
         };
         if usable {
-            lease.give_back();
+            self.pool = lease.give_back();
         }
     }
 
@@ -231,8 +122,8 @@ impl<E: Env> ClientTask<E> {
         mut lease: Lease<E>,
         cause: &str,
         read: bool,
-        avoid: &mut Vec<NodeName>,
-    ) -> Result<Next<E>, Gone> {
+        mut avoid: Vec<NodeName>,
+    ) -> Result<Option<Serving<E>>, Gone> {
         let node = lease.node().clone();
         if self.side.session.is_holding_back() {
             self.side.output.clear();
@@ -251,7 +142,7 @@ impl<E: Env> ClientTask<E> {
         drop(lease);
         self.handle.leave().await;
         match loss {
-            Loss::Kept => Ok(Next::Done),
+            Loss::Kept => Ok(None),
             Loss::Close => {
                 // Told as far as the client listens.
                 let _ = tokio::time::timeout(std::time::Duration::from_secs(1), self.flush()).await;
@@ -264,18 +155,22 @@ impl<E: Env> ClientTask<E> {
         }
     }
 
-    async fn repeat_elsewhere(&mut self, read: bool, avoid: &[NodeName]) -> Result<Next<E>, Gone> {
+    async fn repeat_elsewhere(
+        &mut self,
+        read: bool,
+        avoid: Vec<NodeName>,
+    ) -> Result<Option<Serving<E>>, Gone> {
         let report = if avoid.len() > REPEATS_MAX {
             Report::error(sqlstate::CONNECTION_FAILURE, "each server that was tried was lost")
                 .with_hint("The statement only reads: it can be run again.")
         } else {
-            let settings = self.core.settings.load_full();
-            match self.find(&settings, read, avoid.to_vec()).await? {
-                Ok(found) => return Ok(Next::Repeat(found)),
+            self.refresh();
+            match self.find(read, avoid.clone()).await? {
+                Ok(found) => return Ok(Some(self.serve_again(found, read, avoid))),
                 Err(report) => report,
             }
         };
         self.side.session.refuse_repeat(&report, self.side.output.bytes());
-        Ok(Next::Done)
+        Ok(None)
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn begin<E: Env>(core: &Arc<Core<E>>, cell: &Arc<Cell<E>>, state: &mu
         while let Some((server, who, epoch)) = wanted.take() {
             let opening = Opening::new(&core, &cell, server);
             match open(opening, &who, epoch).await {
-                Ok(lease) => lease.give_back(),
+                Ok(lease) => drop(lease.give_back()),
                 Err(error) => {
                     // Nobody waits for it. Whoever comes is told, and the next round of housekeeping tries again,
                     // unless the server does not let this user in any more.

@@ -113,7 +113,7 @@ impl<E: Env> Drop for Waiting<'_, E> {
 
 impl<E: Env> Pools<E> {
     /// Takes an idle connection, if there is one and nobody waits. `known` is the client's pool, as far as it knows
-    /// it: all pools together are looked at only when it changes.
+    /// it: all pools together are looked at only when it changes. The lease has it until it is given back.
     pub(in crate::data) fn try_idle(
         &self,
         core: &Arc<Core<E>>,
@@ -125,10 +125,11 @@ impl<E: Env> Pools<E> {
         if known.as_ref().is_none_or(|cell| cell.node != *node) {
             *known = self.cell(core, who, node);
         }
-        let cell = Arc::clone(known.as_ref()?);
         loop {
+            let cell = known.as_ref()?;
             let mut state = cell.state.lock();
             if state.retired {
+                drop(state);
                 *known = None;
                 return None;
             }
@@ -138,7 +139,7 @@ impl<E: Env> Pools<E> {
             // Asked before it moves: at first, another worker knows of nothing that has come.
             if conn.is_alive(&core.env) {
                 core.env.settle(conn.stream.get_mut());
-                return Some(Lease::new(core, &cell, conn));
+                return known.take().map(|cell| Lease::new(core, cell, conn));
             }
             core.evidence.report(node, ServerLoss::Broken);
             drop(conn);
@@ -180,7 +181,7 @@ impl<E: Env> Pools<E> {
                     drop(state);
                     if conn.is_alive(&core.env) {
                         core.env.settle(conn.stream.get_mut());
-                        return Attempt::Leased(Lease::new(core, &cell, conn));
+                        return Attempt::Leased(Lease::new(core, cell, conn));
                     }
                     core.evidence.report(node, ServerLoss::Broken);
                     drop(conn);
@@ -261,7 +262,7 @@ impl<E: Env> Later<E> {
                 match tokio::time::timeout(patience, &mut waiting.receiver).await {
                     Ok(Ok(Granted::Conn(mut conn))) => {
                         core.env.settle(conn.stream.get_mut());
-                        return Ok(Lease::new(core, &cell, conn));
+                        return Ok(Lease::new(core, Arc::clone(&cell), conn));
                     }
                     Ok(Ok(Granted::Open(server))) => server,
                     Ok(Ok(Granted::Refused(error))) => return Err(CheckoutError::Open(error)),
@@ -323,8 +324,8 @@ pub(super) async fn open<E: Env>(
         partial: Vec::new(),
         registration: core.register.enter(&cell.node, epoch),
     };
-    let severed = conn.registration.control.is_severed_now();
-    let lease = Lease::new(core, cell, Box::new(conn));
+    let severed = conn.registration.control.is_severed();
+    let lease = Lease::new(core, Arc::clone(cell), Box::new(conn));
     if severed {
         // The fence fell while it was being opened: whoever asked waits for another primary.
         let kind = ConnectErrorKind::Closed("the primary is being replaced".to_owned());

@@ -1,3 +1,4 @@
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -30,18 +31,20 @@ async fn with_relay(
     input: Vec<u8>,
     scene: impl AsyncFnOnce(DuplexStream, DuplexStream),
 ) -> End {
-    with_relay_over(|stream| stream, time_outs, input, scene).await
+    with_relay_over(|stream, _| stream, time_outs, input, scene).await
 }
 
-/// The same, with something around the client's stream.
+/// The same, with something around the client's stream, or done to the client, before it begins.
 async fn with_relay_over<C: AsyncRead + AsyncWrite + Unpin + Send>(
-    wrap: impl FnOnce(DuplexStream) -> C,
+    wrap: impl FnOnce(DuplexStream, &Clients) -> C,
     time_outs: TimeOuts<'_>,
     input: Vec<u8>,
     scene: impl AsyncFnOnce(DuplexStream, DuplexStream),
 ) -> End {
     let (client_end, client_stream) = duplex(64 << 10);
-    let client_stream = wrap(client_stream);
+    let clients = Clients::default();
+    let handle = clients.enter(&TokioEnv::new(), Protocol::V3_0);
+    let client_stream = wrap(client_stream, &clients);
     let (server_end, server_stream) = duplex(4 << 20);
     let statements = Mutex::new(Interner::default());
     let register: Arc<Register> = Arc::default();
@@ -77,23 +80,22 @@ async fn with_relay_over<C: AsyncRead + AsyncWrite + Unpin + Send>(
         timer: None,
         armed: false,
     };
-    let mut to_server = Outbox::default();
+    let mut passage = Passage::new(Begins::New { replica: false });
     let mut relay = Relay {
         client: &mut client,
         conn: &mut conn,
-        to_server: &mut to_server,
-        handle: &Clients::default().enter(&TokioEnv::new(), Protocol::V3_0),
+        passage: &mut passage,
+        handle: &handle,
         traffic: &NodeTraffic::default(),
         cx: SessionCx { classifier: &AllWrites, statements: &statements, split: true, scope: 0 },
         time_outs,
-        begins: Some(Begins::New { replica: false }),
-        broken: None,
-        cancelled: false,
-        read_only: false,
     };
     let run = async {
-        match relay.run().await {
-            End::TimedOut(key) => End::ServerLost(format!("{key}, then {:?}", relay.run().await)),
+        match poll_fn(|cx| relay.poll(cx)).await {
+            End::TimedOut(key) => {
+                let then = poll_fn(|cx| relay.poll(cx)).await;
+                End::ServerLost(format!("{key}, then {then:?}"))
+            }
             end => end,
         }
     };
@@ -141,7 +143,7 @@ async fn a_server_is_not_kept_for_a_client_whose_stream_takes_nothing_any_more()
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    let end = with_relay_over(Clogged, time_outs, QUERY.to_vec(), scene).await;
+    let end = with_relay_over(|stream, _| Clogged(stream), time_outs, QUERY.to_vec(), scene).await;
     assert!(matches!(end, End::Released | End::ClientGone), "{end:?}");
 }
 
@@ -236,4 +238,20 @@ async fn a_server_that_does_not_answer_metako_is_given_up() {
     let end = with_relay(time_outs, QUERY.to_vec(), scene).await;
     let End::ServerLost(how) = end else { panic!("{end:?}") };
     assert_eq!(how, "it did not answer what metako asked it within pool.wait_timeout");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_for_a_client_that_was_told_to_end_before() {
+    let time_outs = TimeOuts { read: None, write: None, own: &|| Duration::from_secs(30) };
+    let scene = async |client: DuplexStream, mut server: DuplexStream| {
+        let sent = tokio::time::timeout(Duration::from_mins(1), server.read_u8()).await;
+        assert!(sent.is_err(), "{sent:?}");
+        drop(client);
+    };
+    let ended = |stream, clients: &Clients| {
+        clients.end_all();
+        stream
+    };
+    let end = with_relay_over(ended, time_outs, QUERY.to_vec(), scene).await;
+    assert!(matches!(end, End::Stopped), "{end:?}");
 }

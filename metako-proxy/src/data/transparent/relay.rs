@@ -138,10 +138,11 @@ where
     }
 
     fn poll(&mut self, counting: &mut Counting<'_>, cx: &mut Context<'_>) -> Poll<End> {
-        if self.handle.is_ended(cx) {
+        self.handle.listen(cx);
+        if self.handle.is_ended() {
             return Poll::Ready(End::Stopped);
         }
-        if counting.control.is_severed(cx) {
+        if counting.control.is_severed() {
             return Poll::Ready(End::Severed);
         }
         loop {
