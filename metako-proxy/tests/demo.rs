@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -125,9 +125,23 @@ impl Metako for StandIn {
     }
 }
 
+/// A port that nobody listens on, and that no outgoing connection is given before metako comes to it: below those, and below
+/// the playground's.
+fn free_port() -> SocketAddr {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let start = usize::try_from(std::process::id()).unwrap() * 97;
+    let numbers = (0..4_000).map(|_| 12_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 4_000);
+    let mut addresses = numbers.map(|number| (Ipv4Addr::LOCALHOST, u16::try_from(number).unwrap()).into());
+    addresses.find(|address: &SocketAddr| TcpListener::bind(address).is_ok()).expect("a port is free")
+}
+
 fn options() -> DemoOptions {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    DemoOptions { scenario: Some(Scenario::KillPrimary), synchronous: false, json: false, listen: free }
+    DemoOptions {
+        scenario: Some(Scenario::KillPrimary),
+        synchronous: false,
+        json: false,
+        listen: free_port(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -196,7 +210,7 @@ mod binary {
     const LIMIT: Duration = Duration::from_mins(2);
 
     fn demo(options: &[&str], clusters: &Path) -> Command {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let free = super::free_port().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_metako"));
         command.args(["demo", "--listen", &free]).args(options).env("METAKO_PLAYGROUND_DIR", clusters);
         command.stdin(Stdio::null());
