@@ -3,22 +3,24 @@
 #   make demo                             a throw-away cluster with metako in front of it, until Ctrl-C
 #   make demo SCENARIO=kill-primary       traffic, SIGKILL to the primary, and what clients saw of it
 #   make test                             every check and test
+#   make release                          metako as it is to be run, optimized for its work: a quarter of an hour
 #   make fuzz                             the fuzz targets, FUZZ_SECONDS each (60); needs a nightly compiler
 #   make driver-suites                    tests of PostgreSQL and of drivers, directly and through metako: see the script
-#   make bench                            direct, PgBouncer and metako side by side: half an hour on a quiet machine
+#   make bench                            direct, PgBouncer and metako side by side: half an hour on a quiet machine, and
+#                                         `make release` before it
 #   make bench BENCH="--rows simple-16"   the same with options of the benchmark: --help lists them
 #   make bench-micro                      the frame scan alone, in nanoseconds
 #
 # Variables of `make demo`: SCENARIO, SYNCHRONOUS=1 (commits wait for a replica), JSON=1 (the outcome as JSON on the last
-# line), LISTEN=host:port (instead of 127.0.0.1:6432). Of `make bench`: BENCH, and PGBOUNCER=program (1.24 or newer)
-# instead of one that is built from Debian's source.
+# line), LISTEN=host:port (instead of 127.0.0.1:6432). Of `make bench`: BENCH, PGBOUNCER=program (1.24 or newer) instead
+# of one that is built from Debian's source, and METAKO=program instead of that of `make release`.
 
 CARGO ?= cargo
 
 demo_options := $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SYNCHRONOUS),--synchronous) $(if $(JSON),--json) \
 	$(if $(LISTEN),--listen $(LISTEN))
 
-.PHONY: help demo test fuzz driver-suites bench bench-micro
+.PHONY: help demo test release fuzz driver-suites bench bench-micro
 
 help:
 	@sed -n 's/^#//p' Makefile
@@ -31,6 +33,9 @@ demo:
 
 test:
 	@scripts/test.sh
+
+release:
+	@scripts/build-release.sh
 
 fuzz:
 	@scripts/fuzz.sh

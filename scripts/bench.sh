@@ -2,7 +2,8 @@
 # `make bench`: builds what is compared and runs the benchmark with the options given here. docs/performance.md explains
 # the table.
 #
-# Variables: PGBOUNCER, a PgBouncer of 1.24 or newer instead of one that is built here.
+# Variables: PGBOUNCER, a PgBouncer of 1.24 or newer instead of one that is built here; METAKO, a metako instead of that of
+# `make release`.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -21,6 +22,9 @@ if [ -z "${METAKO_PLAYGROUND_DIR:-}" ] && [ -w /dev/shm ]; then
     fi
 fi
 
-say "building metako in release mode"
-"$cargo" build --release --locked --quiet --package metako-proxy --bin metako
+case " $* " in
+    *" --list "*) ;;
+    *) METAKO=${METAKO:-$(scripts/build-release.sh)} && export METAKO ;;
+esac
+say "building the benchmark"
 "$cargo" run --release --locked --quiet --package metako-bench -- "$@"

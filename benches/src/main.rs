@@ -59,11 +59,15 @@ struct Options {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     scale: u32,
     /// PgBouncer, 1.24 or newer.
-    #[arg(long, env = "PGBOUNCER", value_name = "PROGRAM")]
-    pgbouncer: PathBuf,
+    #[arg(long, env = "PGBOUNCER", value_name = "PROGRAM", required_unless_present = "train")]
+    pgbouncer: Option<PathBuf>,
     /// metako; by default the one beside this program.
-    #[arg(long, value_name = "PROGRAM")]
+    #[arg(long, env = "METAKO", value_name = "PROGRAM")]
     metako: Option<PathBuf>,
+    /// Compare nothing: have metako alone do each row, but for `idle`, with `split: off` and with `split: auto`, and end
+    /// it in order. For a build that is optimized for what it then did (`make release`).
+    #[arg(long)]
+    train: bool,
     /// Writes every sample to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -95,7 +99,11 @@ fn run(options: &Options) -> Result<bool> {
     }
     let beside = || Ok(std::env::current_exe()?.with_file_name("metako"));
     let metako = options.metako.clone().map_or_else(beside, Ok).map_err(BenchError::io("finding myself"))?;
-    let mut bench = Bench::start(options, Program::metako(&metako)?)?;
+    let metako = Program::metako(&metako)?;
+    if options.train {
+        return train(options, &metako, &rows).map(|()| true);
+    }
+    let mut bench = Bench::start(options, metako)?;
     eprintln!("== seed {}; {} rounds", bench.conditions.seed, options.rounds);
     let results = bench.rounds(options, &rows)?;
     let verdicts = goals::judge(&results, &rows, bench.conditions.processors);
@@ -118,7 +126,23 @@ fn chosen(names: &[String]) -> Result<Vec<Row>> {
 }
 
 fn start_proxies(rig: &Rig, programs: &[Program; 2]) -> [Result<Proxy>; 2] {
-    programs.each_ref().map(|program| Proxy::start(rig, program, 0))
+    programs.each_ref().map(|program| Proxy::start(rig, program, 0, "off"))
+}
+
+/// What decides how a build is optimized: each row for a moment.
+fn train(options: &Options, metako: &Program, rows: &[Row]) -> Result<()> {
+    eprintln!("== starting and filling PostgreSQL");
+    let rig = Rig::start(options.scale)?;
+    for split in ["off", "auto"] {
+        let proxy = Proxy::start(&rig, metako, 0, split)?;
+        for row in rows.iter().filter(|row| row.work != Work::Idle) {
+            eprint!("== split: {split}, {}: ", row.title);
+            let sample = sample(&rig, proxy.access(), row, Duration::from_secs(options.seconds))?;
+            eprintln!("{} a second", report::digits(sample.rate));
+        }
+        proxy.end()?;
+    }
+    Ok(())
 }
 
 /// Everything that is measured, running.
@@ -133,7 +157,8 @@ struct Bench {
 
 impl Bench {
     fn start(options: &Options, metako: Program) -> Result<Self> {
-        let pgbouncer = Program::pgbouncer(&options.pgbouncer)?;
+        // It is there: without it the options are refused, unless nothing is compared.
+        let pgbouncer = Program::pgbouncer(options.pgbouncer.as_deref().unwrap_or(Path::new("pgbouncer")))?;
         if pgbouncer.is_old() {
             eprintln!("== {} is older than 1.24, which metako's goals speak of", pgbouncer.version()?);
         }
@@ -201,36 +226,41 @@ impl Bench {
     }
 
     fn sample(&self, options: &Options, row: &Row, route: Route) -> Result<Sample> {
-        let seconds = Duration::from_secs(options.seconds);
         let access = match route {
             Route::Direct => Access { port: self.rig.primary().port(), pid: None },
             Route::PgBouncer => self.pgbouncer.access(),
             Route::Metako => self.metako.access(),
         };
-        let load = match row.work {
-            Work::Select { protocol, clients, rate } => select(protocol, clients, rate),
-            Work::Connect { clients } => {
-                let options = ["--select-only", "--connect"].map(str::to_owned).to_vec();
-                // The log's latency is that of the query alone.
-                Load { options, clients, units: 1.0, latencies: false }
-            }
-            Work::LargeResults => Load {
-                options: script(&self.rig.result_script()),
-                clients: 1,
-                units: RESULT_MEGABYTES,
-                latencies: true,
-            },
-            Work::CopyOut => return bulk::copy_out(&self.rig, access, seconds),
-            Work::CopyIn => return bulk::copy_in(&self.rig, access, seconds),
-            Work::Idle => {
-                // Memory that others have used before is not given back: a process of its own.
-                let program = &self.programs[usize::from(route == Route::Metako)];
-                let proxy = Proxy::start(&self.rig, program, options.idle_clients)?;
-                return idle::measure(proxy.access(), &self.rig.config(), options.idle_clients);
-            }
-        };
-        measure(&self.rig, access, &load, seconds)
+        if row.work == Work::Idle {
+            // Memory that others have used before is not given back: a process of its own.
+            let program = &self.programs[usize::from(route == Route::Metako)];
+            let proxy = Proxy::start(&self.rig, program, options.idle_clients, "off")?;
+            return idle::measure(proxy.access(), &self.rig.config(), options.idle_clients);
+        }
+        sample(&self.rig, access, row, Duration::from_secs(options.seconds))
     }
+}
+
+/// One measurement of a row that needs no proxy of its own.
+fn sample(rig: &Rig, access: Access, row: &Row, seconds: Duration) -> Result<Sample> {
+    let load = match row.work {
+        Work::Select { protocol, clients, rate } => select(protocol, clients, rate),
+        Work::Connect { clients } => {
+            let options = ["--select-only", "--connect"].map(str::to_owned).to_vec();
+            // The log's latency is that of the query alone.
+            Load { options, clients, units: 1.0, latencies: false }
+        }
+        Work::LargeResults => Load {
+            options: script(&rig.result_script()),
+            clients: 1,
+            units: RESULT_MEGABYTES,
+            latencies: true,
+        },
+        Work::CopyOut => return bulk::copy_out(rig, access, seconds),
+        Work::CopyIn => return bulk::copy_in(rig, access, seconds),
+        Work::Idle => return Err(BenchError::Unfit("idle clients want a proxy of their own".to_owned())),
+    };
+    measure(rig, access, &load, seconds)
 }
 
 fn select(protocol: Protocol, clients: u32, rate: Option<u32>) -> Load {

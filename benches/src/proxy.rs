@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use metako_proxy::playground::{Cluster, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::error::{BenchError, Result, read, tail, write};
 use crate::rig::{Access, Rig};
@@ -89,7 +91,7 @@ impl Program {
     }
 
     /// Writes its configuration and gives the command that runs it.
-    fn command(&self, rig: &Rig, folder: &Path, port: u16, clients: u32) -> Result<Command> {
+    fn command(&self, rig: &Rig, folder: &Path, port: u16, clients: u32, split: &str) -> Result<Command> {
         let (binary, config, flag) = match self {
             Self::PgBouncer { binary, version } => {
                 let users = folder.join("users.txt");
@@ -102,7 +104,7 @@ impl Program {
             Self::Metako { binary } => {
                 let config = folder.join("metako.yaml");
                 let yaml = rig.cluster().metako_yaml(&format!("127.0.0.1:{port}"));
-                write(&config, &metako_yaml(&yaml, folder, clients))?;
+                write(&config, &metako_yaml(&yaml, folder, clients, split))?;
                 (binary, config, Some("--config"))
             }
         };
@@ -159,12 +161,12 @@ fn pgbouncer_ini(version: Version, server: u16, port: u16, clients: u32, users: 
 }
 
 /// `yaml` names listener, nodes and users.
-fn metako_yaml(yaml: &str, folder: &Path, clients: u32) -> String {
+fn metako_yaml(yaml: &str, folder: &Path, clients: u32, split: &str) -> String {
     let lines = yaml.lines().filter(|line| !line.starts_with("state_dir:"));
     let mut own: String = lines.flat_map(|line| [line, "\n"]).collect();
     let _ = write!(
         own,
-        "state_dir: {}\nload_balancer: {{ split: off }}\npool: {{ size: {POOL_SIZE} }}\n\
+        "state_dir: {}\nload_balancer: {{ split: {split} }}\npool: {{ size: {POOL_SIZE} }}\n\
          limits: {{ clients: {} }}\nlog: {{ level: warn, report_interval: none }}\n",
         folder.join("state").display(),
         clients + OTHER_CLIENTS,
@@ -180,11 +182,11 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Starts it and returns when a client has got an answer through it.
-    pub(crate) fn start(rig: &Rig, program: &Program, clients: u32) -> Result<Self> {
+    /// Starts it and returns when a client has got an answer through it. `split` is how metako routes reads.
+    pub(crate) fn start(rig: &Rig, program: &Program, clients: u32, split: &str) -> Result<Self> {
         let mut last = None;
         for _ in 0..ATTEMPTS {
-            match Self::attempt(rig, program, free_port()?, clients) {
+            match Self::attempt(rig, program, free_port()?, clients, split) {
                 Ok(proxy) => return Ok(proxy),
                 Err(error) => last = Some(error),
             }
@@ -192,14 +194,14 @@ impl Proxy {
         Err(last.expect("it was tried"))
     }
 
-    fn attempt(rig: &Rig, program: &Program, port: u16, clients: u32) -> Result<Self> {
+    fn attempt(rig: &Rig, program: &Program, port: u16, clients: u32, split: &str) -> Result<Self> {
         let folder = rig.folder().join(format!("{}-{port}", program.name()));
         std::fs::create_dir(&folder).map_err(BenchError::io("making a folder"))?;
         rig.give(&folder)?;
         let log = folder.join("log");
         let file = std::fs::File::create(&log).map_err(BenchError::io("making a log"))?;
         let errors = file.try_clone().map_err(BenchError::io("making a log"))?;
-        let mut command = program.command(rig, &folder, port, clients)?;
+        let mut command = program.command(rig, &folder, port, clients, split)?;
         let child = command.stdout(file).stderr(errors).spawn();
         let mut proxy = Self { child: child.map_err(BenchError::io("starting setpriv (util-linux)"))?, port };
         // Nobody else knows the password, so an answer is ours.
@@ -214,6 +216,18 @@ impl Proxy {
             Err(error) => error.to_string(),
         };
         Err(BenchError::Start { program: program.name(), why: format!("{why}\n{}", tail(&read(&log)?)) })
+    }
+
+    /// Asks it to end, and waits for that: then it has written what it writes at its end.
+    pub(crate) fn end(mut self) -> Result<()> {
+        let id = i32::try_from(self.child.id()).map_err(|error| BenchError::Unfit(error.to_string()))?;
+        let asked = kill(Pid::from_raw(id), Signal::SIGTERM);
+        asked.map_err(|errno| BenchError::io("asking a proxy to end")(errno.into()))?;
+        until("the end of a proxy", PATIENCE, || match self.child.try_wait() {
+            Ok(None) => Err("it still runs".to_owned()),
+            Ok(Some(_)) | Err(_) => Ok(()),
+        })?;
+        Ok(())
     }
 
     /// Where clients connect.
@@ -259,7 +273,7 @@ mod tests {
 
     #[test]
     fn metako_gets_one_state_folder_and_the_limits_of_the_benchmark() {
-        let yaml = metako_yaml("listen: x\nstate_dir: /a\nnodes:\n", Path::new("/b"), 10_000);
+        let yaml = metako_yaml("listen: x\nstate_dir: /a\nnodes:\n", Path::new("/b"), 10_000, "off");
         assert_eq!(yaml.matches("state_dir").count(), 1);
         assert!(yaml.contains("state_dir: /b/state\n") && yaml.contains("clients: 10100"), "{yaml}");
     }
