@@ -316,3 +316,19 @@ fn a_message_that_is_cut_is_not_waited_for() {
     bench.answer(&[complete("INSERT 0 1"), ready(TransactionStatus::Idle)].concat());
     assert!(!bench.session.will_finish(&bench.server));
 }
+
+#[test]
+fn a_sync_that_is_too_long_and_comes_in_parts_is_answered_once() {
+    for skipping in [false, true] {
+        let mut bench = Bench::new();
+        if skipping {
+            bench.session.refuse(&bind("s"), &Report::error("57P03", "no"), &mut bench.to_client).unwrap();
+            bench.client_got();
+        }
+        let long = b"S\0\0\0\x08more";
+        assert_eq!(bench.plan(&long[..6]), Plan::More);
+        assert_eq!(bench.client_got(), "");
+        assert_eq!(bench.plan(long), Plan::Consumed(long.len()));
+        assert_eq!(bench.client_got(), "ZI");
+    }
+}

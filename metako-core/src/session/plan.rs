@@ -102,21 +102,29 @@ impl Session {
         match (&self.state, first.tag) {
             (_, b'X') => Ok(Plan::Close),
             (State::Skipping, b'S') => {
-                write::ready_for_query(to_client, TransactionStatus::Idle);
-                self.state = State::Detached;
-                self.drop_piece(input)
+                let dropped = self.drop_sync(input, to_client)?;
+                if dropped != Plan::More {
+                    self.state = State::Detached;
+                }
+                Ok(dropped)
             }
             (State::Skipping, _) | (_, b'd' | b'c' | b'f') => self.drop_piece(input),
             (State::LostBlock(_), _) => self.answer_lost_block(input, cx, to_client),
-            (_, b'S') => {
-                write::ready_for_query(to_client, TransactionStatus::Idle);
-                self.drop_piece(input)
-            }
+            (_, b'S') => self.drop_sync(input, to_client),
             (_, b'H') => self.drop_piece(input),
             (_, b'Q') => Ok(plan_query(input, first, cx)),
             (_, b'F') => Ok(Plan::Route(Route::primary("a function call by number"))),
             _ => self.plan_batch(input, cx, to_client),
         }
+    }
+
+    /// Answers a Sync that concerns no server, once it is there: one that says that it is longer than a Sync may come in parts.
+    fn drop_sync(&mut self, input: &[u8], to_client: &mut Vec<u8>) -> Result<Plan, ClientFault> {
+        let dropped = self.drop_piece(input)?;
+        if dropped != Plan::More {
+            write::ready_for_query(to_client, TransactionStatus::Idle);
+        }
+        Ok(dropped)
     }
 
     /// Takes one piece and passes it to nobody.
