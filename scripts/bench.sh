@@ -14,13 +14,8 @@ scripts/install-missing.sh
 PGBOUNCER=${PGBOUNCER:-$(scripts/build-pgbouncer.sh)}
 export PGBOUNCER
 
-# Pages that are never written to a disk disturb nobody.
-if [ -z "${METAKO_PLAYGROUND_DIR:-}" ] && [ -w /dev/shm ]; then
-    free=$(df --output=avail --block-size=M /dev/shm | tail -n 1 | tr -dc 0-9)
-    if [ "${free:-0}" -ge 4096 ]; then
-        export METAKO_PLAYGROUND_DIR=/dev/shm
-    fi
-fi
+. scripts/in-memory.sh
+clusters_in_memory 4096
 
 case " $* " in
     *" --list "*) ;;

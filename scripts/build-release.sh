@@ -47,32 +47,15 @@ merge() {
     return 1
 }
 
-install_llvm() {
-    command -v apt-get >/dev/null || return 1
-    as_root=
-    if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null || return 1
-        as_root=sudo
-    fi
-    say "installing llvm-19, for llvm-profdata"
-    install="$as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends llvm-19"
-    $install >&2 || { $as_root apt-get update --quiet >&2 && $install >&2; }
-}
-
 say "building an instrumented metako"
 build instrumented "-Cprofile-generate=$profiles"
 say "having it work"
-# Pages that are never written to a disk disturb nobody.
-if [ -z "${METAKO_PLAYGROUND_DIR:-}" ] && [ -w /dev/shm ]; then
-    free=$(df --output=avail --block-size=M /dev/shm | tail -n 1 | tr -dc 0-9)
-    if [ "${free:-0}" -ge 4096 ]; then
-        export METAKO_PLAYGROUND_DIR=/dev/shm
-    fi
-fi
+. scripts/in-memory.sh
+clusters_in_memory 4096
 LLVM_PROFILE_FILE="$profiles/%p-%m.profraw" "$cargo" run --locked --quiet --package metako-bench -- \
     --train --metako "$home/instrumented/release/metako" --seconds 2 >&2
 ls "$profiles"/*.profraw >/dev/null 2>&1 || fail "the instrumented metako has left no profile"
-merge || { install_llvm && merge; } || {
+merge || { scripts/install-missing.sh --profdata && merge; } || {
     cat "$profiles/errors" >&2
     fail "no llvm-profdata reads this compiler's profiles: rustup component add llvm-tools, or set LLVM_PROFDATA; or build without a profile: cargo build --release --package metako-proxy"
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what `make demo` and `make test` need and the machine has not: PostgreSQL's programs and a C compiler, as
-# Debian packages; with --drivers also what the tests of drivers need. Says what it does; does nothing where nothing is
-# missing. The Rust toolchain is yours to install.
+# Debian packages; with --drivers also what the tests of drivers need, with --profdata an llvm-profdata. Says what it
+# does; does nothing where nothing is missing. The Rust toolchain is yours to install.
 set -eu
 
 say() { echo "== $*" >&2; }
@@ -33,6 +33,10 @@ if [ "${1:-}" = --drivers ]; then
 fi
 
 command -v "${CARGO:-cargo}" >/dev/null || fail "no cargo: install a Rust toolchain (https://rustup.rs), version 1.95 or newer"
+
+if [ "${1:-}" = --profdata ]; then
+    packages="$packages llvm-19"
+fi
 
 packages=$(echo "$packages" | xargs -n 1 | sort -u | xargs)
 [ -n "$packages" ] || exit 0

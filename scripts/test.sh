@@ -15,14 +15,9 @@ for component in fmt clippy; do
     }
 done
 
-# Clusters of tests do not have to survive a power cut: a RAM disk spares the disk thousands of fsyncs.
-if [ -z "${METAKO_PLAYGROUND_DIR:-}" ] && [ -w /dev/shm ]; then
-    free=$(df --output=avail --block-size=M /dev/shm | tail -n 1 | tr -dc 0-9)
-    if [ "${free:-0}" -ge 2048 ]; then
-        export METAKO_PLAYGROUND_DIR=/dev/shm
-        say "test clusters are in /dev/shm"
-    fi
-fi
+# It spares the disk thousands of fsyncs.
+. scripts/in-memory.sh
+clusters_in_memory 2048
 
 say "formatting"
 "$cargo" fmt --all --check

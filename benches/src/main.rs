@@ -157,8 +157,8 @@ struct Bench {
 
 impl Bench {
     fn start(options: &Options, metako: Program) -> Result<Self> {
-        // It is there: without it the options are refused, unless nothing is compared.
-        let pgbouncer = Program::pgbouncer(options.pgbouncer.as_deref().unwrap_or(Path::new("pgbouncer")))?;
+        let missing = || BenchError::Unfit("--pgbouncer names no program to compare with".to_owned());
+        let pgbouncer = Program::pgbouncer(options.pgbouncer.as_deref().ok_or_else(missing)?)?;
         if pgbouncer.is_old() {
             eprintln!("== {} is older than 1.24, which metako's goals speak of", pgbouncer.version()?);
         }

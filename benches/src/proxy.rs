@@ -223,11 +223,16 @@ impl Proxy {
         let id = i32::try_from(self.child.id()).map_err(|error| BenchError::Unfit(error.to_string()))?;
         let asked = kill(Pid::from_raw(id), Signal::SIGTERM);
         asked.map_err(|errno| BenchError::io("asking a proxy to end")(errno.into()))?;
-        until("the end of a proxy", PATIENCE, || match self.child.try_wait() {
+        let ended = until("the end of a proxy", PATIENCE, || match self.child.try_wait() {
             Ok(None) => Err("it still runs".to_owned()),
-            Ok(Some(_)) | Err(_) => Ok(()),
+            Ok(Some(status)) => Ok(Ok(status)),
+            Err(error) => Ok(Err(error)),
         })?;
-        Ok(())
+        let status = ended.map_err(BenchError::io("waiting for a proxy"))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(BenchError::Program { program: "metako", status: status.to_string(), output: String::new() })
     }
 
     /// Where clients connect.

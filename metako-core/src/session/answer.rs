@@ -417,7 +417,7 @@ impl Session {
 
     /// A command succeeded: what it did to prepared statements shows in its tag, which is all of its body.
     fn completed(&mut self, server: &mut Server, tag: &[u8]) {
-        if matches!(tag, b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
+        if forgets_statements(tag) {
             server.prepared.clear();
             self.names.clear();
             self.unnamed = super::Unnamed::default();
@@ -443,6 +443,11 @@ fn position_on_client(renamed: &[Renamed], fields: &ErrorFields<'_>) -> Option<V
     }
     let position: usize = std::str::from_utf8(fields.position).ok()?.parse().ok()?;
     Some(rewrite::position_on_client(renamed, position).to_string().into_bytes())
+}
+
+/// Whether a command of that tag, with its end, has made the server forget all prepared statements.
+pub(super) fn forgets_statements(tag: &[u8]) -> bool {
+    matches!(tag, b"DEALLOCATE ALL\0" | b"DISCARD ALL\0")
 }
 
 /// Whether a replica refuses what the primary may accept.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::answer::forgets_statements;
 use super::replies::Owed;
 use super::{Attachment, Open, Server, Session, State};
 use crate::wire::write::TransactionStatus;
@@ -12,9 +13,6 @@ const HEADER: usize = 5;
 
 /// The header of a ReadyForQuery, with which such an answer ends.
 const READY: &[u8] = b"Z\0\0\0\x05";
-
-/// Command tags, with their ends, of what forgets prepared statements.
-const FORGETS: [&[u8]; 2] = [b"DEALLOCATE ALL\0", b"DISCARD ALL\0"];
 
 impl Session {
     /// Takes `input` for an answer of this kind, which then is to be passed on as it is. If it is not one, nothing has
@@ -66,8 +64,8 @@ fn ready_after(server: &Server, input: &[u8]) -> Option<TransactionStatus> {
         match (tag, awaited) {
             (b'T' | b'D', Owed::Query { carried: None } | Owed::Execute { carried: None })
             | (b't', Owed::Describe { .. }) => {}
-            (b'C', Owed::Query { carried: None }) if !FORGETS.contains(&body) => {}
-            (b'C', Owed::Execute { carried: None }) if !FORGETS.contains(&body) => awaited = owed.next()?,
+            (b'C', Owed::Query { carried: None }) if !forgets_statements(body) => {}
+            (b'C', Owed::Execute { carried: None }) if !forgets_statements(body) => awaited = owed.next()?,
             (b'2', Owed::Bind { .. }) | (b'T' | b'n', Owed::Describe { .. }) => awaited = owed.next()?,
             _ => return None,
         }
