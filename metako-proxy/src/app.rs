@@ -26,7 +26,7 @@ use crate::shared::{EvidenceSender, Traffic, ViewCell};
 use crate::{control, descriptors, logging, state_dir};
 
 /// How long a shutdown waits for the last decisions to reach the disk.
-const HISTORY_MAX: Duration = Duration::from_secs(5);
+const ENDING_MAX: Duration = Duration::from_secs(5);
 /// How long clients may finish their transactions after SIGTERM.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Decisions that `metako status` shows.
@@ -171,6 +171,7 @@ pub struct App<E: Env> {
     stop: watch::Sender<bool>,
     history: Arc<History>,
     history_written: oneshot::Receiver<()>,
+    socket_closed: oneshot::Receiver<()>,
 }
 
 struct Inner<E: Env> {
@@ -247,12 +248,18 @@ impl<E: Env> App<E> {
         }
         let owner = nix::unistd::geteuid().as_raw();
         let admin: Arc<dyn Admin> = Arc::clone(&inner) as Arc<dyn Admin>;
-        env.spawn(until(stopping.clone(), admin::serve(env.clone(), socket, owner, admin)));
+        let (closed, socket_closed) = oneshot::channel();
+        let serving = until(stopping.clone(), admin::serve(env.clone(), socket, owner, admin));
+        env.spawn(async move {
+            serving.await;
+            // Nobody waits for it but a shutdown.
+            let _ = closed.send(());
+        });
         env.spawn(until(stopping, report(Arc::clone(&inner))));
         for address in &addresses {
             tracing::info!(%address, admin = %socket_path.display(), "metako listens");
         }
-        Ok(Self { inner, addresses, stop, history, history_written })
+        Ok(Self { inner, addresses, stop, history, history_written, socket_closed })
     }
 
     /// The addresses that clients can connect to.
@@ -289,9 +296,12 @@ impl<E: Env> App<E> {
             () = hurry => self.inner.data.shutdown(Duration::ZERO).await,
         }
         self.inner.control.stop().await;
+        if tokio::time::timeout(ENDING_MAX, self.socket_closed).await.is_err() {
+            tracing::warn!("the admin socket could not be closed within {ENDING_MAX:?}: its file stays");
+        }
         self.history.close();
-        if tokio::time::timeout(HISTORY_MAX, self.history_written).await.is_err() {
-            tracing::warn!("the last decisions did not reach the history file within {HISTORY_MAX:?}");
+        if tokio::time::timeout(ENDING_MAX, self.history_written).await.is_err() {
+            tracing::warn!("the last decisions did not reach the history file within {ENDING_MAX:?}");
         }
     }
 }
