@@ -6,16 +6,17 @@ mod running;
 
 use metako_proxy::playground::Cluster;
 use running::{Metako, client_output, eventually, text};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
-/// A server with users `one`, `two` and `full_one` (who may have one connection), behind a metako with these pool settings.
+/// A server with users `one`, `two`, `full_one` (who may have one connection) and `full_three`, behind a metako with these pool settings.
 struct Bench {
     cluster: Cluster,
     metako: Metako,
 }
 
 const ROLES: &str = "CREATE ROLE one LOGIN PASSWORD 'secret'; CREATE ROLE two LOGIN PASSWORD 'secret'; \
-                     CREATE ROLE full_one LOGIN PASSWORD 'secret' CONNECTION LIMIT 1";
+                     CREATE ROLE full_one LOGIN PASSWORD 'secret' CONNECTION LIMIT 1; \
+                     CREATE ROLE full_three LOGIN PASSWORD 'secret' CONNECTION LIMIT 3";
 
 impl Bench {
     fn start(pool: &str, of_two: &str) -> Self {
@@ -23,7 +24,8 @@ impl Bench {
         for statement in ROLES.split("; ") {
             cluster.nodes()[0].sql(statement).unwrap();
         }
-        let users = ["one", "full_one"].map(|name| format!("  - {{ name: {name}, password: secret }}\n"));
+        let users = ["one", "full_one", "full_three"]
+            .map(|name| format!("  - {{ name: {name}, password: secret }}\n"));
         let users =
             format!("users:\n{}  - {{ name: two, password: secret, pool: {of_two} }}\n", users.concat());
         let text = running::configuration(&cluster, pool);
@@ -35,7 +37,7 @@ impl Bench {
         Self { cluster, metako }
     }
 
-    async fn connect(&self, user: &str) -> Client {
+    fn client(&self, user: &str) -> Config {
         let mut config = Config::new();
         config
             .host("127.0.0.1")
@@ -43,9 +45,44 @@ impl Bench {
             .user(user)
             .password("secret")
             .dbname(Cluster::DATABASE);
-        let (client, connection) = config.connect(NoTls).await.unwrap();
+        config
+    }
+
+    async fn connect(&self, user: &str) -> Client {
+        let (client, connection) = self.client(user).connect(NoTls).await.unwrap();
         tokio::spawn(connection);
         client
+    }
+
+    /// From now on a new process of the server sleeps for so long before it lets anybody in.
+    async fn slow_down(&self, seconds: u32, watcher: &Client) {
+        let node = &self.cluster.nodes()[0];
+        node.sql(&format!("ALTER SYSTEM SET pre_auth_delay = '{seconds}s'")).unwrap();
+        node.sql("SELECT pg_reload_conf()").unwrap();
+        let begun = std::time::Instant::now();
+        while value(watcher, "SHOW pre_auth_delay").await != format!("{seconds}s") {
+            assert!(begun.elapsed() < running::PATIENCE, "the server goes by it");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    /// How many connections to the server are established.
+    fn connections(&self) -> usize {
+        const ESTABLISHED: &str = "01";
+        let remote = format!(":{:04X}", self.cluster.nodes()[0].port());
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let is_one = |line: &&str| {
+            let mut fields = line.split_whitespace().skip(2);
+            fields.next().is_some_and(|peer| peer.ends_with(&remote)) && fields.next() == Some(ESTABLISHED)
+        };
+        table.lines().filter(is_one).count()
+    }
+
+    fn wait_for_connections(&self, what: &str, is_it: impl Fn(usize) -> bool) {
+        eventually(what, || {
+            let now = self.connections();
+            if is_it(now) { Ok(()) } else { Err(now.to_string()) }
+        });
     }
 
     /// The server processes that serve a user, in the order of their start.
@@ -64,6 +101,16 @@ impl Bench {
             if found.len() == count { Ok(found) } else { Err(format!("{found:?}")) }
         })
     }
+}
+
+/// The one value that a query answers.
+async fn value(client: &Client, query: &str) -> String {
+    let answer = client.simple_query(query).await.unwrap();
+    let row = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    row.unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -176,6 +223,74 @@ async fn a_server_that_gives_no_more_connections_is_shared() {
     assert!(!waiting.is_finished());
     first.batch_execute("COMMIT").await.unwrap();
     waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_new_connection_takes_one_that_is_given_back_before() {
+    let bench = Bench::start("pool: { size: 3 }", "{}");
+    let (first, second) = (bench.connect("one").await, bench.connect("one").await);
+    first.batch_execute("BEGIN").await.unwrap();
+    let own = value(&first, "SELECT pg_backend_pid()").await;
+    bench.slow_down(3, &first).await;
+    let before = bench.connections();
+    let waiting = tokio::spawn(async move {
+        let taken = value(&second, "SELECT pg_backend_pid()").await;
+        (second, taken)
+    });
+    bench.wait_for_connections("one is opened for the second client", |now| now > before);
+    first.batch_execute("COMMIT").await.unwrap();
+    let (second, taken) = waiting.await.unwrap();
+    assert_eq!(taken, own);
+    // The one under way is for whoever comes next: no other is opened.
+    first.batch_execute("BEGIN").await.unwrap();
+    second.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(bench.wait_for_processes("one", 2).len(), 2);
+    assert_eq!(bench.connections(), before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_opened_for_one_client_only_is_given_up_with_it() {
+    let bench = Bench::start("pool: { mode: session, size: 2 }\nlog: { level: debug }", "{}");
+    let watcher = bench.connect("one").await;
+    // Longer than metako waits for a server, which it would say.
+    bench.slow_down(50, &watcher).await;
+    let before = bench.connections();
+    let client = bench.client("one");
+    let leaving = tokio::spawn(async move { client.connect(NoTls).await.map(drop) });
+    bench.wait_for_connections("one is opened for the client", |now| now > before);
+    leaving.abort();
+    bench.wait_for_connections("it is closed", |now| now == before);
+    assert!(!bench.metako.log().contains("a connection could not be opened"), "{}", bench.metako.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_for_whom_there_is_no_connection_left_share_what_others_get() {
+    let bench = Bench::start("pool: { size: 8 }", "{}");
+    // All openings begin together, and what the server refuses comes before what it grants.
+    let clients: Vec<_> = (0..8).map(|_| bench.client("full_three")).collect();
+    let clients = clients.into_iter().map(|client| {
+        tokio::spawn(async move {
+            let (client, connection) = client.connect(NoTls).await?;
+            tokio::spawn(connection);
+            client.batch_execute("SELECT pg_sleep(0.05)").await
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap().unwrap();
+    }
+    assert!((1..=3).contains(&bench.processes("full_three").len()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_lets_nobody_in_is_told_from_a_pool_that_is_used_up() {
+    let bench = Bench::start("pool: { size: 2, wait_timeout: 1s }\nfailover: { hold_timeout: 6s }", "{}");
+    let (first, second) = (bench.connect("one").await, bench.connect("one").await);
+    first.batch_execute("BEGIN").await.unwrap();
+    bench.slow_down(50, &first).await;
+    let refused = second.batch_execute("SELECT 1").await.unwrap_err();
+    let refused = refused.as_db_error().unwrap();
+    assert_eq!(refused.code().code(), "57P03", "{refused:?}");
+    assert!(refused.message().contains("no primary to write to"), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! The line before a pool: who is served next, and with what.
 
-use super::{Grant, Place, Pool, ServerId, Variant, WaiterId};
+use super::{Grant, Idle, Opening, Pool, ServerId, Variant, WaiterId};
 use crate::{Epoch, Tick};
 
 /// How often a client that waits is overtaken by clients whose variant fits what came back. Each time saves closing a good
@@ -13,61 +13,110 @@ pub(super) struct Waiter {
     pub(super) variant: Variant,
     pub(super) epoch: Epoch,
     pub(super) since: Tick,
-    pub(super) deadline: Tick,
     pub(super) overtaken: u8,
 }
 
 impl Pool {
     /// An idle connection for a client that has just come, past all who wait.
     pub(super) fn overtake_to_idle(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> Option<ServerId> {
-        if self.waiters.iter().any(|waiter| waiter.variant == variant) || !self.may_overtake(now) {
+        let behind = self.waiters.len();
+        if self.waiters.iter().any(|waiter| waiter.variant == variant) || !self.may_overtake(now, behind) {
             return None;
         }
         let at = self.idle.iter().rposition(|idle| idle.serves(variant, epoch))?;
-        self.overtaken(self.waiters.len());
+        self.overtaken(behind);
         Some(self.idle.remove(at).server)
     }
 
-    /// What the next in line can have now, if anything. To be asked again after each grant until there is none: what comes
-    /// back may let one open a connection and another use what is idle.
-    pub fn grant(&mut self, now: Tick) -> Option<Grant> {
-        if self.waiters.is_empty() {
+    /// An idle connection for the first in line whom one fits, unless that would be the turn of one before. Answered by
+    /// [`Pool::hand_over`], or by [`Pool::lost`] where it turns out to be dead; then there may be more.
+    pub fn next_grant(&self, now: Tick) -> Option<Grant> {
+        if self.idle.is_empty() {
             return None;
         }
-        self.grant_idle(now).or_else(|| self.grant_open(now))
-    }
-
-    /// An idle connection for the first whom one fits, unless that would be the turn of the first in line.
-    fn grant_idle(&mut self, now: Tick) -> Option<Grant> {
         let fitting =
-            |waiter: &Waiter| self.idle.iter().rposition(|idle| idle.serves(waiter.variant, waiter.epoch));
-        let (at, idle) =
-            self.waiters.iter().enumerate().find_map(|(at, waiter)| Some((at, fitting(waiter)?)))?;
-        if at > 0 && !self.may_overtake(now) {
-            return None;
-        }
-        self.overtaken(at);
-        let waiter = self.waiters.remove(at)?;
-        Some(Grant::Reuse(waiter.id, self.idle.remove(idle).server))
+            |waiter: &Waiter| self.idle.iter().rev().find(|idle| idle.serves(waiter.variant, waiter.epoch));
+        let (at, waiter, idle) = self
+            .waiters
+            .iter()
+            .enumerate()
+            .find_map(|(at, waiter)| Some((at, waiter.id, fitting(waiter)?)))?;
+        self.may_overtake(now, at).then_some(Grant { waiter, server: idle.server })
     }
 
-    /// Leave for the first in line to open a connection, if there is a place and the pace allows it.
-    fn grant_open(&mut self, now: Tick) -> Option<Grant> {
-        if !self.may_open(now) {
-            return None;
+    /// A client has what it was granted, and waits no longer.
+    pub fn hand_over(&mut self, grant: Grant) {
+        if let Some(at) = self.position(grant.waiter) {
+            self.overtaken(at);
+            self.waiters.remove(at);
         }
-        let Place { close } = self.place(self.allowed(now))?;
-        let waiter = self.waiters.pop_front()?;
-        let server = self.begin_opening(now, waiter.variant, waiter.epoch.max(self.floor));
-        Some(Grant::Open { waiter: waiter.id, server, close })
+        self.idle.retain(|idle| idle.server != grant.server);
     }
 
-    /// Whether the first in line can be overtaken: not so often yet, or it could not be served now all the same.
-    fn may_overtake(&self, now: Tick) -> bool {
-        let allowed = self.allowed(now);
-        let place = self.members.len() < allowed || (self.members.len() == allowed && !self.idle.is_empty());
-        let servable = place && self.may_open(now);
-        !servable || self.waiters.front().is_none_or(|first| first.overtaken < OVERTAKEN_MAX)
+    /// Leave to open a connection for the first in line for whom none is being opened, if there is a place and the pace
+    /// allows it. To be asked again until there is none.
+    pub fn open(&mut self, now: Tick) -> Option<Opening> {
+        // Nobody has waited for longer than the first.
+        if !self.has_place(self.allowed(now, self.waiters.front()?)) || !self.may_open(now) {
+            return None;
+        }
+        let waiter = *self.unserved().next()?.1;
+        let allowed = self.allowed(now, &waiter);
+        if !self.has_place(allowed) {
+            return None;
+        }
+        let close = (self.members.len() == allowed).then(|| self.idle.remove(self.least_wanted()).server);
+        if let Some(closed) = close {
+            self.members.remove(&closed);
+        }
+        let server = self.begin_opening(now, waiter.variant, waiter.epoch);
+        Some(Opening { server, waiter: waiter.id, close })
+    }
+
+    /// Which idle connection is closed for another one: the oldest of those that fit nobody in line, if there are any.
+    fn least_wanted(&self) -> usize {
+        let fits = |idle: &Idle| self.waiters.iter().any(|waiter| idle.serves(waiter.variant, waiter.epoch));
+        self.idle.iter().position(|idle| !fits(idle)).unwrap_or(0)
+    }
+
+    /// Where in line a client is. Their numbers ascend.
+    fn position(&self, waiter: WaiterId) -> Option<usize> {
+        self.waiters.binary_search_by_key(&waiter, |waiting| waiting.id).ok()
+    }
+
+    /// How many are in line before a client; `None` if a connection is being opened for it, or it does not wait.
+    pub fn place_in_line(&self, waiter: WaiterId) -> Option<usize> {
+        if self.opening() == 0 {
+            return self.position(waiter);
+        }
+        self.unserved().find(|(_, unserved)| unserved.id == waiter).map(|(at, _)| at)
+    }
+
+    /// Clients in line for whom no connection is being opened.
+    pub fn without_opening(&self) -> Vec<WaiterId> {
+        self.unserved().map(|(_, waiter)| waiter.id).collect()
+    }
+
+    /// Those in line for whom no connection is being opened, with their places.
+    pub(super) fn unserved(&self) -> impl Iterator<Item = (usize, &Waiter)> {
+        let mut opening: Vec<_> = self.members.values().filter(|member| member.opening).collect();
+        self.waiters.iter().enumerate().filter(move |(_, waiter)| {
+            let at = opening
+                .iter()
+                .position(|member| member.variant == waiter.variant && member.epoch >= waiter.epoch);
+            at.map(|at| opening.swap_remove(at)).is_none()
+        })
+    }
+
+    /// Whether those before a place in line can be overtaken: not so often yet, or none of them could have a connection
+    /// opened now all the same.
+    fn may_overtake(&self, now: Tick, place: usize) -> bool {
+        let first = self.unserved().next().filter(|(at, _)| *at < place);
+        first.is_none_or(|(_, first)| {
+            first.overtaken < OVERTAKEN_MAX
+                || !self.has_place(self.allowed(now, first))
+                || !self.may_open(now)
+        })
     }
 
     /// The first so many in line were overtaken.
@@ -77,35 +126,27 @@ impl Pool {
         }
     }
 
-    /// How many connections there may be now: more than the size while the first in line has waited for long.
-    fn allowed(&self, now: Tick) -> usize {
+    /// How many connections there may be for a client: more than the size when it has waited for long.
+    fn allowed(&self, now: Tick, waiter: &Waiter) -> usize {
         let size = self.limits.size as usize;
-        match self.waiters.front() {
-            Some(first) if now.since(first.since) >= self.limits.reserve_after => {
-                size + self.limits.reserve as usize
-            }
-            _ => size,
+        if now.since(waiter.since) >= self.limits.reserve_after {
+            return size + self.limits.reserve as usize;
+        }
+        size
+    }
+
+    /// A client waits no longer. If it does not wait, what it was granted is under way and has to be given back.
+    pub fn cancel(&mut self, waiter: WaiterId) {
+        if let Some(at) = self.position(waiter) {
+            self.waiters.remove(at);
         }
     }
 
-    /// A client waits no longer. Whether it was still waiting: if not, its grant is under way and has to be given back.
-    pub fn cancel(&mut self, waiter: WaiterId) -> bool {
-        let before = self.waiters.len();
-        self.waiters.retain(|waiting| waiting.id != waiter);
-        self.waiters.len() < before
-    }
-
-    /// Clients whose patience has ended. They no longer wait.
-    pub fn overdue(&mut self, now: Tick) -> Vec<WaiterId> {
-        let gone = self.waiters.iter().filter(|waiter| waiter.deadline <= now).map(|waiter| waiter.id);
-        let gone: Vec<_> = gone.collect();
-        self.waiters.retain(|waiter| waiter.deadline > now);
+    /// Clients that want a connection of an epoch before `epoch`. They no longer wait.
+    pub fn outdated(&mut self, epoch: Epoch) -> Vec<WaiterId> {
+        let gone: Vec<_> =
+            self.waiters.iter().filter(|waiter| waiter.epoch < epoch).map(|waiter| waiter.id).collect();
+        self.waiters.retain(|waiter| waiter.epoch >= epoch);
         gone
-    }
-
-    /// Clients that can be served because places became free by closing idle connections or by a larger size, because the
-    /// first has waited so long that the reserve is for it, or because a pause after a failure is over.
-    pub fn serve_waiters(&mut self, now: Tick) -> Vec<Grant> {
-        std::iter::from_fn(|| self.grant(now)).collect()
     }
 }

@@ -4,6 +4,12 @@
 //! parameters are not interchangeable: a [`Variant`] tells them apart, and all variants share the one size limit. Idle
 //! connections are reused last in, first out, so that the surplus grows old and is closed; clients of one variant are
 //! served first in, first out, and those of other variants overtake each of them a few times at most.
+//!
+//! No connection is opened for one client only: whoever finds none that is idle waits in line, and so many are opened as
+//! wait. What comes back first, or is open first, goes to the first in line, and what is open when nobody waits any more
+//! is idle. So whoever drives the pool does this after each change, until there is nothing more to do: hands over what
+//! [`Pool::next_grant`] names; if that is nothing, begins to open what [`Pool::open`] names; if that is nothing either,
+//! closes what [`Pool::shed`] gives up.
 
 mod line;
 mod pace;
@@ -60,43 +66,31 @@ pub struct PoolLimits {
 pub enum Checkout {
     /// This idle connection. If it turns out to be dead, [`Pool::lost`] and ask again.
     Reuse(ServerId),
-    /// Leave to open a connection under this number: answered by [`Pool::opened`], [`Pool::failed`] or [`Pool::lost`].
-    Open {
-        /// The number.
-        server: ServerId,
-        /// An idle connection of another variant that has to be closed for it; it no longer counts.
-        close: Option<ServerId>,
-    },
-    /// A place in the queue: a [`Grant`] names it later.
+    /// A place in line: a [`Grant`] names it later.
     Wait(WaiterId),
     /// Nothing: too many wait already.
     Full,
 }
 
-/// What a client that waited gets.
+/// An idle connection for a client that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Grant {
-    /// An idle connection, which may be the one that was just given back. If it turns out to be dead, another one may be
-    /// opened under its number, as in [`Checkout::Open`].
-    Reuse(WaiterId, ServerId),
-    /// Leave to open a connection, as in [`Checkout::Open`].
-    Open {
-        /// Who may.
-        waiter: WaiterId,
-        /// The number.
-        server: ServerId,
-        /// An idle connection of another variant that has to be closed for it; it no longer counts.
-        close: Option<ServerId>,
-    },
+pub struct Grant {
+    /// Who gets it.
+    pub waiter: WaiterId,
+    /// What it gets.
+    pub server: ServerId,
 }
 
-/// What becomes of a connection that is given back.
+/// Leave to open a connection: answered by [`Pool::opened`], and by [`Pool::checkin`] after it, or by [`Pool::failed`] or
+/// [`Pool::lost`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Checkin {
-    /// It has to be closed; it no longer counts. Otherwise it is idle now, as long as the grant does not name it.
-    pub close: bool,
-    /// A waiting client that is served now.
-    pub grant: Option<Grant>,
+pub struct Opening {
+    /// The number of the connection.
+    pub server: ServerId,
+    /// Because of whom: the connection is of its variant.
+    pub waiter: WaiterId,
+    /// An idle connection that has to be closed for it; it no longer counts.
+    pub close: Option<ServerId>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -141,11 +135,6 @@ impl Idle {
     }
 }
 
-/// Room for one more connection, made by closing an idle one if there was none.
-struct Place {
-    close: Option<ServerId>,
-}
-
 /// The state of a pool.
 #[derive(Debug)]
 pub struct Pool {
@@ -182,17 +171,12 @@ impl Pool {
         self.shed()
     }
 
-    /// Gives up idle connections beyond the size, the oldest first.
-    fn shed(&mut self) -> Vec<ServerId> {
+    /// Gives up idle connections beyond the size, the oldest first: to be closed, they no longer count.
+    pub fn shed(&mut self) -> Vec<ServerId> {
         let surplus = self.members.len().saturating_sub(self.limits.size as usize);
         let gone: Vec<_> = self.idle.iter().take(surplus).map(|idle| idle.server).collect();
         self.drop_idle(&gone);
         gone
-    }
-
-    /// Connections open or being opened.
-    pub fn len(&self) -> usize {
-        self.members.len()
     }
 
     /// Whether it has no connection and nobody waits.
@@ -200,43 +184,28 @@ impl Pool {
         self.members.is_empty() && self.waiters.is_empty()
     }
 
-    /// Whether no connection of it is open.
+    /// Whether it has no connection, nor is one being opened.
     pub fn is_without_connections(&self) -> bool {
-        self.members.values().all(|member| member.opening)
-    }
-
-    /// Connections that are idle.
-    pub fn idle(&self) -> usize {
-        self.idle.len()
-    }
-
-    /// Clients that wait.
-    pub fn waiting(&self) -> usize {
-        self.waiters.len()
+        self.members.is_empty()
     }
 
     /// A client wants a connection of a variant, opened in `epoch` or later. Clients that wait already come first, but for an
     /// idle connection that is of no use to them.
-    pub fn checkout(&mut self, now: Tick, variant: Variant, epoch: Epoch, patience: Duration) -> Checkout {
+    pub fn checkout(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> Checkout {
         if self.waiters.is_empty() {
             if let Some(server) = self.take_idle(variant, epoch, Worker::NONE) {
                 return Checkout::Reuse(server);
             }
-            if self.may_open(now)
-                && let Some(Place { close }) = self.place(self.limits.size as usize)
-            {
-                let server = self.begin_opening(now, variant, epoch);
-                return Checkout::Open { server, close };
-            }
         } else if let Some(server) = self.overtake_to_idle(now, variant, epoch) {
             return Checkout::Reuse(server);
         }
-        if self.waiters.len() >= self.limits.waiters {
+        // For so many a connection is being opened, or can be.
+        let to_come = (self.limits.size as usize).saturating_sub(self.members.len() - self.opening());
+        if self.waiters.len() >= self.limits.waiters.saturating_add(to_come) {
             return Checkout::Full;
         }
         let id = WaiterId(self.number());
-        let deadline = now + patience;
-        self.waiters.push_back(Waiter { id, variant, epoch, since: now, deadline, overtaken: 0 });
+        self.waiters.push_back(Waiter { id, variant, epoch, since: now, overtaken: 0 });
         Checkout::Wait(id)
     }
 
@@ -252,17 +221,9 @@ impl Pool {
         Some(self.idle.remove(at).server)
     }
 
-    /// A place among so many for a new connection, if there is one, or the oldest idle connection can make one: that one.
-    fn place(&mut self, allowed: usize) -> Option<Place> {
-        if self.members.len() < allowed {
-            return Some(Place { close: None });
-        }
-        if self.idle.is_empty() || self.members.len() > allowed {
-            return None;
-        }
-        let oldest = self.idle.remove(0).server;
-        self.members.remove(&oldest);
-        Some(Place { close: Some(oldest) })
+    /// Whether there is a place among so many for a new connection, or the oldest idle connection can make one.
+    fn has_place(&self, allowed: usize) -> bool {
+        self.members.len() < allowed || (self.members.len() == allowed && !self.idle.is_empty())
     }
 
     fn begin_opening(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> ServerId {
@@ -271,9 +232,14 @@ impl Pool {
         server
     }
 
+    /// Connections that are being opened.
+    fn opening(&self) -> usize {
+        self.members.values().filter(|member| member.opening).count()
+    }
+
     /// Whether the pace allows one more connection to be opened now.
     fn may_open(&self, now: Tick) -> bool {
-        self.pace.allows(now, self.members.values().filter(|member| member.opening).count())
+        self.pace.allows(now, self.opening())
     }
 
     fn number(&mut self) -> u64 {
@@ -281,15 +247,14 @@ impl Pool {
         self.last_number
     }
 
-    /// A connection is open now, and in use by whoever opened it. `random` says how much earlier than others it ends. The
-    /// server lets metako in: somebody who waits may open another one.
-    pub fn opened(&mut self, now: Tick, server: ServerId, random: u64) -> Option<Grant> {
+    /// A connection is open now, and comes back next, by [`Pool::checkin`]. `random` says how much earlier than others it
+    /// ends. The server lets metako in: others may be opened.
+    pub fn opened(&mut self, now: Tick, server: ServerId, random: u64) {
         if let Some(member) = self.members.get_mut(&server) {
             *member = Member { opened: now, opening: false, shortened: (random % 101) as u32, ..*member };
             member.live_for(&self.limits);
         }
         self.pace.succeeded();
-        self.grant(now)
     }
 
     /// A connection could not be opened, for a reason that holds for others of any variant as well. For a while, which
@@ -305,7 +270,7 @@ impl Pool {
     }
 
     /// Leave to open a connection that nobody waits for, so that there are as many as `min` says. One at a time. Answered as
-    /// that of [`Checkout::Open`]; then it is given back.
+    /// [`Opening`] is.
     pub fn ahead(&mut self, now: Tick, variant: Variant, epoch: Epoch) -> Option<ServerId> {
         let wanted = self.limits.min.min(self.limits.size) as usize;
         let under_way = self.members.values().any(|member| member.opening);
@@ -316,47 +281,34 @@ impl Pool {
     }
 
     /// A connection comes back, and belongs to `worker` from now on. `reusable` says whether it is in a state that the next
-    /// client may find it in.
-    pub fn checkin(&mut self, now: Tick, server: ServerId, worker: Worker, reusable: bool) -> Checkin {
-        let Some(member) = self.members.get(&server).copied() else {
-            return Checkin { close: true, grant: None };
-        };
+    /// client may find it in. Whether it is idle now; otherwise it has to be closed, and no longer counts.
+    #[must_use]
+    pub fn checkin(&mut self, now: Tick, server: ServerId, worker: Worker, reusable: bool) -> bool {
+        let Some(member) = self.members.get(&server).copied() else { return false };
         // One beyond the size goes on to whoever waits.
-        let size = self.limits.size as usize;
         let reserve = if self.waiters.is_empty() { 0 } else { self.limits.reserve as usize };
         let fresh = reusable
             && member.epoch >= self.floor
             && !member.is_old(now)
-            && self.members.len() <= size + reserve;
-        if !fresh {
-            return Checkin { close: true, grant: self.lost(now, server) };
+            && self.members.len() <= self.limits.size as usize + reserve;
+        if fresh {
+            self.idle.push(Idle { server, since: now, worker, member });
+        } else {
+            self.lost(server);
         }
-        self.idle.push(Idle { server, since: now, worker, member });
-        if self.waiters.is_empty() && self.members.len() <= size {
-            return Checkin { close: false, grant: None };
-        }
-        match self.grant(now) {
-            // Nobody can have it, and it is one too many.
-            None if self.members.len() > size => Checkin { close: true, grant: self.lost(now, server) },
-            Some(Grant::Open { waiter, server: opened, close: Some(closed) }) if closed == server => {
-                Checkin { close: true, grant: Some(Grant::Open { waiter, server: opened, close: None }) }
-            }
-            grant => Checkin { close: false, grant },
+        fresh
+    }
+
+    /// A connection is gone, or was not opened after all.
+    pub fn lost(&mut self, server: ServerId) {
+        if self.members.remove(&server).is_some() {
+            self.idle.retain(|idle| idle.server != server);
         }
     }
 
-    /// A connection is gone, or was not opened after all. Its place goes to a client that waits.
-    pub fn lost(&mut self, now: Tick, server: ServerId) -> Option<Grant> {
-        self.members.remove(&server)?;
-        self.idle.retain(|idle| idle.server != server);
-        self.grant(now)
-    }
-
-    /// The epoch in which a connection is opened, as far as it is known better than at checkout.
-    pub fn set_epoch(&mut self, server: ServerId, epoch: Epoch) {
-        if let Some(member) = self.members.get_mut(&server) {
-            member.epoch = epoch;
-        }
+    /// Whether nothing is left to be done after a change: nobody waits, and there are not too many.
+    pub fn is_settled(&self) -> bool {
+        self.waiters.is_empty() && self.members.len() <= self.limits.size as usize
     }
 
     /// Idle connections that are to be closed now: too old, beyond the size, or idle for too long and not needed for `min`.

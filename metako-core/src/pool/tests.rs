@@ -14,33 +14,112 @@ const LIMITS: PoolLimits = PoolLimits {
 };
 const A: Variant = Variant(1);
 const B: Variant = Variant(2);
-const PATIENCE: Duration = Duration::from_secs(30);
 
-fn open(pool: &mut Pool, variant: Variant) -> ServerId {
-    match pool.checkout(Tick::ZERO, variant, Epoch(0), PATIENCE) {
-        Checkout::Open { server, .. } => {
-            assert_eq!(pool.opened(Tick::ZERO, server, 0), None);
-            server
+impl Pool {
+    fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    fn idle(&self) -> usize {
+        self.idle.len()
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiters.len()
+    }
+}
+
+/// What is done after a change: who gets what, what is being opened, and what was closed for being too many.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Settled {
+    grants: Vec<Grant>,
+    openings: Vec<Opening>,
+    shed: Vec<ServerId>,
+}
+
+fn settle(pool: &mut Pool, now: Tick) -> Settled {
+    let mut settled = Settled::default();
+    loop {
+        if let Some(grant) = pool.next_grant(now) {
+            pool.hand_over(grant);
+            settled.grants.push(grant);
+            continue;
         }
+        if let Some(opening) = pool.open(now) {
+            settled.openings.push(opening);
+            continue;
+        }
+        match pool.shed() {
+            none if none.is_empty() => return settled,
+            shed => settled.shed.extend(shed),
+        }
+    }
+}
+
+fn granted(waiter: WaiterId, server: ServerId) -> Settled {
+    Settled { grants: vec![Grant { waiter, server }], ..Settled::default() }
+}
+
+fn seconds(seconds: u64) -> Tick {
+    Tick::from_millis(seconds * 1000)
+}
+
+fn wait(pool: &mut Pool, now: Tick, variant: Variant) -> WaiterId {
+    match pool.checkout(now, variant, Epoch(0)) {
+        Checkout::Wait(id) => id,
         other => panic!("{other:?}"),
     }
+}
+
+/// A client for which one connection is being opened.
+fn begin(pool: &mut Pool, now: Tick, variant: Variant) -> Opening {
+    let client = wait(pool, now, variant);
+    let settled = settle(pool, now);
+    match settled.openings[..] {
+        [opening] if opening.waiter == client => opening,
+        _ => panic!("{settled:?}"),
+    }
+}
+
+fn back(pool: &mut Pool, now: Tick, server: ServerId) -> Settled {
+    assert!(pool.checkin(now, server, Worker::NONE, true), "{server:?} is kept");
+    settle(pool, now)
+}
+
+fn opened(pool: &mut Pool, now: Tick, server: ServerId) -> Settled {
+    pool.opened(now, server, 0);
+    back(pool, now, server)
+}
+
+/// A connection in use.
+fn open(pool: &mut Pool, variant: Variant) -> ServerId {
+    let Opening { server, waiter, .. } = begin(pool, Tick::ZERO, variant);
+    assert_eq!(opened(pool, Tick::ZERO, server), granted(waiter, server));
+    server
+}
+
+/// A connection that is idle.
+fn open_idle(pool: &mut Pool, variant: Variant) -> ServerId {
+    let server = open(pool, variant);
+    assert_eq!(back(pool, Tick::ZERO, server), Settled::default());
+    server
 }
 
 #[test]
 fn the_connection_given_back_last_is_used_first() {
     let mut pool = Pool::new(LIMITS);
     let (first, second) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, first, Worker::NONE, true);
-    pool.checkin(Tick::ZERO, second, Worker::NONE, true);
-    assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE), Checkout::Reuse(second));
+    back(&mut pool, Tick::ZERO, first);
+    back(&mut pool, Tick::ZERO, second);
+    assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0)), Checkout::Reuse(second));
 }
 
 #[test]
 fn a_worker_uses_its_own_connections_before_those_of_others() {
     let mut pool = Pool::new(LIMITS);
     let (here, there) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, here, Worker(0), true);
-    pool.checkin(Tick::ZERO, there, Worker(1), true);
+    assert!(pool.checkin(Tick::ZERO, here, Worker(0), true));
+    assert!(pool.checkin(Tick::ZERO, there, Worker(1), true));
     assert_eq!(pool.take_idle(A, Epoch(0), Worker(0)), Some(here));
     assert_eq!(pool.take_idle(A, Epoch(0), Worker(0)), Some(there));
     assert_eq!(pool.take_idle(A, Epoch(0), Worker(0)), None);
@@ -50,34 +129,82 @@ fn a_worker_uses_its_own_connections_before_those_of_others() {
 fn clients_wait_in_line_and_a_line_that_is_too_long_takes_nobody() {
     let mut pool = Pool::new(LIMITS);
     let (first, second) = (open(&mut pool, A), open(&mut pool, A));
-    let mut wait = || match pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE) {
-        Checkout::Wait(id) => id,
-        other => panic!("{other:?}"),
-    };
-    let (one, two, three) = (wait(), wait(), wait());
-    assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE), Checkout::Full);
-    assert!(pool.cancel(two));
-    assert!(!pool.cancel(two));
-    assert_eq!(pool.checkin(Tick::ZERO, first, Worker::NONE, true).grant, Some(Grant::Reuse(one, first)));
-    let broken = pool.checkin(Tick::ZERO, second, Worker::NONE, false);
-    assert!(broken.close);
-    assert!(matches!(broken.grant, Some(Grant::Open { waiter, .. }) if waiter == three));
+    let [one, two, three] = [(); 3].map(|()| wait(&mut pool, Tick::ZERO, A));
+    assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0)), Checkout::Full);
+    pool.cancel(two);
+    pool.cancel(two);
+    assert_eq!(pool.waiting(), 2);
+    assert_eq!(back(&mut pool, Tick::ZERO, first), granted(one, first));
+    assert!(!pool.checkin(Tick::ZERO, second, Worker::NONE, false), "it is closed");
+    let settled = settle(&mut pool, Tick::ZERO);
+    assert!(matches!(settled.openings[..], [Opening { waiter, .. }] if waiter == three), "{settled:?}");
+}
+
+#[test]
+fn those_for_whom_a_connection_is_opened_do_not_count_as_a_line() {
+    let mut pool = Pool::new(PoolLimits { waiters: 0, ..LIMITS });
+    let (first, second) = (begin(&mut pool, Tick::ZERO, A), begin(&mut pool, Tick::ZERO, A));
+    assert_eq!([first, second].map(|opening| pool.place_in_line(opening.waiter)), [None; 2]);
+    assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0)), Checkout::Full);
+    opened(&mut pool, Tick::ZERO, first.server);
+    assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0)), Checkout::Full);
+}
+
+#[test]
+fn what_comes_back_first_goes_to_the_first_in_line_and_what_is_opened_late_to_others() {
+    let mut pool = Pool::new(PoolLimits { size: 3, ..LIMITS });
+    let used = open(&mut pool, A);
+    let (one, two) = (begin(&mut pool, Tick::ZERO, A), begin(&mut pool, Tick::ZERO, A));
+    assert_eq!(back(&mut pool, Tick::ZERO, used), granted(one.waiter, used));
+    // The later of the two openings is the faster one, and a third client needs none of its own.
+    assert_eq!(opened(&mut pool, Tick::ZERO, two.server), granted(two.waiter, two.server));
+    let three = wait(&mut pool, Tick::ZERO, A);
+    assert_eq!(settle(&mut pool, Tick::ZERO), Settled::default());
+    assert_eq!(pool.place_in_line(three), None);
+    assert_eq!(opened(&mut pool, Tick::ZERO, one.server), granted(three, one.server));
+}
+
+#[test]
+fn an_opening_whose_client_left_is_for_the_next_one_of_its_variant() {
+    let mut pool = Pool::new(PoolLimits { size: 3, ..LIMITS });
+    let left = begin(&mut pool, Tick::ZERO, A);
+    pool.cancel(left.waiter);
+    let other = begin(&mut pool, Tick::ZERO, B);
+    let next = wait(&mut pool, Tick::ZERO, A);
+    assert_eq!(settle(&mut pool, Tick::ZERO), Settled::default());
+    pool.cancel(next);
+    assert_eq!(opened(&mut pool, Tick::ZERO, left.server), Settled::default());
+    assert_eq!((pool.idle(), pool.waiting()), (1, 1));
+    // One that fails leaves its client to be opened for anew.
+    pool.lost(other.server);
+    assert_eq!(pool.place_in_line(other.waiter), Some(0));
+    assert!(matches!(settle(&mut pool, Tick::ZERO).openings[..], [again] if again.waiter == other.waiter));
+}
+
+#[test]
+fn an_opening_of_an_older_epoch_is_for_nobody_who_came_later() {
+    let mut pool = Pool::new(LIMITS);
+    let old = begin(&mut pool, Tick::ZERO, A);
+    pool.raise_floor(Epoch(1));
+    let Checkout::Wait(late) = pool.checkout(Tick::ZERO, A, Epoch(1)) else { panic!() };
+    assert!(matches!(settle(&mut pool, Tick::ZERO).openings[..], [new] if new.waiter == late));
+    pool.opened(Tick::ZERO, old.server, 0);
+    assert!(!pool.checkin(Tick::ZERO, old.server, Worker::NONE, true), "nobody gets it");
+    assert_eq!(pool.outdated(Epoch(1)), [old.waiter]);
+    assert_eq!(pool.waiting(), 1);
 }
 
 #[test]
 fn another_variant_takes_the_place_of_an_idle_connection() {
     let mut pool = Pool::new(LIMITS);
     let (first, second) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, first, Worker::NONE, true);
-    match pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) {
-        Checkout::Open { close, .. } => assert_eq!(close, Some(first)),
-        other => panic!("{other:?}"),
-    }
-    let Checkout::Wait(waiter) = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) else { panic!() };
-    let back = pool.checkin(Tick::ZERO, second, Worker::NONE, true);
-    assert!(
-        back.close && matches!(back.grant, Some(Grant::Open { waiter: granted, .. }) if granted == waiter)
-    );
+    back(&mut pool, Tick::ZERO, first);
+    assert_eq!(begin(&mut pool, Tick::ZERO, B).close, Some(first));
+    let waiter = wait(&mut pool, Tick::ZERO, B);
+    assert_eq!(pool.place_in_line(waiter), Some(1));
+    let settled = back(&mut pool, Tick::ZERO, second);
+    let [Opening { waiter: served, close, .. }] = settled.openings[..] else { panic!("{settled:?}") };
+    assert_eq!((served, close), (waiter, Some(second)));
     assert_eq!(pool.len(), 2);
 }
 
@@ -85,9 +212,9 @@ fn another_variant_takes_the_place_of_an_idle_connection() {
 fn connections_of_an_older_epoch_serve_nobody() {
     let mut pool = Pool::new(LIMITS);
     let (idle, used) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
+    back(&mut pool, Tick::ZERO, idle);
     assert_eq!(pool.raise_floor(Epoch(1)), [idle]);
-    assert!(pool.checkin(Tick::ZERO, used, Worker::NONE, true).close);
+    assert!(!pool.checkin(Tick::ZERO, used, Worker::NONE, true));
     assert!(pool.is_empty());
 }
 
@@ -95,50 +222,32 @@ fn connections_of_an_older_epoch_serve_nobody() {
 fn what_is_idle_can_be_closed_and_what_is_in_use_stays() {
     let mut pool = Pool::new(LIMITS);
     let (idle, used) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
+    back(&mut pool, Tick::ZERO, idle);
     assert_eq!(pool.vacate(), [idle]);
     assert_eq!((pool.len(), pool.idle()), (1, 0));
-    assert!(!pool.checkin(Tick::ZERO, used, Worker::NONE, true).close);
+    back(&mut pool, Tick::ZERO, used);
     assert_eq!(pool.vacate(), [used]);
     assert!(pool.is_empty());
 }
 
 #[test]
-fn old_and_idle_connections_expire_and_patience_ends() {
+fn old_and_idle_connections_expire() {
     let mut pool = Pool::new(LIMITS);
-    let server = open(&mut pool, A);
-    pool.checkin(Tick::ZERO, server, Worker::NONE, true);
+    let server = open_idle(&mut pool, A);
     assert!(pool.expire(Tick::from_millis(599_999)).is_empty());
     assert_eq!(pool.expire(Tick::from_millis(600_000)), [server]);
     let old = open(&mut pool, A);
-    assert!(pool.checkin(Tick::from_millis(3_600_000), old, Worker::NONE, true).close);
-    let (_, _) = (open(&mut pool, A), open(&mut pool, A));
-    let Checkout::Wait(waiter) = pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE) else { panic!() };
-    assert!(pool.overdue(Tick::from_millis(29_999)).is_empty());
-    assert_eq!(pool.overdue(Tick::from_millis(30_000)), [waiter]);
-    assert_eq!(pool.waiting(), 0);
-}
-
-fn seconds(seconds: u64) -> Tick {
-    Tick::from_millis(seconds * 1000)
-}
-
-fn wait(pool: &mut Pool, now: Tick, variant: Variant) -> WaiterId {
-    match pool.checkout(now, variant, Epoch(0), PATIENCE) {
-        Checkout::Wait(id) => id,
-        other => panic!("{other:?}"),
-    }
+    assert!(!pool.checkin(Tick::from_millis(3_600_000), old, Worker::NONE, true));
 }
 
 #[test]
 fn connections_end_at_different_times_but_not_much_earlier() {
     for (random, lives) in [(0, 3_600_000), (50, 3_420_000), (100, 3_240_000), (201, 3_240_000)] {
         let mut pool = Pool::new(PoolLimits { idle_timeout: Duration::from_secs(9999), ..LIMITS });
-        let Checkout::Open { server, .. } = pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE) else {
-            panic!()
-        };
+        let Opening { server, waiter, .. } = begin(&mut pool, Tick::ZERO, A);
         pool.opened(Tick::ZERO, server, random);
-        pool.checkin(Tick::ZERO, server, Worker::NONE, true);
+        assert_eq!(back(&mut pool, Tick::ZERO, server), granted(waiter, server));
+        back(&mut pool, Tick::ZERO, server);
         assert_eq!(pool.expire(Tick::from_millis(lives - 1)), []);
         assert_eq!(pool.expire(Tick::from_millis(lives)), [server]);
     }
@@ -149,40 +258,37 @@ fn the_reserve_is_for_those_who_waited_long_and_goes_when_nobody_waits() {
     let mut pool = Pool::new(PoolLimits { reserve: 1, ..LIMITS });
     let (first, second) = (open(&mut pool, A), open(&mut pool, A));
     let (one, two) = (wait(&mut pool, seconds(0), A), wait(&mut pool, seconds(4), A));
-    assert_eq!(pool.serve_waiters(Tick::from_millis(4999)), []);
-    let [Grant::Open { waiter: granted, server: third, .. }] = pool.serve_waiters(seconds(5))[..] else {
-        panic!()
-    };
-    assert_eq!(granted, one);
+    assert_eq!(settle(&mut pool, Tick::from_millis(4999)), Settled::default());
+    let settled = settle(&mut pool, seconds(5));
+    let [Opening { waiter, server: third, .. }] = settled.openings[..] else { panic!("{settled:?}") };
+    assert_eq!(waiter, one);
     // The one behind has waited for less, and then the reserve is used up.
-    assert_eq!(pool.opened(seconds(5), third, 0), None);
-    assert_eq!(pool.serve_waiters(seconds(10)), []);
-    assert_eq!(pool.checkin(seconds(10), third, Worker::NONE, true).grant, Some(Grant::Reuse(two, third)));
-    assert!(pool.checkin(seconds(11), third, Worker::NONE, true).close);
-    assert!(!pool.checkin(seconds(11), first, Worker::NONE, true).close);
-    assert!(!pool.checkin(seconds(11), second, Worker::NONE, true).close);
+    assert_eq!(opened(&mut pool, seconds(5), third), granted(one, third));
+    assert_eq!(settle(&mut pool, seconds(10)), Settled::default());
+    assert_eq!(back(&mut pool, seconds(10), third), granted(two, third));
+    assert!(!pool.checkin(seconds(11), third, Worker::NONE, true), "nobody waits");
+    back(&mut pool, seconds(11), first);
+    back(&mut pool, seconds(11), second);
+    assert_eq!(pool.idle(), 2);
 }
 
 #[test]
 fn so_many_as_wanted_are_opened_ahead_one_at_a_time_and_kept() {
     let mut pool = Pool::new(PoolLimits { min: 2, size: 3, ..LIMITS });
-    let first = open(&mut pool, B);
-    pool.checkin(Tick::ZERO, first, Worker::NONE, true);
+    open_idle(&mut pool, B);
     let second = pool.ahead(Tick::ZERO, B, Epoch(0)).unwrap();
     assert_eq!(pool.ahead(Tick::ZERO, B, Epoch(0)), None, "one is under way");
-    pool.opened(Tick::ZERO, second, 0);
-    assert_eq!(pool.checkin(Tick::ZERO, second, Worker::NONE, true), Checkin { close: false, grant: None });
+    assert_eq!(opened(&mut pool, Tick::ZERO, second), Settled::default());
     assert_eq!(pool.ahead(Tick::ZERO, B, Epoch(0)), None, "there are enough");
     let third = {
-        let (Checkout::Reuse(a), Checkout::Reuse(b)) = (
-            pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE),
-            pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE),
-        ) else {
+        let (Checkout::Reuse(a), Checkout::Reuse(b)) =
+            (pool.checkout(Tick::ZERO, B, Epoch(0)), pool.checkout(Tick::ZERO, B, Epoch(0)))
+        else {
             panic!()
         };
         let third = open(&mut pool, B);
         for server in [a, b, third] {
-            pool.checkin(Tick::ZERO, server, Worker::NONE, true);
+            back(&mut pool, Tick::ZERO, server);
         }
         third
     };
@@ -197,19 +303,16 @@ fn so_many_as_wanted_are_opened_ahead_one_at_a_time_and_kept() {
 #[test]
 fn a_few_are_opened_at_a_time_and_each_success_lets_in_the_next() {
     let mut pool = Pool::new(PoolLimits { size: 20, waiters: 20, ..LIMITS });
-    let opening: Vec<_> = std::iter::from_fn(|| match pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE) {
-        Checkout::Open { server, .. } => Some(server),
-        _ => None,
-    })
-    .collect();
-    assert_eq!(opening.len(), 8);
-    let second = wait(&mut pool, Tick::ZERO, A);
-    let granted = pool.opened(Tick::ZERO, opening[0], 0);
-    // Whoever came first after the eight got the place.
-    assert!(matches!(granted, Some(Grant::Open { waiter, .. }) if waiter < second), "{granted:?}");
-    assert!(
-        matches!(pool.lost(Tick::ZERO, opening[1]), Some(Grant::Open { waiter, .. }) if waiter == second)
-    );
+    let waiters: Vec<_> = (0..10).map(|_| wait(&mut pool, Tick::ZERO, A)).collect();
+    let opening = settle(&mut pool, Tick::ZERO).openings;
+    assert_eq!(opening.iter().map(|opening| opening.waiter).collect::<Vec<_>>(), waiters[..8]);
+    let settled = opened(&mut pool, Tick::ZERO, opening[3].server);
+    assert_eq!(settled.grants, [Grant { waiter: waiters[0], server: opening[3].server }]);
+    assert!(matches!(settled.openings[..], [Opening { waiter, .. }] if waiter == waiters[8]), "{settled:?}");
+    pool.lost(opening[1].server);
+    // All move up by one opening, and there is room for one more.
+    let settled = settle(&mut pool, Tick::ZERO);
+    assert!(matches!(settled.openings[..], [Opening { waiter, .. }] if waiter == waiters[8]), "{settled:?}");
 }
 
 #[test]
@@ -218,37 +321,29 @@ fn after_a_failure_nobody_knocks_for_a_while_and_then_one_alone() {
     let used = open(&mut pool, A);
     let mut now = seconds(1);
     for pause in [100, 200, 400, 800, 1000, 1000] {
-        let opening = match pool.checkout(now, A, Epoch(0), PATIENCE) {
-            Checkout::Open { server, .. } => server,
-            Checkout::Wait(waiter) => {
-                assert!(pool.cancel(waiter));
-                panic!("the pause is over at {now:?}");
-            }
-            other => panic!("{other:?}"),
-        };
-        pool.failed(now, opening, 1000);
+        let opening = begin(&mut pool, now, A);
+        pool.failed(now, opening.server, 1000);
+        pool.cancel(opening.waiter);
         let waiter = wait(&mut pool, now, B);
         assert_eq!(pool.pauses_until(now), Some(now + Duration::from_millis(pause)));
-        assert_eq!(pool.serve_waiters(now), []);
-        assert!(pool.cancel(waiter));
+        assert_eq!(settle(&mut pool, now), Settled::default());
+        assert_eq!(pool.place_in_line(waiter), Some(0));
+        pool.cancel(waiter);
         // What is there already can be used.
-        assert!(!pool.checkin(now, used, Worker::NONE, true).close);
-        assert_eq!(pool.checkout(now, A, Epoch(0), PATIENCE), Checkout::Reuse(used));
+        back(&mut pool, now, used);
+        assert_eq!(pool.checkout(now, A, Epoch(0)), Checkout::Reuse(used));
         now = now + Duration::from_millis(pause);
         assert_eq!(pool.pauses_until(now), None);
     }
-    let (first, second) = (wait_or_open(&mut pool, now), wait_or_open(&mut pool, now));
-    let (Checkout::Open { server, .. }, Checkout::Wait(waiter)) = (first, second) else { panic!() };
-    assert_eq!(pool.serve_waiters(now), []);
-    assert!(
-        matches!(pool.opened(now, server, 0), Some(Grant::Open { waiter: granted, .. }) if granted == waiter)
-    );
-    pool.failed(now, server, 0);
+    let opening = begin(&mut pool, now, A);
+    let waiter = wait(&mut pool, now, A);
+    assert_eq!(settle(&mut pool, now), Settled::default());
+    let settled = opened(&mut pool, now, opening.server);
+    assert_eq!(settled.grants, [Grant { waiter: opening.waiter, server: opening.server }]);
+    let [next] = settled.openings[..] else { panic!("{settled:?}") };
+    assert_eq!(next.waiter, waiter);
+    pool.failed(now, next.server, 0);
     assert_eq!(pool.pauses_until(now), Some(now + Duration::from_millis(50)), "jitter, and begun anew");
-}
-
-fn wait_or_open(pool: &mut Pool, now: Tick) -> Checkout {
-    pool.checkout(now, A, Epoch(0), PATIENCE)
 }
 
 #[test]
@@ -258,67 +353,53 @@ fn variants_overtake_each_other_a_few_times_at_most() {
     let first = wait(&mut pool, Tick::ZERO, B);
     let others: Vec<_> = (0..5).map(|_| wait(&mut pool, Tick::ZERO, A)).collect();
     for other in &others[..3] {
-        assert_eq!(
-            pool.checkin(Tick::ZERO, server, Worker::NONE, true).grant,
-            Some(Grant::Reuse(*other, server))
-        );
+        assert_eq!(back(&mut pool, Tick::ZERO, server), granted(*other, server));
     }
-    let turn = pool.checkin(Tick::ZERO, server, Worker::NONE, true);
-    assert!(
-        turn.close && matches!(turn.grant, Some(Grant::Open { waiter, .. }) if waiter == first),
-        "{turn:?}"
-    );
+    let turn = back(&mut pool, Tick::ZERO, server);
+    let [Opening { waiter, close, .. }] = turn.openings[..] else { panic!("{turn:?}") };
+    assert_eq!((waiter, close), (first, Some(server)));
+    assert_eq!(turn.grants, []);
 }
 
 #[test]
 fn what_is_idle_serves_those_whom_it_fits_while_others_wait_for_the_end_of_a_pause() {
     let mut pool = Pool::new(PoolLimits { waiters: 20, ..LIMITS });
-    let idle = open(&mut pool, A);
-    pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
-    let Checkout::Open { server, .. } = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) else { panic!() };
-    pool.failed(Tick::ZERO, server, 1000);
-    let used = match pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE) {
-        Checkout::Reuse(server) => server,
-        other => panic!("{other:?}"),
-    };
-    let waiter = wait(&mut pool, Tick::ZERO, B);
-    assert_eq!(pool.checkin(Tick::ZERO, used, Worker::NONE, true), Checkin { close: false, grant: None });
+    let used = open_idle(&mut pool, A);
+    let failing = begin(&mut pool, Tick::ZERO, B);
+    pool.failed(Tick::ZERO, failing.server, 1000);
     for _ in 0..5 {
-        assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0), PATIENCE), Checkout::Reuse(idle));
-        pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
+        assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0)), Checkout::Reuse(used));
+        assert_eq!(back(&mut pool, Tick::ZERO, used), Settled::default());
     }
     // The pause is over: now it is the other one's turn.
-    let served = pool.serve_waiters(seconds(1));
-    assert!(matches!(served[..], [Grant::Open { waiter: granted, .. }] if granted == waiter), "{served:?}");
+    let served = settle(&mut pool, seconds(1));
+    assert!(matches!(served.openings[..], [opening] if opening.waiter == failing.waiter), "{served:?}");
+}
+
+#[test]
+fn who_is_served_by_an_opening_holds_up_nobody() {
+    let mut pool = Pool::new(PoolLimits { waiters: 20, ..LIMITS });
+    let used = open(&mut pool, A);
+    begin(&mut pool, Tick::ZERO, B);
+    for _ in 0..=OVERTAKEN_MAX {
+        let waiter = wait(&mut pool, Tick::ZERO, A);
+        assert_eq!(settle(&mut pool, Tick::ZERO), Settled::default());
+        assert_eq!(back(&mut pool, Tick::ZERO, used), granted(waiter, used));
+    }
+    back(&mut pool, Tick::ZERO, used);
+    assert_eq!(pool.checkout(Tick::ZERO, A, Epoch(0)), Checkout::Reuse(used));
 }
 
 #[test]
 fn an_idle_connection_makes_room_for_one_who_waits() {
-    let mut pool = Pool::new(PoolLimits { waiters: 20, ..LIMITS });
-    let (idle, used) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
-    let Checkout::Open { server: failing, close } = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) else {
-        panic!()
-    };
-    assert_eq!(close, Some(idle));
-    pool.failed(Tick::ZERO, failing, 1000);
-    let first = wait(&mut pool, Tick::ZERO, B);
-    pool.checkin(Tick::ZERO, used, Worker::NONE, true);
-    assert!(matches!(pool.serve_waiters(seconds(1))[..], [Grant::Open { waiter, .. }] if waiter == first));
-
     // All places are taken and eight are being opened, so that there is a line beside what is idle.
     let mut pool = Pool::new(PoolLimits { size: 9, waiters: 20, ..LIMITS });
-    let idle = open(&mut pool, A);
-    let opening: Vec<_> = (0..8)
-        .map(|_| match pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE) {
-            Checkout::Open { server, close: None } => server,
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    pool.checkin(Tick::ZERO, idle, Worker::NONE, true);
+    let idle = open_idle(&mut pool, A);
+    let opening: Vec<_> = (0..8).map(|_| begin(&mut pool, Tick::ZERO, B)).collect();
     let waiter = wait(&mut pool, Tick::ZERO, B);
-    let granted = pool.opened(Tick::ZERO, opening[0], 0);
-    let Some(Grant::Open { waiter: served, close, .. }) = granted else { panic!("{granted:?}") };
+    assert_eq!(settle(&mut pool, Tick::ZERO), Settled::default());
+    let settled = opened(&mut pool, Tick::ZERO, opening[0].server);
+    let [Opening { waiter: served, close, .. }] = settled.openings[..] else { panic!("{settled:?}") };
     assert_eq!((served, close), (waiter, Some(idle)));
     assert_eq!(pool.len(), 9);
 }
@@ -328,26 +409,27 @@ fn one_beyond_the_size_goes_on_to_whoever_waits_however_short() {
     let mut pool = Pool::new(PoolLimits { reserve: 1, ..LIMITS });
     let (_, _) = (open(&mut pool, A), open(&mut pool, A));
     let one = wait(&mut pool, seconds(0), A);
-    let [Grant::Open { waiter: granted, server: third, .. }] = pool.serve_waiters(seconds(5))[..] else {
-        panic!()
-    };
-    assert_eq!(granted, one);
-    pool.opened(seconds(5), third, 0);
+    let settled = settle(&mut pool, seconds(5));
+    let [Opening { waiter, server: third, .. }] = settled.openings[..] else { panic!("{settled:?}") };
+    assert_eq!(waiter, one);
+    opened(&mut pool, seconds(5), third);
     let two = wait(&mut pool, seconds(5), A);
-    assert_eq!(pool.checkin(seconds(6), third, Worker::NONE, true).grant, Some(Grant::Reuse(two, third)));
-    assert!(pool.checkin(seconds(7), third, Worker::NONE, true).close);
+    assert_eq!(back(&mut pool, seconds(6), third), granted(two, third));
+    // Somebody waits, but it is of no use to them.
+    wait(&mut pool, seconds(7), B);
+    assert_eq!(back(&mut pool, seconds(7), third), Settled { shed: vec![third], ..Settled::default() });
+    assert!(!pool.checkin(seconds(7), third, Worker::NONE, true));
 }
 
 #[test]
 fn a_smaller_size_closes_what_is_idle_beyond_it() {
     let mut pool = Pool::new(LIMITS);
     let (first, second) = (open(&mut pool, A), open(&mut pool, A));
-    pool.checkin(Tick::ZERO, first, Worker::NONE, true);
-    pool.checkin(Tick::ZERO, second, Worker::NONE, true);
+    back(&mut pool, Tick::ZERO, first);
+    back(&mut pool, Tick::ZERO, second);
     assert_eq!(pool.set_limits(PoolLimits { size: 1, ..LIMITS }), [first]);
     // Others get the place that is left.
-    let room = pool.checkout(Tick::ZERO, B, Epoch(0), PATIENCE);
-    assert!(matches!(room, Checkout::Open { close: Some(closed), .. } if closed == second), "{room:?}");
+    assert_eq!(begin(&mut pool, Tick::ZERO, B).close, Some(second));
 }
 
 #[derive(Debug, Clone)]
@@ -355,6 +437,7 @@ enum Step {
     Checkout(bool),
     Opened(usize),
     Failed(usize),
+    Refused(usize),
     Return(usize, bool),
     Cancel(usize),
     KeepHouse,
@@ -367,6 +450,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => any::<bool>().prop_map(Step::Checkout),
         5 => any::<usize>().prop_map(Step::Opened),
         1 => any::<usize>().prop_map(Step::Failed),
+        1 => any::<usize>().prop_map(Step::Refused),
         4 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(n, clean)| Step::Return(n, clean)),
         1 => any::<usize>().prop_map(Step::Cancel),
         1 => Just(Step::KeepHouse),
@@ -409,7 +493,7 @@ impl World {
         match *step {
             Step::Checkout(a) => {
                 let variant = if a { A } else { B };
-                match self.pool.checkout(now, variant, epoch, PATIENCE) {
+                match self.pool.checkout(now, variant, epoch) {
                     Checkout::Reuse(server) => {
                         for (_, other, overtaken) in &mut self.line {
                             assert_ne!(*other, variant, "served past those who wait");
@@ -417,33 +501,35 @@ impl World {
                         }
                         self.used.push(server);
                     }
-                    Checkout::Open { server, .. } => {
-                        assert!(self.line.is_empty(), "served past those who wait");
-                        self.opening.push(server);
-                    }
                     Checkout::Wait(waiter) => self.line.push((waiter, variant, 0)),
-                    Checkout::Full => assert_eq!(self.line.len(), self.limits.waiters),
+                    Checkout::Full => {
+                        let open = self.used.len() + self.pool.idle();
+                        let to_come = (self.limits.size as usize).saturating_sub(open);
+                        assert_eq!(self.line.len(), self.limits.waiters + to_come);
+                    }
                 }
             }
             Step::Opened(n) if !self.opening.is_empty() => {
                 let server = self.opening.remove(n % self.opening.len());
-                self.used.push(server);
-                let grant = self.pool.opened(now, server, n as u64);
-                self.granted(grant);
+                self.pool.opened(now, server, n as u64);
+                let _kept = self.pool.checkin(now, server, Worker::NONE, true);
             }
             Step::Failed(n) if !self.opening.is_empty() => {
                 self.ever_failed = true;
                 let server = self.opening.remove(n % self.opening.len());
                 self.pool.failed(now, server, n as u64);
             }
+            Step::Refused(n) if !self.opening.is_empty() => {
+                self.ever_failed = true;
+                self.pool.lost(self.opening.remove(n % self.opening.len()));
+            }
             Step::Return(n, clean) if !self.used.is_empty() => {
                 let server = self.used.remove(n % self.used.len());
-                let checkin = self.pool.checkin(now, server, Worker::NONE, clean);
-                self.granted(checkin.grant);
+                let _kept = self.pool.checkin(now, server, Worker::NONE, clean);
             }
             Step::Cancel(n) if !self.line.is_empty() => {
                 let (waiter, ..) = self.line.remove(n % self.line.len());
-                assert!(self.pool.cancel(waiter));
+                self.pool.cancel(waiter);
             }
             Step::KeepHouse => self.keep_house(),
             Step::Ahead => {
@@ -458,45 +544,36 @@ impl World {
                 self.pool.raise_floor(self.epoch);
                 self.keep_house();
             }
-            Step::Opened(_) | Step::Failed(_) | Step::Return(..) | Step::Cancel(_) => {}
+            Step::Opened(_) | Step::Failed(_) | Step::Refused(_) | Step::Return(..) | Step::Cancel(_) => {}
         }
+        self.settle();
         self.check();
     }
 
     fn keep_house(&mut self) {
         self.pool.expire(self.now);
-        for waiter in self.pool.overdue(self.now) {
+        for waiter in self.pool.outdated(self.epoch) {
             let before = self.line.len();
             self.line.retain(|(id, ..)| *id != waiter);
             assert_eq!(self.line.len() + 1, before);
         }
-        for grant in self.pool.serve_waiters(self.now) {
-            self.granted(Some(grant));
-        }
-        let taken = self.used.len() + self.opening.len();
-        assert!(
-            self.line.is_empty() || !self.pool.may_open(self.now) || taken >= self.limits.size as usize,
-            "{:?} wait beside {:?}",
-            self.line,
-            self.pool.idle
-        );
     }
 
-    /// Each grant names somebody who waits, the first of its variant.
-    fn granted(&mut self, grant: Option<Grant>) {
-        let mut next = grant;
-        while let Some(grant) = next.take().or_else(|| self.pool.grant(self.now)) {
-            let (Grant::Reuse(waiter, server) | Grant::Open { waiter, server, .. }) = grant;
+    /// Each grant names somebody who waits, the first of its variant; nothing is opened but for those.
+    fn settle(&mut self) {
+        let Settled { grants, openings, .. } = settle(&mut self.pool, self.now);
+        for Grant { waiter, server } in grants {
             let at = self.line.iter().position(|(id, ..)| *id == waiter).expect("it waits");
             let (_, variant, _) = self.line.remove(at);
             for (_, other, overtaken) in &mut self.line[..at] {
                 assert_ne!(*other, variant, "not first come, first served");
                 *overtaken += 1;
             }
-            match grant {
-                Grant::Reuse(..) => self.used.push(server),
-                Grant::Open { .. } => self.opening.push(server),
-            }
+            self.used.push(server);
+        }
+        for Opening { waiter, server, .. } in openings {
+            assert!(self.line.iter().any(|(id, ..)| *id == waiter), "it waits");
+            self.opening.push(server);
         }
     }
 
@@ -505,31 +582,37 @@ impl World {
         assert!(self.pool.len() <= all);
         assert_eq!(self.pool.len(), self.used.len() + self.opening.len() + self.pool.idle());
         assert_eq!(self.pool.waiting(), self.line.len());
-        // Whoever waits does so because every place is taken, by a client or for one, or because of a failure.
-        assert!(self.line.is_empty() || self.ever_failed || self.used.len() + self.opening.len() >= size);
-        // What is idle is of use to nobody who waits, but for the one whose turn it is to have its place.
-        let fits = |variant: Variant| self.pool.idle.iter().any(|idle| idle.member.variant == variant);
-        let unused = self.line.iter().any(|(_, variant, _)| fits(*variant));
+        assert!(self.line.len() <= self.limits.waiters + size);
+        // Whoever waits while nothing is opened does so because every place is taken, or because of a failure.
+        let mut unserved = self.pool.unserved();
         assert!(
-            !unused || self.line[0].2 >= OVERTAKEN_MAX,
+            unserved.next().is_none()
+                || !self.pool.may_open(self.now)
+                || self.used.len() + self.opening.len() >= size,
+            "{:?}",
+            self.pool
+        );
+        // What is idle is of use to nobody who waits.
+        let fits = |variant: Variant| self.pool.idle.iter().any(|idle| idle.member.variant == variant);
+        assert!(
+            self.line.iter().all(|(_, variant, _)| !fits(*variant)),
             "{:?} wait beside {:?}",
             self.line,
             self.pool.idle
         );
-        if !self.ever_failed {
-            assert!(self.line.iter().all(|(.., overtaken)| *overtaken <= OVERTAKEN_MAX), "{:?}", self.line);
+        if let Some((first, _)) = self.pool.unserved().next()
+            && !self.ever_failed
+        {
+            assert!(self.line[first].2 <= OVERTAKEN_MAX, "{:?}", self.line);
         }
     }
 
     /// All that is under way ends well, and nobody new comes.
-    fn settle(&mut self) {
+    fn end(&mut self) {
         for _ in 0..100 {
             self.step(&Step::Opened(0));
             self.step(&Step::Return(0, true));
             self.now = self.now + Duration::from_secs(1);
-            for grant in self.pool.serve_waiters(self.now) {
-                self.granted(Some(grant));
-            }
             self.step(&Step::Ahead);
         }
     }
@@ -544,7 +627,7 @@ proptest! {
         for step in &steps {
             world.step(step);
         }
-        world.settle();
+        world.end();
         prop_assert!(world.line.is_empty() && world.used.is_empty() && world.opening.is_empty());
         prop_assert!(world.pool.idle() >= min.min(size) as usize, "{} are kept", world.pool.idle());
     }

@@ -26,7 +26,7 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// What a client looks for.
 pub(super) struct Wanted<'a> {
-    pub(super) who: &'a Who,
+    pub(super) who: &'a Arc<Who>,
     /// A replica will do.
     pub(super) read: bool,
     /// Replicas that lost or refused this unit before.
@@ -153,18 +153,17 @@ async fn checkout<E: Env>(
     if let (Some(before), Some(progress)) = (attempt.before(), &wanted.progress) {
         progress.in_line(node, before);
     }
-    finish(core, wanted.who, attempt, epoch).await
+    finish(core, attempt, epoch).await
 }
 
 async fn finish<E: Env>(
     core: &Arc<Core<E>>,
-    who: &Who,
     attempt: Attempt<E>,
     epoch: Epoch,
 ) -> Result<Lease<E>, CheckoutError> {
     let lease = match attempt {
         Attempt::Leased(lease) => lease,
-        Attempt::Later(later) => later.finish(core, who, epoch).await?,
+        Attempt::Later(later) => later.finish().await?,
         Attempt::Failed(error) => return Err(error),
     };
     if_current(core, lease, epoch).ok_or(CheckoutError::Stale)
@@ -233,7 +232,7 @@ async fn hold_until_found<E: Env>(
                         progress.in_line(&node, before);
                     }
                 }
-                match finish(core, wanted.who, attempt, epoch).await {
+                match finish(core, attempt, epoch).await {
                     Ok(lease) => return Ok(Found { lease, replica }),
                     Err(CheckoutError::Stale) => continue,
                     Err(error) if is_transient(&error) => *reason = describe(&error),

@@ -35,7 +35,7 @@ pub(super) struct ClientTask<E: Env> {
     settings: Arc<Settings>,
     generation: u64,
     handle: Arc<Handle>,
-    who: Who,
+    who: Arc<Who>,
     /// Of its database and user.
     scope: u64,
     /// The pool that served it last.
@@ -87,7 +87,7 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Box<Client<May
         core,
         handle,
         scope: scope_of(&who),
-        who,
+        who: Arc::new(who),
         pool: None,
         logs_in: true,
         rest: Rest::default(),

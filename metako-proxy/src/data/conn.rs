@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use metako_core::pool::ServerId;
+use metako_core::pool::{ServerId, Variant};
 use metako_core::session::Server;
 use metako_core::{Epoch, NodeName};
 use parking_lot::Mutex;
@@ -56,6 +56,8 @@ pub(super) struct Conn<S> {
     pub(super) cancel: Arc<CancelTarget>,
     /// What the server reported after log-in.
     pub(super) reported: Reported,
+    /// Its variant, if it is of use to one client only.
+    pub(super) alone: Option<Variant>,
     /// What it had to say during log-in, for the client that it was opened for.
     pub(super) notices: Notices,
     /// The beginning of a message that has not come whole.

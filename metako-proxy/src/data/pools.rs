@@ -1,27 +1,29 @@
 //! The pools: sockets for the state machines of [`metako_core::pool`].
 
-mod ahead;
 mod checkout;
 mod idle;
 mod lease;
+mod opening;
 mod trouble;
 mod variants;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use metako_core::cluster::ServerLoss;
 use metako_core::config::{Node, NodeTls};
-use metako_core::pool::{Checkin, Grant, Pool, ServerId, Variant, WaiterId};
+use metako_core::pool::{Opening, Pool, ServerId, Variant, WaiterId};
 use metako_core::{Epoch, NodeName, Tick};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 pub(super) use self::checkout::{Attempt, CheckoutError};
 use self::idle::Idle;
 pub(super) use self::lease::Lease;
+use self::opening::Order;
 use self::trouble::Trouble;
 use self::variants::{Parameters, VARIANTS_MAX, Variants};
 use super::Core;
@@ -54,22 +56,19 @@ pub(super) struct Who {
 /// What a client that waited gets.
 enum Granted<E: Env> {
     Conn(Box<ServerConn<E>>),
-    Open(ServerId),
     /// What another one who wanted the same was told: it goes for this one too.
     Refused(ConnectError),
-}
-
-/// What became of a connection that came back.
-struct Back<E: Env> {
-    grant: Option<Grant>,
-    closed: Option<Box<ServerConn<E>>>,
+    /// The epoch is over in which the node was picked.
+    Stale,
 }
 
 /// A client that waits.
 struct InLine<E: Env> {
     sender: oneshot::Sender<Granted<E>>,
-    variant: Variant,
-    credential: ServerCredential,
+    who: Arc<Who>,
+    epoch: Epoch,
+    /// Held for as long as it waits, for whoever opens a connection that is of use to it alone.
+    presence: Option<oneshot::Sender<Infallible>>,
 }
 
 struct State<E: Env> {
@@ -79,10 +78,54 @@ struct State<E: Env> {
     /// Why a connection could not be opened just now.
     trouble: Option<Trouble>,
     /// For whom connections are opened ahead: whoever opened the last one that others may use.
-    warm: Option<Who>,
+    warm: Option<Arc<Who>>,
+    /// The newest epoch that those in line were told of.
+    epoch: Epoch,
     /// The node is gone from the configuration: nothing is kept.
     retired: bool,
     vacancy: Vacancy,
+}
+
+impl<E: Env> State<E> {
+    /// Puts a connection with those that are idle. Gives it where it has to be closed instead.
+    fn put_back(
+        &mut self,
+        core: &Core<E>,
+        conn: Box<ServerConn<E>>,
+        reusable: bool,
+    ) -> Option<Box<ServerConn<E>>> {
+        // One that is for one client only is of no use without it.
+        let wanted =
+            conn.alone.is_none_or(|variant| self.waiting.values().any(|line| line.who.variant == variant));
+        let server = conn.id;
+        if self.pool.checkin(core.env.now(), server, core.env.worker(), reusable && wanted) {
+            self.idle.insert(server, conn);
+            return None;
+        }
+        Some(conn)
+    }
+
+    /// Tells a client that waits what it gets. Gives that back if it waits no longer.
+    fn tell(&mut self, waiter: WaiterId, granted: Granted<E>) -> Option<Granted<E>> {
+        match self.waiting.remove(&waiter) {
+            Some(line) => line.sender.send(granted).err(),
+            None => Some(granted),
+        }
+    }
+
+    /// Tells those who wait and to whom it applies why nothing can be opened for them.
+    fn refuse(&mut self, error: &ConnectError, whom: impl Fn(&InLine<E>) -> bool) {
+        let whom: Vec<_> =
+            self.waiting.iter().filter(|(_, line)| whom(line)).map(|(waiter, _)| *waiter).collect();
+        self.refuse_each(error, whom);
+    }
+
+    fn refuse_each(&mut self, error: &ConnectError, whom: Vec<WaiterId>) {
+        for waiter in whom {
+            self.pool.cancel(waiter);
+            self.tell(waiter, Granted::Refused(error.clone()));
+        }
+    }
 }
 
 /// Until when nothing is kept for want of clients, because a database may be wanted without connections.
@@ -128,62 +171,88 @@ pub(in crate::data) struct Cell<E: Env> {
 }
 
 impl<E: Env> Cell<E> {
-    /// Hands on what a grant names, to the next in line if its client has gone, and what there is for others in line.
-    /// `returned` was in use until now; what else is idle may have died meanwhile.
-    fn deliver(core: &Core<E>, state: &mut State<E>, returned: Option<ServerId>, grant: Option<Grant>) {
-        let mut next = grant;
-        while let Some(grant) = next.take() {
-            let now = core.env.now();
-            let (waiter, granted) = match grant {
-                Grant::Reuse(waiter, server) => {
-                    let mut conn = state.idle.remove(server);
-                    drop(conn.take_if(|conn| returned != Some(server) && !conn.is_alive(&core.env)));
-                    (waiter, conn.map_or(Granted::Open(server), Granted::Conn))
+    /// Does what is to be done after each change: those in line get what is idle, what they miss is opened, and what is too
+    /// much is closed. `returned` was in use until now; what else is idle may have died meanwhile.
+    fn settle(
+        self: &Arc<Self>,
+        core: &Arc<Core<E>>,
+        mut state: MutexGuard<'_, State<E>>,
+        returned: Option<ServerId>,
+    ) {
+        if state.pool.is_settled() || state.retired {
+            return;
+        }
+        let now = core.env.now();
+        let (mut closed, mut orders) = (Vec::new(), Vec::new());
+        let epoch = core.view.epoch();
+        if state.epoch < epoch {
+            state.epoch = epoch;
+            for waiter in state.pool.outdated(epoch) {
+                state.tell(waiter, Granted::Stale);
+            }
+        }
+        loop {
+            if let Some(grant) = state.pool.next_grant(now) {
+                let mut conn = state.idle.remove(grant.server);
+                let is_fresh = returned == Some(grant.server);
+                if conn.as_mut().is_some_and(|conn| is_fresh || conn.is_alive(&core.env)) {
+                    state.pool.hand_over(grant);
+                    let unwanted = conn.and_then(|conn| state.tell(grant.waiter, Granted::Conn(conn)));
+                    if let Some(Granted::Conn(conn)) = unwanted {
+                        closed.extend(state.put_back(core, conn, true));
+                    }
+                } else {
+                    core.evidence.report(&self.node, ServerLoss::Broken);
+                    closed.extend(conn);
+                    state.pool.lost(grant.server);
                 }
-                Grant::Open { waiter, server, close } => {
-                    drop(close.and_then(|server| state.idle.remove(server)));
-                    (waiter, Granted::Open(server))
+                continue;
+            }
+            if let Some(Opening { server, waiter, close }) = state.pool.open(now) {
+                closed.extend(close.and_then(|server| state.idle.remove(server)));
+                if let Some(line) = state.waiting.get_mut(&waiter) {
+                    orders.push(Order::of(server, line));
+                } else {
+                    state.pool.lost(server);
+                    state.pool.cancel(waiter);
                 }
-            };
-            let refused = match state.waiting.remove(&waiter) {
-                Some(line) => line.sender.send(granted).err(),
-                None => Some(granted),
-            };
-            next = match refused {
-                None | Some(Granted::Refused(_)) => None,
-                Some(Granted::Open(server)) => state.pool.lost(now, server),
-                Some(Granted::Conn(conn)) => Self::back(core, state, conn, true).grant,
-            };
-            next = next.or_else(|| state.pool.grant(now));
+                continue;
+            }
+            let shed = state.pool.shed();
+            if shed.is_empty() {
+                break;
+            }
+            closed.extend(Self::take_idle(&mut state, shed));
+        }
+        drop(state);
+        drop(closed);
+        for order in orders {
+            opening::begin(core, self, order);
         }
     }
 
-    /// Puts a connection with those that are idle, unless it has to be closed.
-    fn back(core: &Core<E>, state: &mut State<E>, conn: Box<ServerConn<E>>, reusable: bool) -> Back<E> {
-        let (now, worker) = (core.env.now(), core.env.worker());
-        let server = conn.id;
-        let Checkin { close, grant } = state.pool.checkin(now, server, worker, reusable);
-        if close {
-            return Back { grant, closed: Some(conn) };
-        }
-        state.idle.insert(server, conn);
-        Back { grant, closed: None }
+    fn give_back(self: &Arc<Self>, core: &Arc<Core<E>>, conn: Box<ServerConn<E>>, reusable: bool) {
+        self.take_back(core, self.state.lock(), conn, reusable);
     }
 
-    fn give_back(&self, core: &Core<E>, conn: Box<ServerConn<E>>, reusable: bool) {
-        let mut state = self.state.lock();
+    fn take_back(
+        self: &Arc<Self>,
+        core: &Arc<Core<E>>,
+        mut state: MutexGuard<'_, State<E>>,
+        conn: Box<ServerConn<E>>,
+        reusable: bool,
+    ) {
         let reusable = reusable && !state.retired && conn.epoch == core.view.epoch();
         let server = conn.id;
-        let Back { grant, closed } = Self::back(core, &mut state, conn, reusable);
-        Self::deliver(core, &mut state, Some(server), grant);
-        drop(state);
+        let closed = state.put_back(core, conn, reusable);
+        self.settle(core, state, Some(server));
         drop(closed);
     }
 
-    fn lost(&self, core: &Core<E>, server: ServerId) {
+    fn lost(self: &Arc<Self>, core: &Arc<Core<E>>, server: ServerId) {
         let mut state = self.state.lock();
-        let grant = state.pool.lost(core.env.now(), server);
-        Self::deliver(core, &mut state, None, grant);
+        state.pool.lost(server);
+        self.settle(core, state, None);
     }
 
     fn take_idle(state: &mut State<E>, servers: Vec<ServerId>) -> Vec<Box<ServerConn<E>>> {
@@ -274,6 +343,7 @@ impl<E: Env> Pools<E> {
                 waiting: BTreeMap::new(),
                 trouble: None,
                 warm: None,
+                epoch: core.view.epoch(),
                 retired: false,
                 vacancy: Vacancy::after(traffic.databases.load(Ordering::Relaxed)),
             }),
@@ -290,7 +360,7 @@ impl<E: Env> Pools<E> {
 
     /// Works by other settings from now on. Pools of nodes that are gone, or are somewhere else now, are emptied as
     /// their connections come back.
-    pub(super) fn reconfigure(&self, core: &Core<E>) {
+    pub(super) fn reconfigure(&self, core: &Arc<Core<E>>) {
         let settings = core.settings.load();
         let mut closed = Vec::new();
         self.cells.lock().retain(|(key, cell)| {
@@ -300,10 +370,7 @@ impl<E: Env> Pools<E> {
             if stays {
                 let surplus = state.pool.set_limits(settings.pool_limits(&key.user));
                 closed.extend(Cell::take_idle(&mut state, surplus));
-                let grants = state.pool.serve_waiters(core.env.now());
-                for grant in grants {
-                    Cell::deliver(core, &mut state, None, Some(grant));
-                }
+                cell.settle(core, state, None);
             } else {
                 state.retired = true;
                 let idle = state.pool.raise_floor(Epoch(u64::MAX));
@@ -316,7 +383,7 @@ impl<E: Env> Pools<E> {
     }
 
     /// Closes the idle connections to `node` of an epoch before `floor`.
-    pub(super) fn close_stale(&self, core: &Core<E>, node: Option<&NodeName>, floor: Epoch) {
+    pub(super) fn close_stale(&self, core: &Arc<Core<E>>, node: Option<&NodeName>, floor: Epoch) {
         for cell in self.all() {
             if node.is_some_and(|node| *node != cell.node) {
                 continue;
@@ -324,16 +391,13 @@ impl<E: Env> Pools<E> {
             let mut state = cell.state.lock();
             let stale = state.pool.raise_floor(floor);
             let closed = Cell::take_idle(&mut state, stale);
-            for grant in state.pool.serve_waiters(core.env.now()) {
-                Cell::deliver(core, &mut state, None, Some(grant));
-            }
-            drop(state);
+            cell.settle(core, state, None);
             drop(closed);
         }
     }
 
-    /// Closes what is too old or was idle for too long, notices idle connections that died, ends waits whose patience
-    /// is over, has connections opened ahead, and brings the counters up to date. While a database may be wanted without
+    /// Closes what is too old or was idle for too long, notices idle connections that died, serves those in line for whom
+    /// there was nothing before, has connections opened ahead, and brings the counters up to date. While a database may be wanted without
     /// connections, those of pools that no client has used who is still there are closed.
     pub(super) fn keep_house(&self, core: &Arc<Core<E>>) {
         let mut idle_by_node: BTreeMap<NodeName, u64> = BTreeMap::new();
@@ -351,29 +415,24 @@ impl<E: Env> Pools<E> {
                 core.evidence.report(&cell.node, ServerLoss::Broken);
             }
             for server in dead {
-                // One that is not there any more was found dead when it was given to a client, which opens another as it.
-                let Some(conn) = state.idle.remove(server) else { continue };
-                closed.push(conn);
-                let grant = state.pool.lost(now, server);
-                Cell::deliver(core, &mut state, None, grant);
-            }
-            for waiter in state.pool.overdue(now) {
-                state.waiting.remove(&waiter);
-            }
-            for grant in state.pool.serve_waiters(now) {
-                Cell::deliver(core, &mut state, None, Some(grant));
+                closed.extend(state.idle.remove(server));
+                state.pool.lost(server);
             }
             // One reference is the list's, one is that of this round.
             let unused = Arc::strong_count(&cell) == 2;
+            let mut ahead = None;
             if state.vacancy.is_wanted(now, cell.traffic.databases.load(Ordering::Relaxed)) && unused {
                 let vacated = state.pool.vacate();
                 closed.extend(Cell::take_idle(&mut state, vacated));
             } else {
-                ahead::begin(core, &cell, &mut state);
+                ahead = opening::ahead(core, &cell, &mut state);
             }
             *idle_by_node.entry(cell.node.clone()).or_default() += state.idle.len() as u64;
-            drop(state);
+            cell.settle(core, state, None);
             drop(closed);
+            if let Some(order) = ahead {
+                opening::begin(core, &cell, order);
+            }
         }
         // One that nobody uses, waits for or has a connection of is as good as one that was never made.
         self.cells

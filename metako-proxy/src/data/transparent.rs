@@ -51,7 +51,7 @@ pub(super) async fn serve<E: Env>(
     handle: Arc<Handle>,
     client: Client<MaybeTls<E::Stream>>,
 ) {
-    let who = greeting::who_alone(&core, &client);
+    let who = Arc::new(greeting::who_alone(&core, &client));
     let protocol = client.protocol;
     let Client { mut stream, leftover, unsent, .. } = client;
     let (mut input, mut output) = (leftover, Outbox::of(unsent));
@@ -68,7 +68,7 @@ pub(super) async fn serve<E: Env>(
 async fn find<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     core: &Arc<Core<E>>,
     handle: &Handle,
-    who: &Who,
+    who: &Arc<Who>,
     stream: &mut S,
     (input, output): (&mut Vec<u8>, &mut Outbox),
 ) -> Result<Result<Lease<E>, Report>, Gone> {

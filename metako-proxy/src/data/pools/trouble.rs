@@ -1,9 +1,11 @@
 //! What becomes of others when a connection cannot be opened: a server that refuses is not asked again for each of them.
 
+use std::sync::Arc;
+
 use metako_core::Tick;
 use metako_core::pool::ServerId;
 
-use super::{Cell, Core, Granted, InLine, State, Who};
+use super::{Cell, Core, Who};
 use crate::backend::{ConnectError, ConnectErrorKind};
 use crate::env::Env;
 
@@ -28,7 +30,7 @@ impl Trouble {
 
 /// Whose fault a failure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Blame {
+enum Blame {
     /// The node's: it does not matter who asks.
     Node,
     /// That of the user, the database or the start-up parameters: asking again is of no use, but for others.
@@ -37,7 +39,7 @@ pub(super) enum Blame {
     Full,
 }
 
-pub(super) fn blame(error: &ConnectError) -> Blame {
+fn blame(error: &ConnectError) -> Blame {
     match &error.kind {
         ConnectErrorKind::Server(error) => match error.sqlstate.get(..2) {
             // A library that a start-up parameter names and that is not there; a database that is being dropped.
@@ -52,47 +54,35 @@ pub(super) fn blame(error: &ConnectError) -> Blame {
 }
 
 impl<E: Env> Cell<E> {
-    /// A connection could not be opened. Those who wait for the same are told so at once, as far as it is certain that they
-    /// would fare no better.
-    pub(super) fn open_failed(&self, core: &Core<E>, server: ServerId, who: &Who, error: &ConnectError) {
+    /// A connection could not be opened. Those who wait for the same are told so at once, as far as they would fare no
+    /// better; those for whom another one is being opened go on waiting.
+    pub(super) fn open_failed(
+        self: &Arc<Self>,
+        core: &Arc<Core<E>>,
+        server: ServerId,
+        who: &Who,
+        error: &ConnectError,
+    ) {
         let mut state = self.state.lock();
         let now = core.env.now();
         let blame = blame(error);
         if blame == Blame::Client {
-            refuse(&mut state, error, |line| {
-                line.variant == who.variant && line.credential == who.credential
+            state.pool.lost(server);
+            state.refuse(error, |line| {
+                line.who.variant == who.variant && line.who.credential == who.credential
             });
-            let grant = state.pool.lost(now, server);
-            Self::deliver(core, &mut state, None, grant);
-            return;
+            state.warm.take_if(|warm| **warm == *who);
+        } else {
+            state.pool.failed(now, server, core.next_random());
+            // Where there are other connections, one of them comes back.
+            if blame == Blame::Node || state.pool.is_without_connections() {
+                let until = state.pool.pauses_until(now).unwrap_or(now);
+                state.trouble = Some(Trouble { error: error.clone(), until });
+                let whom = state.pool.without_opening();
+                state.refuse_each(error, whom);
+            }
         }
-        state.pool.failed(now, server, core.next_random());
-        // Where others have connections, one of them comes back.
-        if blame == Blame::Node || state.pool.is_without_connections() {
-            let until = state.pool.pauses_until(now).unwrap_or(now);
-            state.trouble = Some(Trouble { error: error.clone(), until });
-            refuse(&mut state, error, |_| true);
-        }
-    }
-
-    /// Whether a client that was not let in can have the connection of another one later.
-    pub(super) fn has_others(&self) -> bool {
-        let state = self.state.lock();
-        !state.retired && !state.pool.is_without_connections()
-    }
-}
-
-fn refuse<E: Env>(state: &mut State<E>, error: &ConnectError, whom: impl Fn(&InLine<E>) -> bool) {
-    let whom: Vec<_> =
-        state.waiting.iter().filter(|(_, line)| whom(line)).map(|(waiter, _)| *waiter).collect();
-    for waiter in whom {
-        // One that does not wait any more has a grant under way.
-        if state.pool.cancel(waiter)
-            && let Some(line) = state.waiting.remove(&waiter)
-        {
-            // It may have given up at this moment.
-            let _ = line.sender.send(Granted::Refused(error.clone()));
-        }
+        self.settle(core, state, None);
     }
 }
 

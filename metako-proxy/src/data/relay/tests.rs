@@ -65,6 +65,7 @@ async fn with_relay_over<C: AsyncRead + AsyncWrite + Unpin + Send>(
         epoch: Epoch(1),
         cancel: Arc::new(CancelTarget { target, process_id: 1, secret_key: Vec::new() }),
         reported: Arc::default(),
+        alone: None,
         notices: Notices::default(),
         partial: Vec::new(),
         registration: register.enter(&"n".into(), Epoch(1)),
