@@ -185,6 +185,7 @@ impl Controller {
 
     fn advance(&mut self) {
         for _ in 0..STEPS_MAX {
+            self.follow_promotion();
             if self.writing.is_some() {
                 self.write();
                 return;

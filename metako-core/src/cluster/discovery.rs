@@ -190,7 +190,7 @@ impl Controller {
     }
 
     /// Makes `primary`, which answers as one, the primary of a new epoch.
-    fn adopt(&mut self, primary: &NodeName, reason: &str) {
+    pub(super) fn adopt(&mut self, primary: &NodeName, reason: &str) {
         let Some((system_id, timeline)) =
             self.report(primary).map(|report| (report.system_id, report.timeline))
         else {

@@ -116,13 +116,20 @@ impl Controller {
         let mute = self.mute_standbys(&primary, since);
         if let Some(report) = state.current() {
             return match self.judge(&primary, report) {
-                Err(reason) if mute > 0 => self.stuck = Some(reason),
+                // Where others decide, a new primary is about to show.
+                Err(reason) if mute > 0 || (self.observes() && !report.is_primary()) => {
+                    self.stuck = Some(reason);
+                }
                 Err(reason) => self.need_person(None, reason),
                 Ok(()) if state.successes >= CLEAN_ROUNDS => self.clear(&primary),
                 Ok(()) => self.say_suspect(format!("{primary} answers again; it is watched a little longer")),
             };
         }
         let Some(evidence) = self.evidence(&primary, since) else { return };
+        if evidence.kind == PrimaryEvidence::InRecovery && self.observes() {
+            self.stuck = Some(format!("{primary} is in recovery: it is no primary any more"));
+            return self.say_suspect(format!("{primary} is in recovery; a new primary is awaited"));
+        }
         if evidence.kind == PrimaryEvidence::InRecovery {
             let reason =
                 format!("{primary} says that it is in recovery: somebody made it a standby. Writes are held");
@@ -264,6 +271,12 @@ impl Controller {
             return Some(Veto::Evidence(format!(
                 "{fresh} still streams from {primary}: it is this proxy that is cut off from {primary}"
             )));
+        }
+        if self.observes() {
+            return Some(Veto::Stuck(
+                "failover.mode is observe: whoever manages the cluster promotes a node, which is followed as soon as it shows"
+                    .to_owned(),
+            ));
         }
         if self.settings.failover.mode == FailoverMode::Manual {
             return Some(Veto::Person("failover.mode is manual".to_owned()));

@@ -50,6 +50,8 @@ impl Controller {
             match self.remedy(&standby, &primary, course) {
                 Remedy::Nothing => {}
                 Remedy::Unfreeze => self.unfreeze(&standby),
+                // Where others manage the cluster they see to that, but for what metako itself froze.
+                Remedy::Repoint if self.observes() && !self.is_frozen(&standby) => {}
                 Remedy::Repoint => self.repoint_with_slot(&standby, &primary),
                 Remedy::LeaveAlone(why) => {
                     self.record_once(
@@ -82,6 +84,10 @@ impl Controller {
     /// Whether what the node last said is newer than what was last done to it.
     fn answered_since_touched(&self, node: &NodeName) -> bool {
         self.touched.get(node).is_none_or(|touched| self.answered_after(node, *touched))
+    }
+
+    fn is_frozen(&self, standby: &NodeName) -> bool {
+        self.report(standby).is_some_and(settings::has_token)
     }
 
     fn unfreeze(&mut self, standby: &NodeName) {

@@ -34,6 +34,9 @@ impl Controller {
     pub(super) fn reconcile_sync(&mut self) {
         let (Some(journal), Some(primary)) = (&self.journal, self.phase_primary().cloned()) else { return };
         let present = journal.sync.clone();
+        if self.observes() && present == SyncRule::Async {
+            return;
+        }
         let wanted = self.wanted_rule(&present, &primary);
         self.name_non_voters(&present, &primary);
         let Some(report) = self.sync_report(&primary) else { return };

@@ -5,6 +5,7 @@ mod failover;
 mod fake;
 mod lab;
 mod laws;
+mod observe;
 mod standbys;
 mod suspicion;
 mod synchronous;

@@ -1,0 +1,83 @@
+//! `failover.mode: observe` on a real cluster: somebody else promotes, metako follows.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends by a panic")]
+
+mod running;
+
+use metako_proxy::playground::{Cluster, StopMode};
+use running::{Metako, eventually};
+use tokio_postgres::NoTls;
+
+const OBSERVE: &str = "failover: { mode: observe }";
+
+fn wait_for_primary(metako: &Metako, name: &str) -> serde_json::Value {
+    eventually(&format!("{name} is followed"), || {
+        let status = metako.status()?;
+        if status["primary"] == name { Ok(status) } else { Err(status.to_string()) }
+    })
+}
+
+fn conninfo(cluster: &Cluster, node: &str) -> String {
+    cluster.node(node).sql("SHOW primary_conninfo").unwrap().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_moved_to_whom_others_promote_and_nothing_else_changes() {
+    let cluster = running::cluster(2, None);
+    let metako = Metako::start(&running::configuration(&cluster, OBSERVE));
+    metako.wait_until_open(2);
+    let (client, connection) =
+        tokio_postgres::connect(&running::dsn(&cluster, metako.port), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute("create table kept (id int); insert into kept values (1)").await.unwrap();
+    let before = ["node-2", "node-3"].map(|node| conninfo(&cluster, node));
+
+    cluster.node("node-1").kill_9_all().unwrap();
+    // The write waits for a primary, which metako does not make.
+    let held =
+        tokio::spawn(
+            async move { client.batch_execute("insert into kept values (2)").await.map(|()| client) },
+        );
+    eventually("writes are held", || {
+        let status = metako.status()?;
+        let held = status["reason"].to_string();
+        if held.contains("failover.mode is observe") { Ok(()) } else { Err(status.to_string()) }
+    });
+    for node in ["node-2", "node-3"] {
+        let in_recovery = cluster.node(node).sql("SELECT pg_is_in_recovery()").unwrap();
+        assert_eq!(in_recovery.as_deref(), Some("t"), "{node} is not promoted");
+    }
+    assert_eq!(cluster.node("node-2").sql("SELECT pg_promote()").unwrap().as_deref(), Some("t"));
+    let client = held.await.unwrap().expect("the session lives on, and its write is done");
+    let rows = client.query_one("select count(*)::int from kept", &[]).await.unwrap();
+    assert_eq!(rows.get::<_, i32>(0), 2);
+    let status = wait_for_primary(&metako, "node-2");
+    assert_eq!(status["epoch"], 2, "{status}");
+    assert_eq!(before, ["node-2", "node-3"].map(|node| conninfo(&cluster, node)));
+    let names = cluster.node("node-2").sql("SHOW synchronous_standby_names").unwrap();
+    assert_eq!(names.unwrap_or_default(), "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_primary_gets_nothing_while_the_first_is_well() {
+    let cluster = running::cluster(1, None);
+    let metako = Metako::start(&running::configuration(&cluster, OBSERVE));
+    metako.wait_until_open(1);
+    let (client, connection) =
+        tokio_postgres::connect(&running::dsn(&cluster, metako.port), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    cluster.node("node-2").sql("SELECT pg_promote()").unwrap();
+    eventually("the second primary is named", || {
+        let status = metako.status()?;
+        let reasons = status["decisions"].as_array().into_iter().flatten();
+        let mut reasons = reasons.filter_map(|decision| decision["reason"].as_str());
+        let named = reasons.any(|reason| reason.contains("node-1 still answers as a healthy primary"));
+        if named { Ok(()) } else { Err(status.to_string()) }
+    });
+    client.batch_execute("create table first_only (id int)").await.unwrap();
+    let elsewhere = cluster.node("node-2").sql("SELECT to_regclass('first_only') IS NULL").unwrap();
+    assert_eq!(elsewhere.as_deref(), Some("t"));
+    cluster.node("node-1").stop(StopMode::Fast).unwrap();
+    wait_for_primary(&metako, "node-2");
+    client.batch_execute("create table second_only (id int)").await.unwrap();
+}
