@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use metako_core::config::Config;
+use metako_core::config::{Config, PoolMode};
 use metako_core::session::Interner;
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
@@ -44,7 +44,7 @@ use self::settings::Settings;
 use crate::backend::ServerTlsTable;
 use crate::control;
 use crate::env::{Env, Listener};
-use crate::login::{self, Accepted, Client};
+use crate::login::{self, Accepted, Client, Protocol, Replication};
 use crate::shared::{EvidenceSender, Fence, Traffic, ViewCell};
 
 /// How often pools are looked after.
@@ -52,6 +52,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// So many connections beyond `limits.clients` may be logging in, to be told that there are too many.
 const OVERFLOW: u64 = 64;
+
+/// `server_version_num` of the first PostgreSQL that speaks protocol 3.2.
+const VERSION_18: u32 = 180_000;
 
 /// What all client tasks share.
 struct Core<E: Env> {
@@ -88,6 +91,20 @@ impl<E: Env> Core<E> {
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
+    }
+
+    /// The newest protocol that a client can have: where it has a server to itself, the one that its server speaks.
+    fn newest_protocol(&self, user: &str, replication: Option<Replication>) -> Protocol {
+        let mode = self.settings.load().config.pool_of(user).mode;
+        if mode != PoolMode::Session && replication.is_none() {
+            return Protocol::V3_2;
+        }
+        let view = self.view.load();
+        let primary = view.primary().and_then(|primary| view.node(primary.as_str()));
+        match primary.and_then(|primary| primary.version) {
+            Some(version) if version < VERSION_18 => Protocol::V3_0,
+            _ => Protocol::V3_2,
+        }
     }
 }
 
@@ -255,7 +272,8 @@ async fn connection<E: Env>(core: Arc<Core<E>>, mut stream: E::Stream, peer: Soc
     let context = Arc::clone(&core.settings.load().login);
     let env = core.env.clone();
     let entropy = move |bytes: &mut [u8]| env.entropy(bytes);
-    let accepted = login::accept(stream, peer, &context, &entropy).await;
+    let newest = |user: &str, replication: Option<Replication>| core.newest_protocol(user, replication);
+    let accepted = login::accept(stream, peer, &context, &entropy, &newest).await;
     drop(context);
     match accepted {
         Err(error) => tracing::debug!(%peer, %error, "a connection did not become a session"),

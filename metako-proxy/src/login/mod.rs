@@ -267,14 +267,23 @@ impl LoginError {
 
 impl Protocol {
     const MAJOR: u16 = 3;
-    const NEWEST_MINOR: u16 = 2;
+
+    fn minor(self) -> u16 {
+        match self {
+            Self::V3_0 => 0,
+            Self::V3_2 => 2,
+        }
+    }
 }
+
+/// The newest protocol that a client can have: of which user, and whether it asks for replication.
+pub type Newest<'a> = &'a (dyn Fn(&str, Option<Replication>) -> Protocol + Send + Sync);
 
 /// Takes a connection from its first byte until the client is logged in: AuthenticationOk is what it has to be sent next
 /// ([`Client::unsent`]).
 ///
 /// Encryption and protocol are agreed on, the rules say how the user has to prove who it is, and the user is checked
-/// against the database. `entropy` gives nonces and salts. Ends within [`LoginContext::login_timeout`], refusals
+/// against the database. `entropy` gives nonces and salts, `newest` the newest protocol that the client can have. Ends within [`LoginContext::login_timeout`], refusals
 /// included. Cancelling, like every error, closes the connection. Refusals are logged, in bounds.
 ///
 /// The future is boxed, so that a task that goes on to relay does not keep room for it.
@@ -283,12 +292,13 @@ pub fn accept<'a, S>(
     peer: SocketAddr,
     cx: &'a LoginContext,
     entropy: Entropy<'a>,
+    newest: Newest<'a>,
 ) -> Pin<Box<dyn Future<Output = Result<Accepted<S>, LoginError>> + Send + 'a>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static,
 {
     Box::pin(async move {
-        let outcome = tokio::time::timeout(cx.login_timeout, steps::run(stream, peer, cx, entropy))
+        let outcome = tokio::time::timeout(cx.login_timeout, steps::run(stream, peer, cx, entropy, newest))
             .await
             .unwrap_or(Err(LoginError::TimedOut(cx.login_timeout)));
         if let Err(LoginError::Refused { report, user, reason }) = &outcome {

@@ -51,15 +51,17 @@ impl SessionRequest {
         })
     }
 
-    /// The protocol to be spoken. There was never a 3.1: PostgreSQL takes it and speaks 3.0.
-    pub(super) fn protocol(&self) -> Protocol {
-        if self.minor < Protocol::NEWEST_MINOR { Protocol::V3_0 } else { Protocol::V3_2 }
+    /// The protocol to be spoken, where `newest` is the last that the client can have. There was never a 3.1: PostgreSQL
+    /// takes it and speaks 3.0.
+    pub(super) fn protocol(&self, newest: Protocol) -> Protocol {
+        let asked = if self.minor < Protocol::V3_2.minor() { Protocol::V3_0 } else { Protocol::V3_2 };
+        asked.min(newest)
     }
 
     /// The minor version that the client has to be told because it gets less than it asked for.
-    pub(super) fn negotiated_minor(&self) -> Option<u16> {
-        let less = self.minor > Protocol::NEWEST_MINOR || !self.protocol_options.is_empty();
-        less.then(|| self.minor.min(Protocol::NEWEST_MINOR))
+    pub(super) fn negotiated_minor(&self, newest: Protocol) -> Option<u16> {
+        let less = self.minor > newest.minor() || !self.protocol_options.is_empty();
+        less.then(|| self.minor.min(newest.minor()))
     }
 }
 
@@ -128,19 +130,25 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_agreed_on_as_postgresql_18_does() {
-        let agreed = |minor, options: &[&str]| {
+    fn versions_are_agreed_on_as_postgresql_does() {
+        let agreed_with = |newest, minor, options: &[&str]| {
             let mut message = message((3, minor), &[("user", "a")]);
             message.options = options.iter().map(|option| (*option).to_owned()).collect();
             let request = SessionRequest::read(message).unwrap();
-            (request.protocol(), request.negotiated_minor())
+            (request.protocol(newest), request.negotiated_minor(newest))
         };
+        let agreed = |minor, options| agreed_with(Protocol::V3_2, minor, options);
         assert_eq!(agreed(0, &[]), (Protocol::V3_0, None));
         assert_eq!(agreed(1, &[]), (Protocol::V3_0, None));
         assert_eq!(agreed(2, &[]), (Protocol::V3_2, None));
         assert_eq!(agreed(3, &[]), (Protocol::V3_2, Some(2)));
         assert_eq!(agreed(9999, &["_pq_.x"]), (Protocol::V3_2, Some(2)));
         assert_eq!(agreed(0, &["_pq_.x"]), (Protocol::V3_0, Some(0)));
+        // Before 18.
+        let agreed = |minor, options| agreed_with(Protocol::V3_0, minor, options);
+        assert_eq!(agreed(0, &[]), (Protocol::V3_0, None));
+        assert_eq!(agreed(1, &[]), (Protocol::V3_0, Some(0)));
+        assert_eq!(agreed(2, &["_pq_.x"]), (Protocol::V3_0, Some(0)));
     }
 
     #[test]

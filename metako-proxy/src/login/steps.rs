@@ -15,7 +15,7 @@ use super::lookup::LookupError;
 use super::prove::{Means, Proof, prove, wrong_password};
 use super::request::SessionRequest;
 use super::users::Access;
-use super::{Accepted, Client, Entropy, LoginContext, LoginError, Replication, messages};
+use super::{Accepted, Client, Entropy, LoginContext, LoginError, Newest, Replication, messages};
 use crate::certificate;
 use crate::credential::ServerCredential;
 use crate::stream::MaybeTls;
@@ -25,6 +25,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     peer: SocketAddr,
     cx: &LoginContext,
     entropy: Entropy<'_>,
+    newest: Newest<'_>,
 ) -> Result<Accepted<S>, LoginError> {
     let (mut incoming, request) = first_request(stream, cx).await?;
     let message = match request {
@@ -37,10 +38,14 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     let claimed = message.parameter("user").map(str::to_owned);
     let admitted = async {
         let request = SessionRequest::read(message).map_err(LoginError::refused)?;
+        let newest = newest(&request.user, request.replication);
+        if let Some(minor) = request.negotiated_minor(newest) {
+            incoming.send(&messages::negotiate(minor, &request.protocol_options)).await?;
+        }
         let credential = log_in(&mut incoming, peer, cx, &request, entropy).await?;
-        Ok((request, credential))
+        Ok((request.protocol(newest), request, credential))
     };
-    let (request, credential) = match admitted.await {
+    let (protocol, request, credential) = match admitted.await {
         Ok(admitted) => admitted,
         Err(LoginError::Refused { report, reason, .. }) => {
             incoming.say_no(&report).await;
@@ -49,7 +54,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         Err(error) => return Err(error),
     };
     Ok(Accepted::Session(Box::new(Client {
-        protocol: request.protocol(),
+        protocol,
         stream: incoming.stream,
         user: request.user,
         database: request.database,
@@ -61,7 +66,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     })))
 }
 
-/// All that comes after the start-up message, to AuthenticationOk, which is left to be sent with what follows it. A refusal
+/// All that comes after the agreement on a protocol, to AuthenticationOk, which is left to be sent with what follows it. A refusal
 /// is still to be told.
 async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
     incoming: &mut Incoming<MaybeTls<S>>,
@@ -70,9 +75,6 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
     request: &SessionRequest,
     entropy: Entropy<'_>,
 ) -> Result<ServerCredential, LoginError> {
-    if let Some(minor) = request.negotiated_minor() {
-        incoming.send(&messages::negotiate(minor, &request.protocol_options)).await?;
-    }
     if request.user.is_empty() {
         let message = "no PostgreSQL user name specified in startup packet";
         return Err(LoginError::refused(Report::fatal(sqlstate::INVALID_AUTHORIZATION, message)));

@@ -70,7 +70,7 @@ fn context_with_tls() -> (LoginContext, TlsConnector) {
 fn serve(cx: LoginContext) -> (DuplexStream, JoinHandle<Outcome>) {
     let (client, server) = duplex(16 * 1024);
     let outcome = tokio::spawn(async move {
-        let mut outcome = accept(server, peer(), &cx, &|bytes| bytes.fill(7)).await;
+        let mut outcome = accept(server, peer(), &cx, &|bytes| bytes.fill(7), &|_, _| Protocol::V3_2).await;
         if let Ok(Accepted::Session(client)) = &mut outcome {
             client.stream.write_all(&client.unsent).await.unwrap();
             client.stream.flush().await.unwrap();
@@ -515,7 +515,7 @@ async fn a_client_that_does_not_read_its_refusal_is_ended_too() {
     let cx = context();
     client.write_all(&SSL_REQUEST).await.unwrap();
     client.write_all(&GSSENC_REQUEST).await.unwrap();
-    let outcome = accept(server, peer(), &cx, &|bytes| bytes.fill(7)).await;
+    let outcome = accept(server, peer(), &cx, &|bytes| bytes.fill(7), &|_, _| Protocol::V3_2).await;
     assert!(matches!(outcome, Err(LoginError::TimedOut(_))), "{outcome:?}");
 }
 
@@ -527,7 +527,7 @@ fn run_bytes(bytes: &[u8]) -> Outcome {
         client.write_all(bytes).await.unwrap();
         client.shutdown().await.unwrap();
         let cx = context();
-        accept(server, peer(), &cx, &|bytes| bytes.fill(7)).await
+        accept(server, peer(), &cx, &|bytes| bytes.fill(7), &|_, _| Protocol::V3_2).await
     })
 }
 
