@@ -116,9 +116,9 @@ impl Controller {
         let mute = self.mute_standbys(&primary, since);
         if let Some(report) = state.current() {
             return match self.judge(&primary, report) {
-                // Where others decide, a new primary is about to show.
-                Err(reason) if mute > 0 || (self.observes() && !report.is_primary()) => {
-                    self.stuck = Some(reason);
+                Err(reason) if mute > 0 => self.stuck = Some(reason),
+                Err(reason) if self.observes() && self.gave_up(report) => {
+                    self.follow_or_wait(&primary, since, &reason);
                 }
                 Err(reason) => self.need_person(None, reason),
                 Ok(()) if state.successes >= CLEAN_ROUNDS => self.clear(&primary),
@@ -127,8 +127,12 @@ impl Controller {
         }
         let Some(evidence) = self.evidence(&primary, since) else { return };
         if evidence.kind == PrimaryEvidence::InRecovery && self.observes() {
-            self.stuck = Some(format!("{primary} is in recovery: it is no primary any more"));
-            return self.say_suspect(format!("{primary} is in recovery; a new primary is awaited"));
+            let gone = format!("{primary} is in recovery");
+            if mute > 0 {
+                self.stuck = Some(gone);
+                return;
+            }
+            return self.follow_or_wait(&primary, since, &gone);
         }
         if evidence.kind == PrimaryEvidence::InRecovery {
             let reason =
@@ -137,6 +141,9 @@ impl Controller {
         }
         if mute > 0 {
             return self.say_suspect(format!("{primary} fails; {mute} of its standbys have still to answer"));
+        }
+        if self.observes() {
+            return self.step_awaiting(&primary, since, &evidence);
         }
         match self.policy.assess(&evidence) {
             Assessment::Wait { reason, ask_again_in } => {
@@ -179,7 +186,15 @@ impl Controller {
         }
     }
 
-    fn say_suspect(&mut self, words: String) {
+    /// Whether the node is in the cluster and not the primary that it was: a standby now, or promoted once more.
+    fn gave_up(&self, report: &NodeReport) -> bool {
+        self.journal.as_ref().is_some_and(|journal| {
+            report.system_id == journal.system_id
+                && (!report.is_primary() || report.timeline > journal.timeline)
+        })
+    }
+
+    pub(super) fn say_suspect(&mut self, words: String) {
         if let Phase::Suspect { reason, .. } = &mut self.phase {
             *reason = words;
         }
@@ -271,12 +286,6 @@ impl Controller {
             return Some(Veto::Evidence(format!(
                 "{fresh} still streams from {primary}: it is this proxy that is cut off from {primary}"
             )));
-        }
-        if self.observes() {
-            return Some(Veto::Stuck(
-                "failover.mode is observe: whoever manages the cluster promotes a node, which is followed as soon as it shows"
-                    .to_owned(),
-            ));
         }
         if self.settings.failover.mode == FailoverMode::Manual {
             return Some(Veto::Person("failover.mode is manual".to_owned()));

@@ -109,7 +109,8 @@ pub(super) async fn acquire<E: Env>(
             }
             Picked::Node(node, replica, epoch) => match checkout(core, wanted, &node, epoch).await {
                 Ok(lease) => return Ok(Found { lease, replica }),
-                Err(CheckoutError::Stale) => {}
+                // The next view is about to be there.
+                Err(CheckoutError::Stale) => tokio::task::yield_now().await,
                 Err(error) if replica && is_of_the_node(&error) => wanted.avoid.push(node),
                 Err(error) if !replica && is_transient(&error) => {
                     return hold(core, wanted, describe(&error)).await;
@@ -234,7 +235,10 @@ async fn hold_until_found<E: Env>(
                 }
                 match finish(core, attempt, epoch).await {
                     Ok(lease) => return Ok(Found { lease, replica }),
-                    Err(CheckoutError::Stale) => continue,
+                    Err(CheckoutError::Stale) => {
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
                     Err(error) if is_transient(&error) => *reason = describe(&error),
                     Err(error) => return Err(told(&error, &node)),
                 }

@@ -171,9 +171,10 @@ impl<E: Env> Later<E> {
             Ok(granted) => granted,
             // What is being opened for it has its own time, and its end says more.
             Err(_) if self.is_opened_for() => {
-                match tokio::time::timeout(OPEN_MAX + OPEN_MAX / 5, &mut self.receiver).await {
+                let longer = OPEN_MAX + OPEN_MAX / 5;
+                match tokio::time::timeout(longer, &mut self.receiver).await {
                     Ok(granted) => granted,
-                    Err(_) => return Err(CheckoutError::Patience(self.patience)),
+                    Err(_) => return Err(CheckoutError::Patience(self.patience + longer)),
                 }
             }
             Err(_) => return Err(CheckoutError::Patience(self.patience)),
