@@ -11,8 +11,6 @@ const PRIMARY_DIES: &str = include_str!("../scenarios/primary-dies.yaml");
 const PRIMARY_DIES_ASYNCHRONOUS: &str = include_str!("../scenarios/primary-dies-asynchronous.yaml");
 const PROXY_CUT_OFF: &str = include_str!("../scenarios/proxy-cut-off.yaml");
 const PRIMARY_FREEZES: &str = include_str!("../scenarios/primary-freezes.yaml");
-const SOMEBODY_PROMOTES: &str = include_str!("../scenarios/somebody-promotes.yaml");
-const OBSERVED: &str = include_str!("../scenarios/observed.yaml");
 const OLD_PRIMARY_RETURNS: &str = include_str!("../scenarios/old-primary-returns.yaml");
 
 fn outcome(configuration: &str, text: &str, seed: u64) -> Outcome {
@@ -82,14 +80,6 @@ fn a_primary_that_freezes_is_replaced() {
 #[test]
 fn an_old_primary_that_returns_gets_no_traffic() {
     met(SYNCHRONOUS, OLD_PRIMARY_RETURNS);
-}
-
-#[test]
-fn a_promotion_by_others_is_followed() {
-    for outcome in met(OBSERVED, SOMEBODY_PROMOTES) {
-        assert!(outcome.facts.acknowledged > 1_000, "{:?}", outcome.facts);
-        assert!(!outcome.log.text().contains("decision chosen"), "metako itself promotes nobody");
-    }
 }
 
 fn command(arguments: &[&str]) -> std::process::Output {

@@ -63,8 +63,6 @@ pub struct Controller {
     /// The slots that the Prepare in flight creates: those that were sent, whatever is known since.
     pub(super) preparing: BTreeSet<String>,
     pub(super) sync_step: Option<SyncStep>,
-    /// When metako's synchronous standbys were taken from the primary, because others see to that now.
-    pub(super) sync_withdrawn: Option<Moment>,
     /// Since when the primary is known to be well; replicas are not stale before.
     pub(super) well_since: Tick,
     pub(super) now: Tick,
@@ -128,7 +126,6 @@ impl Controller {
             slots: BTreeSet::new(),
             preparing: BTreeSet::new(),
             sync_step: None,
-            sync_withdrawn: None,
             well_since: now,
             now,
             wake: None,
@@ -241,7 +238,6 @@ impl Controller {
             Then::Doubt => self.doubt(),
             Then::Promote => self.promote(),
         }
-        self.apply_settings_if_settled();
     }
 
     fn on_done(&mut self, id: ActionId, outcome: Result<ActionOutcome, ActionFailure>) {

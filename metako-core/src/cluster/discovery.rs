@@ -42,13 +42,6 @@ impl Controller {
             JournalPhase::Promoting { candidate, .. } if self.node(candidate).is_none() => {
                 Phase::ManualNeeded { primary: None, reason: unknown(candidate) }
             }
-            JournalPhase::Promoting { candidate, timeline, .. } if self.observes() => {
-                let reason = format!(
-                    "metako was about to promote {candidate} to timeline {timeline} when it ended, and failover.mode is observe \
-                     now: see which node is primary, then `metako adopt --primary NAME`"
-                );
-                Phase::ManualNeeded { primary: None, reason }
-            }
             JournalPhase::Promoting { candidate, timeline, .. } => {
                 self.failover = Some(Failover::begun(&primary, self.moment(), self.all_but(&primary)));
                 let (candidate, timeline) = (candidate.clone(), *timeline);
@@ -90,11 +83,7 @@ impl Controller {
                 self.record(DecisionKind::Adopted, Some(primary), reason);
                 self.serve();
             }
-            Some(Err(reason)) => {
-                self.stuck = Some(reason);
-                self.suspect(primary, self.moment());
-            }
-            None => self.suspect(primary, self.moment()),
+            Some(Err(_)) | None => self.suspect(primary, self.moment()),
         }
     }
 
@@ -172,20 +161,18 @@ impl Controller {
     }
 
     pub(super) fn on_adopt(&mut self, node: &NodeName) {
-        let open = match &self.phase {
-            Phase::Discovering { .. } | Phase::ManualNeeded { .. } => true,
-            // Writes are held, and nothing that metako sees may end that.
-            Phase::Suspect { .. } => self.stuck.is_some(),
-            _ => false,
-        };
         let refusal = match (&self.phase, self.report(node)) {
             _ if self.node(node).is_none() => Some(format!("{node} is not in the configuration")),
             _ if self.writing.is_some() => Some("the journal is being written: ask again".to_owned()),
-            (_, Some(report)) if open && report.is_primary() => None,
-            (_, Some(_)) if open => {
+            (Phase::Discovering { .. } | Phase::ManualNeeded { .. }, Some(report)) if report.is_primary() => {
+                None
+            }
+            (Phase::Discovering { .. } | Phase::ManualNeeded { .. }, Some(_)) => {
                 Some(format!("{node} is in recovery: only a primary can be adopted; promote it first"))
             }
-            (_, None) if open => Some(format!("{node} does not answer")),
+            (Phase::Discovering { .. } | Phase::ManualNeeded { .. }, None) => {
+                Some(format!("{node} does not answer"))
+            }
             (phase, _) => Some(format!("the cluster is {}, nothing is to be adopted", phase.name())),
         };
         match refusal {
@@ -203,7 +190,7 @@ impl Controller {
     }
 
     /// Makes `primary`, which answers as one, the primary of a new epoch.
-    pub(super) fn adopt(&mut self, primary: &NodeName, reason: &str) {
+    fn adopt(&mut self, primary: &NodeName, reason: &str) {
         let Some((system_id, timeline)) =
             self.report(primary).map(|report| (report.system_id, report.timeline))
         else {
@@ -252,12 +239,8 @@ impl Controller {
             format!("{reason}{hint}; writes open when the journal is written"),
         );
         self.failover = None;
-        self.stuck = None;
-        self.slots.clear();
-        // On another timeline the same name may be another machine.
-        let former = self.journal.as_ref();
-        let former = former.filter(|former| former.primary != *primary || former.timeline != timeline);
-        self.replaced = former.map(|former| former.primary.clone());
+        self.replaced =
+            self.journal.as_ref().map(|former| former.primary.clone()).filter(|former| former != primary);
         if let Some(state) = self.nodes.get_mut(primary) {
             state.flushed = None;
         }

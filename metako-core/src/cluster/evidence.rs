@@ -117,23 +117,12 @@ impl Controller {
         if let Some(report) = state.current() {
             return match self.judge(&primary, report) {
                 Err(reason) if mute > 0 => self.stuck = Some(reason),
-                Err(reason) if self.observes() && self.gave_up(report) => {
-                    self.follow_or_wait(&primary, since, &reason);
-                }
                 Err(reason) => self.need_person(None, reason),
                 Ok(()) if state.successes >= CLEAN_ROUNDS => self.clear(&primary),
                 Ok(()) => self.say_suspect(format!("{primary} answers again; it is watched a little longer")),
             };
         }
         let Some(evidence) = self.evidence(&primary, since) else { return };
-        if evidence.kind == PrimaryEvidence::InRecovery && self.observes() {
-            let gone = format!("{primary} is in recovery");
-            if mute > 0 {
-                self.stuck = Some(gone);
-                return;
-            }
-            return self.follow_or_wait(&primary, since, &gone);
-        }
         if evidence.kind == PrimaryEvidence::InRecovery {
             let reason =
                 format!("{primary} says that it is in recovery: somebody made it a standby. Writes are held");
@@ -141,9 +130,6 @@ impl Controller {
         }
         if mute > 0 {
             return self.say_suspect(format!("{primary} fails; {mute} of its standbys have still to answer"));
-        }
-        if self.observes() {
-            return self.step_awaiting(&primary, since, &evidence);
         }
         match self.policy.assess(&evidence) {
             Assessment::Wait { reason, ask_again_in } => {
@@ -186,15 +172,7 @@ impl Controller {
         }
     }
 
-    /// Whether the node is in the cluster and not the primary that it was: a standby now, or promoted once more.
-    fn gave_up(&self, report: &NodeReport) -> bool {
-        self.journal.as_ref().is_some_and(|journal| {
-            report.system_id == journal.system_id
-                && (!report.is_primary() || report.timeline > journal.timeline)
-        })
-    }
-
-    pub(super) fn say_suspect(&mut self, words: String) {
+    fn say_suspect(&mut self, words: String) {
         if let Phase::Suspect { reason, .. } = &mut self.phase {
             *reason = words;
         }

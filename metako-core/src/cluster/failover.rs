@@ -124,7 +124,6 @@ impl Controller {
         let (why, then) = match (well, streams) {
             (true, _) => (format!("{old} answers as a healthy primary again"), Then::Serve),
             (false, Some(standby)) => (format!("{standby} streams from {old} after all"), Then::Doubt),
-            (false, None) if self.will_observe() => ("failover.mode is observe now".to_owned(), Then::Doubt),
             (false, None) => return false,
         };
         let Some(journal) = &self.journal else { return false };

@@ -14,7 +14,6 @@
 //! | `controller` | events in, actions out, the journal on its way to disk |
 //! | `probes`, `node` | when nodes are asked, what their answers leave behind |
 //! | `discovery` | who is primary when that is not known |
-//! | `observe` | following promotions that others make |
 //! | `evidence`, `witness` | suspicion, the policy's judgement and the core's vetoes, what standbys say of the primary |
 //! | `failover`, `freeze`, `promote` | fence, freeze and choose, promote and verify |
 //! | `standbys`, `sync` | standbys and synchronous replication while a primary serves |
@@ -33,7 +32,6 @@ mod failover;
 mod freeze;
 mod health;
 mod node;
-mod observe;
 mod phase;
 mod probes;
 mod promote;

@@ -77,10 +77,6 @@ impl Controller {
                 self.unfreeze(&standby);
             }
         }
-        if self.observes() && self.writing.is_none() {
-            // Who is promoted by others has its settings back already.
-            self.drop_saved(&primary);
-        }
     }
 
     /// Whether what the node last said is newer than what was last done to it.
@@ -110,23 +106,10 @@ impl Controller {
         else {
             return Remedy::Nothing;
         };
-        let frozen = settings::has_token(report);
-        if self.observes() {
-            // Others see to standbys, but for what metako itself froze.
-            let known = self.journal.as_ref().is_some_and(|journal| journal.saved.contains_key(standby));
-            return match (frozen, known) {
-                (false, _) => Remedy::Nothing,
-                (true, true) => Remedy::Unfreeze,
-                (true, false) => Remedy::LeaveAlone(
-                    "it carries metako's freeze token, and what it had before is not known: reset primary_conninfo and \
-                     primary_slot_name there"
-                        .to_owned(),
-                ),
-            };
-        }
         if let Some(why) = self.lineage_doubt(standby, report, course) {
             return Remedy::LeaveAlone(why);
         }
+        let frozen = settings::has_token(report);
         if report.timeline == course.timeline && frozen {
             return if self.journal.as_ref().is_some_and(|journal| journal.saved.contains_key(standby)) {
                 Remedy::Unfreeze

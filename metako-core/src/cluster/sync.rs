@@ -34,9 +34,6 @@ impl Controller {
     pub(super) fn reconcile_sync(&mut self) {
         let (Some(journal), Some(primary)) = (&self.journal, self.phase_primary().cloned()) else { return };
         let present = journal.sync.clone();
-        if self.observes() {
-            return self.withdraw_sync(&primary);
-        }
         let wanted = self.wanted_rule(&present, &primary);
         self.name_non_voters(&present, &primary);
         let Some(report) = self.sync_report(&primary) else { return };
@@ -163,9 +160,6 @@ impl Controller {
 
     pub(super) fn on_sync_set(&mut self) {
         let moment = self.moment();
-        if self.observes() && self.sync_step.is_none() {
-            self.sync_withdrawn = Some(moment);
-        }
         if let Some(step) = &mut self.sync_step {
             step.set = Some(moment);
         }

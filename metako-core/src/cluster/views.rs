@@ -93,11 +93,6 @@ impl Controller {
                     ObservedRole::StalePrimary | ObservedRole::Foreign => DecisionKind::Refused,
                     _ => DecisionKind::NodeRole,
                 };
-                let role = if self.observes() && node.role == ObservedRole::StalePrimary {
-                    "a primary that is not followed: it gets no traffic".to_owned()
-                } else {
-                    role
-                };
                 self.record(kind, Some(name), format!("{name} is {role}"));
             }
             let fit = |node: &NodeView| node.reads == ReadFitness::Fit;

@@ -289,12 +289,6 @@ fn times(file: &File, checks: &mut Checks<'_>) {
 fn failover(file: &File, checks: &mut Checks<'_>) {
     let Some(rule) = synchronous(file) else { return };
     let key = "failover.synchronous";
-    if file.failover.mode == FailoverMode::Observe {
-        let message =
-            "is for whoever manages the cluster where `failover.mode` is observe; leave one of the two out";
-        checks.problem(&[key, "failover.mode"], message);
-        return;
-    }
     let acks_key =
         if checks.places.holds("failover.synchronous.acks") { "failover.synchronous.acks" } else { key };
     let replicas = file.nodes.len().saturating_sub(1);

@@ -285,8 +285,6 @@ pub enum FailoverMode {
     Automatic,
     /// metako promotes nothing by itself; a person does.
     Manual,
-    /// Somebody else promotes and looks after the standbys; metako follows, and changes nothing on the nodes.
-    Observe,
 }
 
 /// `failover.synchronous`

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use metako_core::cluster::{ActionFailure, ActionOutcome, Promotion, SettingsChange};
 use metako_core::{Epoch, Lsn};
 
-use super::node::{Process, Waiter, Who};
+use super::node::{Waiter, Who};
 use super::wal::Payload;
 use super::{Cluster, NodeEvent, SyncNames};
 use crate::chance::Purpose;
@@ -139,27 +139,13 @@ impl Cluster {
 
     /// `pg_promote(false)`, if the token is there.
     fn promote(&mut self, stage: &mut Stage, index: usize, promotion: &Promotion) -> ActionOutcome {
-        let node = &self.nodes[index];
+        let node = &mut self.nodes[index];
         if node.primary || node.promoting {
             return ActionOutcome::Done;
         }
         if node.setting("primary_slot_name") != promotion.token {
             return ActionOutcome::Declined;
         }
-        self.begin_promotion(stage, index);
-        ActionOutcome::Done
-    }
-
-    /// Somebody else runs `pg_promote(false)`.
-    pub(crate) fn promote_by_hand(&mut self, stage: &mut Stage, index: usize) {
-        let node = &self.nodes[index];
-        if node.process != Process::Stopped && !node.primary && !node.promoting {
-            self.begin_promotion(stage, index);
-        }
-    }
-
-    fn begin_promotion(&mut self, stage: &mut Stage, index: usize) {
-        let node = &mut self.nodes[index];
         node.promoting = true;
         let link = node.receiver.as_ref().map(|receiver| receiver.link);
         let delay = stage.chance.duration(Purpose::Promote, index as u64, node.rates.promote);
@@ -168,6 +154,7 @@ impl Cluster {
             self.drop_receiver(stage, index, link, "promotion");
         }
         self.after(stage, index, delay, NodeEvent::PromotionEnds);
+        ActionOutcome::Done
     }
 
     pub(super) fn promotion_ends(&mut self, stage: &mut Stage, index: usize) {

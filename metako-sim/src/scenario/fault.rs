@@ -22,8 +22,6 @@ pub enum Fault {
     Start(Target),
     /// All processes of a server are stopped with SIGSTOP. When the fault ends, they go on.
     Freeze(Target),
-    /// Somebody else promotes a standby.
-    Promote(Target),
     /// Nothing gets from one place to the other: it is held back, as TCP does, and sent again when the fault ends.
     Cut {
         /// From here.

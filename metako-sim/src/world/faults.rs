@@ -35,10 +35,6 @@ impl World {
                 world.cluster.freeze(&mut world.stage, node);
                 Some(Undo::Thaw(node))
             }),
-            Fault::Promote(target) => self.on_node("promote", target, |world, node| {
-                world.cluster.promote_by_hand(&mut world.stage, node);
-                None
-            }),
             Fault::Cut { from, to, one_way } => Some(self.cut(from, to, *one_way)),
         };
         self.undo[index] = undo;

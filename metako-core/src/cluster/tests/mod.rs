@@ -5,7 +5,6 @@ mod failover;
 mod fake;
 mod lab;
 mod laws;
-mod observe;
 mod standbys;
 mod suspicion;
 mod synchronous;
