@@ -152,6 +152,7 @@ impl Controller {
             Event::Operator(OperatorCommand::Adopt(node)) => self.on_adopt(&node),
         }
         self.expire_probes();
+        self.apply_settings_if_settled();
         self.advance();
         self.schedule_probes();
         self.publish(out);

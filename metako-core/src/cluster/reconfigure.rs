@@ -15,6 +15,15 @@ impl Controller {
         policy: Arc<dyn FailoverPolicy>,
     ) {
         self.waiting = Some((settings, policy));
+        self.apply_settings_if_settled();
+        if self.waiting.is_some() {
+            let reason = "the new configuration waits until the present step is done".to_owned();
+            self.record(DecisionKind::Reconfigured, None, reason);
+        }
+    }
+
+    /// Takes the configuration that waits, if one does, unless something is under way.
+    pub(super) fn apply_settings_if_settled(&mut self) {
         let settled = matches!(
             self.phase,
             Phase::Discovering { .. }
@@ -24,9 +33,6 @@ impl Controller {
         );
         if settled && self.writing.is_none() && self.failover.is_none() {
             self.apply_waiting_settings();
-        } else {
-            let reason = "the new configuration waits until the present step is done".to_owned();
-            self.record(DecisionKind::Reconfigured, None, reason);
         }
     }
 

@@ -1,9 +1,9 @@
 //! Failover with synchronous replication.
 
-use super::fake::{Line, synchronous};
+use super::fake::{Eager, Line, settings, synchronous};
 use super::lab::{Lab, Treat, name_of};
-use crate::cluster::SyncRule;
-use crate::config::NoVoter;
+use crate::cluster::{Event, SyncRule};
+use crate::config::{ClusterSettings, FailoverMode, NoVoter};
 use crate::{NodeName, TimelineId};
 
 #[test]
@@ -19,6 +19,29 @@ fn a_synchronous_cluster_sets_its_standbys_before_it_relies_on_them() {
         r#"ANY 1 ("b","c")"#,
         "and puts them back"
     );
+}
+
+#[test]
+fn a_configuration_that_comes_while_a_rule_is_written_down_is_taken_after_it() {
+    let mut lab = Lab::steady(settings());
+    let reload = |lab: &mut Lab, settings: ClusterSettings| {
+        let settings = std::sync::Arc::new(settings);
+        lab.event(Event::Reconfigured { settings, policy: std::sync::Arc::new(Eager) });
+    };
+    lab.treat.insert("persist", Treat::Keep);
+    reload(&mut lab, synchronous(1, NoVoter::Block));
+    lab.pass(10_000);
+    assert_eq!(lab.kept.len(), 1, "the rule is on its way to disk");
+    let mut manual = synchronous(1, NoVoter::Block);
+    manual.failover.mode = FailoverMode::Manual;
+    reload(&mut lab, manual);
+    assert_eq!(lab.controller.settings().failover.mode, FailoverMode::Automatic);
+    lab.release();
+    lab.pass(2000);
+    assert_eq!(lab.controller.settings().failover.mode, FailoverMode::Manual);
+    lab.kill("a");
+    lab.pass(10_000);
+    assert_eq!(lab.phase(), "manual_needed");
 }
 
 #[test]
