@@ -185,6 +185,8 @@ impl Controller {
 
     /// A client may still wait for the answer of the former primary: none comes through from now on.
     pub(super) fn cut_replaced(&mut self) {
+        // Those that are known are the former one's.
+        self.slots.clear();
         let Some(former) = &self.replaced else { return self.serve() };
         self.phase = Phase::Discovering { reason: format!("connections to {former} are being cut") };
     }

@@ -191,6 +191,29 @@ fn an_adopted_primary_serves_when_the_former_ones_connections_are_cut() {
 }
 
 #[test]
+fn slots_of_the_former_primary_are_not_taken_for_those_of_an_adopted_one() {
+    let mut lab = Lab::steady(settings());
+    let lost =
+        |lab: &mut Lab| drop(lab.fake("c").settings.insert("primary_conninfo".to_owned(), String::new()));
+    lost(&mut lab);
+    lab.pass(5000);
+    assert!(matches!(lab.did("prepare")[..], [Action::Prepare { node, .. }] if node.as_str() == "a"));
+    lab.fake("b").primary = true;
+    lab.kill("a");
+    for name in ["b", "c"] {
+        lab.fake(name).timeline = TimelineId(2);
+    }
+    lost(&mut lab);
+    lab.pass(3000);
+    lab.forget();
+    lab.adopt("b");
+    lab.pass(5000);
+    assert_eq!(lab.primary(), Some("b"), "{:?}", lab.held());
+    assert!(matches!(lab.did("prepare")[..], [Action::Prepare { node, .. }] if node.as_str() == "b"));
+    assert_eq!(lab.did("repoint").len(), 1);
+}
+
+#[test]
 fn a_primary_adopted_in_mid_promotion_does_not_inherit_the_rule_of_the_candidate() {
     let mut lab = Lab::steady(synchronous(1, NoVoter::Block));
     lab.treat.insert("promote", Treat::Unknown);
