@@ -93,15 +93,14 @@ impl<E: Env> Core<E> {
         z ^ (z >> 31)
     }
 
-    /// The newest protocol that a client can have: where it has a server to itself, the one that its server speaks.
+    /// The newest protocol that a client can have: where it has a server to itself, the one that its server speaks. All
+    /// nodes of a cluster are of one major version.
     fn newest_protocol(&self, user: &str, replication: Option<Replication>) -> Protocol {
         let mode = self.settings.load().config.pool_of(user).mode;
         if mode != PoolMode::Session && replication.is_none() {
             return Protocol::V3_2;
         }
-        let view = self.view.load();
-        let primary = view.primary().and_then(|primary| view.node(primary.as_str()));
-        match primary.and_then(|primary| primary.version) {
+        match self.view.load().nodes.iter().find_map(|node| node.version) {
             Some(version) if version < VERSION_18 => Protocol::V3_0,
             _ => Protocol::V3_2,
         }

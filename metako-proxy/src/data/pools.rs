@@ -397,8 +397,8 @@ impl<E: Env> Pools<E> {
     }
 
     /// Closes what is too old or was idle for too long, notices idle connections that died, serves those in line for whom
-    /// there was nothing before, has connections opened ahead, and brings the counters up to date. While a database may be wanted without
-    /// connections, those of pools that no client has used who is still there are closed.
+    /// there was nothing before, has connections opened ahead, and brings the counters up to date. While a database may be
+    /// wanted without connections, those of pools that no client has used who is still there are closed.
     pub(super) fn keep_house(&self, core: &Arc<Core<E>>) {
         let mut idle_by_node: BTreeMap<NodeName, u64> = BTreeMap::new();
         for cell in self.all() {

@@ -283,8 +283,9 @@ pub type Newest<'a> = &'a (dyn Fn(&str, Option<Replication>) -> Protocol + Send 
 /// ([`Client::unsent`]).
 ///
 /// Encryption and protocol are agreed on, the rules say how the user has to prove who it is, and the user is checked
-/// against the database. `entropy` gives nonces and salts, `newest` the newest protocol that the client can have. Ends within [`LoginContext::login_timeout`], refusals
-/// included. Cancelling, like every error, closes the connection. Refusals are logged, in bounds.
+/// against the database. `entropy` gives nonces and salts, `newest` the newest protocol that the client can have. Ends
+/// within [`LoginContext::login_timeout`], refusals included. Cancelling, like every error, closes the connection.
+/// Refusals are logged, in bounds.
 ///
 /// The future is boxed, so that a task that goes on to relay does not keep room for it.
 pub fn accept<'a, S>(

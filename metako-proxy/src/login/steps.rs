@@ -66,8 +66,8 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     })))
 }
 
-/// All that comes after the agreement on a protocol, to AuthenticationOk, which is left to be sent with what follows it. A refusal
-/// is still to be told.
+/// All that comes after the agreement on a protocol, to AuthenticationOk, which is left to be sent with what follows it.
+/// A refusal is still to be told.
 async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
     incoming: &mut Incoming<MaybeTls<S>>,
     peer: SocketAddr,

@@ -62,8 +62,6 @@ impl<E: Env> Drop for Later<E> {
     fn drop(&mut self) {
         let mut state = self.cell.state.lock();
         state.pool.cancel(self.waiter);
-        // Whoever opens a connection for this client alone is told.
-        self.receiver.close();
         state.waiting.remove(&self.waiter);
         drop(state);
         if let Ok(Granted::Conn(conn)) = self.receiver.try_recv() {
