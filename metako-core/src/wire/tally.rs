@@ -123,6 +123,11 @@ impl Tally {
         self.from_client.failed
     }
 
+    /// Whether the client's last message is not whole yet. Its length may be one that the server takes for a lie.
+    pub fn client_is_cut(&self) -> bool {
+        self.from_client.inside_frame()
+    }
+
     /// Whether the server owes an answer, so that there is something to cancel.
     pub fn is_busy(&self) -> bool {
         self.flow.outstanding > 0 || self.flow.unsynced || self.flow.unknown

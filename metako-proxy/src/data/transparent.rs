@@ -131,7 +131,9 @@ async fn relay<E: Env>(
     let report = match &end {
         End::ClientLeft => None,
         // Where the server said why, or the client knows, there is nothing to add.
-        End::ServerEnded(_) if tally.server_ended() || tally.client_broke_off() => None,
+        End::ServerEnded(_) if tally.server_ended() || tally.client_broke_off() || tally.client_is_cut() => {
+            None
+        }
         End::ServerEnded(cause) => lost(&tally, node.as_str(), cause, unknown),
         // What a fenced server said last must not reach the client any more.
         End::Severed if !rest.is_empty() => None,

@@ -237,4 +237,7 @@ fn only_what_is_above_the_limit_and_below_postgresqls_own_is_refused_here() {
     let mut tally = Tally::new(1000);
     tally.sent(&head(1004)).unwrap();
     assert!(!tally.flow.unknown && !tally.client_broke_off());
+    assert!(tally.client_is_cut());
+    tally.sent(&[b'x'; 1000]).unwrap();
+    assert!(!tally.client_is_cut());
 }
