@@ -5,6 +5,7 @@
 #   make test                             every check and test
 #   make release                          metako as it is to be run, optimized for its work: a quarter of an hour
 #   make fuzz                             the fuzz targets, FUZZ_SECONDS each (60); needs a nightly compiler
+#   make soak                             a thousand reloads, many more cases of property tests, ten thousand clients
 #   make driver-suites                    tests of PostgreSQL and of drivers, directly and through metako: see the script
 #   make bench                            direct, PgBouncer and metako side by side: half an hour on a quiet machine, and
 #                                         `make release` before it
@@ -20,7 +21,7 @@ CARGO ?= cargo
 demo_options := $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SYNCHRONOUS),--synchronous) $(if $(JSON),--json) \
 	$(if $(LISTEN),--listen $(LISTEN))
 
-.PHONY: help demo test release fuzz driver-suites bench bench-micro
+.PHONY: help demo test release fuzz soak driver-suites bench bench-micro
 
 help:
 	@sed -n 's/^#//p' Makefile
@@ -39,6 +40,9 @@ release:
 
 fuzz:
 	@scripts/fuzz.sh
+
+soak:
+	@scripts/soak.sh
 
 driver-suites:
 	@scripts/driver-suites.sh

@@ -60,6 +60,26 @@ fn create(cluster: &Cluster, user: &str, rest: &str) {
     cluster.nodes()[0].sql(&format!("CREATE ROLE {user} LOGIN {rest}")).unwrap();
 }
 
+/// Also if the first server that is asked is a replica which has not replayed the user and the database yet.
+#[test]
+fn who_was_created_a_moment_ago_is_let_in() {
+    let cluster = running::cluster(1, None);
+    let users = ["{ name: late, password: tiger, databases: [app, fresh, never] }".to_owned()];
+    let metako = Metako::start(&configuration(&cluster, &users, ""));
+    metako.wait_until_open(1);
+    cluster.nodes()[1].sql("SELECT pg_wal_replay_pause()").unwrap();
+    create(&cluster, "late", "PASSWORD 'tiger'");
+    cluster.nodes()[0].sql("CREATE DATABASE fresh").unwrap();
+    metako.wait_until_open(1);
+
+    assert_eq!(let_in(metako.port, "user=late dbname=app", "tiger"), "late|app");
+    assert_eq!(let_in(metako.port, "user=late dbname=fresh", "tiger"), "late|fresh");
+    // What the primary refuses as well is refused in its words.
+    let said = refused(metako.port, "user=late dbname=never", "tiger");
+    assert!(said.contains("FATAL:  database \"never\" does not exist"), "{said}");
+    cluster.nodes()[1].sql("SELECT pg_wal_replay_resume()").unwrap();
+}
+
 #[test]
 fn rules_say_who_gets_in_and_how() {
     let cluster = running::cluster(0, None);

@@ -101,9 +101,15 @@ pub(super) async fn acquire<E: Env>(
     picked: Picked,
 ) -> Result<Found<E>, Report> {
     let mut picked = picked;
+    let mut refused = None;
     loop {
         match picked {
-            Picked::Held(reason) => return hold(core, wanted, reason).await,
+            Picked::Held(reason) => {
+                return match refused {
+                    Some(report) => Err(report),
+                    None => hold(core, wanted, reason).await,
+                };
+            }
             Picked::Node(_, false, _) if !nobody_is_held(core) => {
                 return hold(core, wanted, "clients that were held before come first".to_owned()).await;
             }
@@ -112,6 +118,11 @@ pub(super) async fn acquire<E: Env>(
                 // The next view is about to be there.
                 Err(CheckoutError::Stale) => tokio::task::yield_now().await,
                 Err(error) if replica && is_of_the_node(&error) => wanted.avoid.push(node),
+                // What was created or granted a moment ago may not be there yet: the primary decides, if there is one.
+                Err(error) if replica && is_of_the_catalog(&error) => {
+                    refused = Some(told(&error, &node));
+                    wanted.read = false;
+                }
                 Err(error) if !replica && is_transient(&error) => {
                     return hold(core, wanted, describe(&error)).await;
                 }
@@ -265,6 +276,17 @@ fn enter_line<'a, E: Env>(
 /// Whether another replica may do better.
 fn is_of_the_node(error: &CheckoutError) -> bool {
     is_transient(error) || matches!(error, CheckoutError::NoNode)
+}
+
+/// Whether a server refused it for what stands in its catalogs: users, passwords, databases, rights.
+fn is_of_the_catalog(error: &CheckoutError) -> bool {
+    match error {
+        CheckoutError::Open(ConnectError { kind: ConnectErrorKind::Server(server), .. }) => {
+            server.sqlstate != sqlstate::TOO_MANY_CONNECTIONS && !is_transient(error)
+        }
+        CheckoutError::Open(ConnectError { kind: ConnectErrorKind::Authentication(_), .. }) => true,
+        _ => false,
+    }
 }
 
 /// Whether the same request may succeed later, or on another primary.

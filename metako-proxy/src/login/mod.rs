@@ -5,6 +5,7 @@
 //! [`LoginContext::login_timeout`].
 
 mod account;
+mod client_certificate;
 mod encryption;
 mod hosts;
 mod incoming;

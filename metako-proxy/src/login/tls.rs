@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use metako_core::config::TlsFiles;
 use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 
+use super::client_certificate::Judge;
 use crate::backend::tls_server_end_point;
-use crate::tls_files::{TlsFile, TlsFileError, load_authorities, load_tls};
+use crate::tls_files::{Authorities, TlsFile, TlsFileError, load_authorities, load_tls};
 
 /// What a client that begins TLS at once has to name as its protocol.
 pub(super) const ALPN: &[u8] = b"postgresql";
@@ -30,21 +33,9 @@ impl ServerTls {
     /// All that is wrong with the files.
     pub fn load(files: &TlsFiles, client_ca: Option<&Path>) -> Result<Self, Vec<TlsFileError>> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = match client_ca.map(load_authorities).transpose() {
-            Ok(None) => Ok(WebPkiClientVerifier::no_client_auth()),
-            // Whether a certificate has to be shown is for the rules to say.
-            Ok(Some(authorities)) => WebPkiClientVerifier::builder_with_provider(
-                Arc::new(authorities.roots),
-                Arc::clone(&provider),
-            )
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| TlsFileError::BadCertificate {
-                file: TlsFile::Authorities,
-                path: client_ca.map(Path::to_owned).unwrap_or_default(),
-                problem: error.to_string(),
-            }),
-            Err(error) => Err(error),
+        let verifier = match client_ca {
+            None => Ok(WebPkiClientVerifier::no_client_auth()),
+            Some(path) => load_authorities(path).and_then(|authorities| judge(path, &authorities, &provider)),
         };
         let (certified, verifier) = match (load_tls(files), verifier) {
             (Ok(certified), Ok(verifier)) => (Arc::unwrap_or_clone(certified), verifier),
@@ -64,4 +55,27 @@ impl ServerTls {
         config.send_tls13_tickets = 0;
         Ok(Self { config: Arc::new(config), end_point: end_point.map(Arc::from) })
     }
+}
+
+/// Who judges the certificates that clients show by these authorities.
+fn judge(
+    path: &Path,
+    authorities: &Authorities,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsFileError> {
+    let bad = |problem: String| TlsFileError::BadCertificate {
+        file: TlsFile::Authorities,
+        path: path.to_owned(),
+        problem,
+    };
+    // Whether a certificate has to be shown is for the rules to say.
+    let webpki = WebPkiClientVerifier::builder_with_provider(
+        Arc::new(authorities.roots.clone()),
+        Arc::clone(provider),
+    )
+    .allow_unauthenticated()
+    .build()
+    .map_err(|error| bad(error.to_string()))?;
+    let judge = Judge::new(webpki, authorities, provider.signature_verification_algorithms);
+    Ok(Arc::new(judge.map_err(|error| bad(error.to_string()))?))
 }

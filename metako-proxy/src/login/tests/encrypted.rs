@@ -1,13 +1,13 @@
 //! Direct TLS, channel binding and the certificates of clients.
 
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-};
+use rcgen::{CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use super::super::tls::ALPN;
 use super::methods::{rules, rules_and_maps};
+use super::version_1::authority;
 use super::*;
 use crate::backend::tls_server_end_point;
 
@@ -16,12 +16,6 @@ struct World {
     authority: CertifiedIssuer<'static, KeyPair>,
     own: CertificateDer<'static>,
     cx: LoginContext,
-}
-
-fn authority() -> CertifiedIssuer<'static, KeyPair> {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
 fn world(text: &str) -> World {
@@ -53,15 +47,29 @@ fn identity(authority: &CertifiedIssuer<'static, KeyPair>, name: &str) -> Identi
 
 impl World {
     fn connector(&self, identity: Option<Identity>, protocols: &[&[u8]]) -> TlsConnector {
+        self.connector_of(rustls::DEFAULT_VERSIONS, identity, protocols)
+    }
+
+    fn connector_of(
+        &self,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        identity: Option<Identity>,
+        protocols: &[&[u8]],
+    ) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots.add(self.own.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let client = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap()
             .with_root_certificates(roots);
         let mut client = match identity {
-            Some((chain, key)) => client.with_client_auth_cert(chain, key).unwrap(),
+            Some((chain, key)) => {
+                // Without a look at whether they fit.
+                let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+                let shown = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+                client.with_client_cert_resolver(Arc::new(shown))
+            }
             None => client.with_no_client_auth(),
         };
         client.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
@@ -160,6 +168,44 @@ async fn a_certificate_of_a_stranger_ends_the_handshake() {
     assert!(matches!(outcome.await.unwrap(), Err(LoginError::Tls(_))));
     // Without rules that ask for one, none is needed.
     assert_eq!(self::world("").log_in("app", None).await, None);
+}
+
+#[tokio::test]
+async fn a_certificate_of_version_1_is_as_good() {
+    let world = world("hostssl all all all cert");
+    let shown = |authority: &CertifiedIssuer<'static, KeyPair>, proven_by: Option<KeyPair>| {
+        let own = KeyPair::generate().unwrap();
+        let certificate = version_1::certificate(authority, "app", &own);
+        let key = proven_by.unwrap_or(own);
+        (vec![certificate], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    };
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        for (identity, is_let_in) in [
+            (shown(&world.authority, None), true),
+            (shown(&authority(), None), false),
+            (shown(&world.authority, Some(KeyPair::generate().unwrap())), false),
+        ] {
+            let connector = world.connector_of(&[version], Some(identity), &[]);
+            let (client, outcome) = serve(world.cx.clone());
+            let mut client = client;
+            client.write_all(&SSL_REQUEST).await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), b'S');
+            let tls = connector.connect(ServerName::try_from("localhost").unwrap(), client).await;
+            if is_let_in {
+                let mut tls = tls.unwrap();
+                tls.write_all(&startup(3 << 16, b"user\0app\0database\0shop\0")).await.unwrap();
+                tls.flush().await.unwrap();
+                let Ok(Accepted::Session(session)) = outcome.await.unwrap() else { panic!("no session") };
+                assert_eq!(session.user, "app");
+            } else {
+                // With TLS 1.3 the client believes that it is through before it hears that it is not.
+                if let Ok(mut tls) = tls {
+                    assert!(tls.read_u8().await.is_err());
+                }
+                assert!(matches!(outcome.await.unwrap(), Err(LoginError::Tls(_))));
+            }
+        }
+    }
 }
 
 #[tokio::test]

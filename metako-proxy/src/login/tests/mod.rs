@@ -3,6 +3,7 @@
 mod encrypted;
 mod looked_up;
 mod methods;
+pub(super) mod version_1;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
