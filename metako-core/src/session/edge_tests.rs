@@ -40,6 +40,32 @@ fn a_statement_whose_eviction_was_skipped_is_closed_before_it_is_parsed_again() 
 }
 
 #[test]
+fn a_client_may_not_hold_statements_without_end() {
+    let mut bench = Bench::new();
+    bench.attach(false);
+    let text = format!("select '{}'", "x".repeat(1_000_000));
+    // What it gives up, or never got, does not count.
+    for n in 0..200 {
+        bench.forward(&[&parse("s", &format!("{text}, {n}"))[..], SYNC].concat());
+        if n % 2 == 0 {
+            bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+            bench.forward(&[&close("s")[..], SYNC].concat());
+            bench.answer(&ready(TransactionStatus::Idle));
+        } else {
+            bench.answer(&[error("42601", "no"), ready(TransactionStatus::Idle)].concat());
+        }
+    }
+    let held = (0..100).find(|n| {
+        let message = [&parse(&format!("s{n}"), &format!("{text}, {n}"))[..], SYNC].concat();
+        let forwarded = bench.try_forward(&message);
+        bench.answer(&[ONE, &ready(TransactionStatus::Idle)].concat());
+        forwarded == Err(ClientFault::Statements)
+    });
+    assert_eq!(held, Some(67));
+    assert_eq!(ClientFault::Statements.report().code, "53400");
+}
+
+#[test]
 fn a_unit_that_is_repeated_may_give_its_names_again() {
     let mut bench = Bench::new();
     bench.attach(true);

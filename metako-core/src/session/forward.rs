@@ -86,6 +86,9 @@ impl Session {
                         self.waiting = true;
                         break;
                     }
+                    if self.names.are_too_many() {
+                        return Err(ClientFault::Statements);
+                    }
                     taken
                 }
             };

@@ -105,6 +105,9 @@ pub enum ClientFault {
     /// The body is wrong.
     #[error("invalid message format in message \"{}\"", char::from(*.0))]
     Body(u8),
+    /// It holds more named statements than one client may.
+    #[error("too many prepared statements")]
+    Statements,
 }
 
 impl ClientFault {
@@ -115,6 +118,14 @@ impl ClientFault {
                 sqlstate::PROTOCOL_VIOLATION,
                 format!("invalid frontend message type {tag}"),
             );
+        }
+        if let Self::Statements = self {
+            return Report::fatal(sqlstate::CONFIGURATION_LIMIT_EXCEEDED, self.to_string())
+                .with_detail(format!(
+                    "The texts of one client's named statements may have {} MiB together.",
+                    statements::NAMED_BYTES_MAX >> 20
+                ))
+                .with_hint("Deallocate those that are not needed, or use the unnamed statement.");
         }
         Report::fatal(sqlstate::PROTOCOL_VIOLATION, self.to_string())
     }

@@ -243,55 +243,86 @@ pub(super) enum Undo {
     Restore(Box<[u8]>, Arc<Statement>),
 }
 
+/// How many bytes of names and texts one client may hold. PostgreSQL has no such bound; there, a client's statements are in the
+/// memory of a process of its own.
+pub(super) const NAMED_BYTES_MAX: usize = 64 << 20;
+
+/// What a statement takes besides its text, roughly, in bytes.
+const NAMED_BYTES: usize = 256;
+
 /// The named statements of one client.
 #[derive(Debug, Default)]
-pub(super) struct Names(BTreeMap<Box<[u8]>, Arc<Statement>>);
+pub(super) struct Names {
+    all: BTreeMap<Box<[u8]>, Arc<Statement>>,
+    bytes: usize,
+}
 
 impl Names {
+    /// Whether they are more than one client may hold.
+    pub(super) fn are_too_many(&self) -> bool {
+        self.bytes > NAMED_BYTES_MAX
+    }
+
     pub(super) fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        self.0.get(name)
+        self.all.get(name)
     }
 
     pub(super) fn insert(&mut self, name: &[u8], statement: Arc<Statement>) -> Undo {
-        self.0.insert(name.into(), Arc::clone(&statement));
+        self.put(name.into(), Arc::clone(&statement));
         Undo::Forget(name.into(), statement)
     }
 
     pub(super) fn remove(&mut self, name: &[u8]) -> Option<Undo> {
-        self.0.remove_entry(name).map(|(name, statement)| Undo::Restore(name, statement))
+        self.take(name).map(|(name, statement)| Undo::Restore(name, statement))
     }
 
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 
     /// Lets a name mean `now`, if it means `before` still. Whether it did.
     pub(super) fn replace(&mut self, name: &[u8], before: &Arc<Statement>, now: &Arc<Statement>) -> bool {
-        match self.0.get_mut(name) {
-            Some(found) if Arc::ptr_eq(found, before) => {
-                *found = Arc::clone(now);
-                true
-            }
-            _ => false,
+        let does = self.all.get(name).is_some_and(|found| Arc::ptr_eq(found, before));
+        if does {
+            self.put(name.into(), Arc::clone(now));
         }
+        does
     }
 
     pub(super) fn undo(&mut self, undo: Undo) {
         match undo {
             Undo::Forget(name, statement) => {
-                if self.0.get(&name).is_some_and(|now| Arc::ptr_eq(now, &statement)) {
-                    self.0.remove(&name);
+                if self.all.get(&name).is_some_and(|now| Arc::ptr_eq(now, &statement)) {
+                    self.take(&name);
                 }
             }
             Undo::Restore(name, statement) => {
-                self.0.entry(name).or_insert(statement);
+                if !self.all.contains_key(&name) {
+                    self.put(name, statement);
+                }
             }
         }
     }
 
+    fn put(&mut self, name: Box<[u8]>, statement: Arc<Statement>) {
+        self.take(&name);
+        self.bytes += Self::size(&name, &statement);
+        self.all.insert(name, statement);
+    }
+
+    fn take(&mut self, name: &[u8]) -> Option<(Box<[u8]>, Arc<Statement>)> {
+        let (name, statement) = self.all.remove_entry(name)?;
+        self.bytes -= Self::size(&name, &statement);
+        Some((name, statement))
+    }
+
+    fn size(name: &[u8], statement: &Statement) -> usize {
+        name.len() + statement.tail().len() + NAMED_BYTES
+    }
+
     /// The client's name for what servers call `server_name`.
     pub(super) fn name_of(&self, server_name: &[u8]) -> Option<&[u8]> {
-        self.0.iter().find(|(_, statement)| statement.name() == server_name).map(|(name, _)| name.as_ref())
+        self.all.iter().find(|(_, statement)| statement.name() == server_name).map(|(name, _)| name.as_ref())
     }
 }
 

@@ -66,9 +66,14 @@ impl Bench {
     }
 
     pub(super) fn forward(&mut self, input: &[u8]) -> usize {
+        self.try_forward(input).unwrap()
+    }
+
+    pub(super) fn try_forward(&mut self, input: &[u8]) -> Result<usize, ClientFault> {
         let cx = SessionCx { classifier: &FirstWord, statements: &self.interner, split: true, scope: 0 };
         let (to_server, to_client) = (&mut self.to_server, &mut self.to_client);
-        self.session.forward(&mut self.server, input, &cx, to_server, to_client).unwrap().consumed
+        let forwarded = self.session.forward(&mut self.server, input, &cx, to_server, to_client)?;
+        Ok(forwarded.consumed)
     }
 
     pub(super) fn answer(&mut self, input: &[u8]) -> Effect {

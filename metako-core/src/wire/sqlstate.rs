@@ -40,6 +40,8 @@ pub const NAME_TOO_LONG: &str = "42622";
 pub const DUPLICATE_PREPARED_STATEMENT: &str = "42P05";
 /// 53300
 pub const TOO_MANY_CONNECTIONS: &str = "53300";
+/// 53400
+pub const CONFIGURATION_LIMIT_EXCEEDED: &str = "53400";
 /// 54000
 pub const PROGRAM_LIMIT_EXCEEDED: &str = "54000";
 /// 55000
