@@ -9,12 +9,6 @@ const SHARED: &[Mode] = &[Transaction, Split];
 const NOT_YET: &[(&[Mode], &str, &[&str], &str)] = &[
     (
         SHARED,
-        "statement_of_a_changed_table",
-        &["asyncpg"],
-        "0A000 where the statement is prepared anew on another server and gives other columns than were described",
-    ),
-    (
-        SHARED,
         "custom_settings_of_others_are_not_there",
         &["psycopg", "psycopg-python"],
         "a server on which a setting of an application's own was set still knows its name",
