@@ -121,45 +121,6 @@ async fn what_functions_hide_is_found() {
     bench.data.shutdown(Duration::from_secs(5)).await;
 }
 
-/// No list shows settings of applications' own: their names are looked for in the texts of the database's functions.
-#[tokio::test(flavor = "multi_thread")]
-async fn settings_of_an_applications_own_that_functions_make_are_kept() {
-    let bench = Bench::start(0, "pool: { size: 2 }\nload_balancer: { split: off }").await;
-    let (a, b) = (bench.client().await, bench.client().await);
-    run(
-        &a,
-        "create function sign_in(name text) returns text language plpgsql as \
-         $$ begin perform SET_CONFIG( 'app.login', name, false); set session App.Level to 'high'; return name; end $$; \
-         create function sign_out() returns text language sql as $$ select set_config('app.login', '', false) $$; \
-         create function only_now() returns text language sql as $$ select set_config('app.now', 'x', true) $$",
-    )
-    .await;
-    let own = "select current_setting('app.login', true) || ', ' || current_setting('app.level', true)";
-    for _ in 0..2 {
-        assert_eq!(text(&a, "select sign_in('ann')").await, "ann");
-        assert_eq!(text(&b, "select sign_in('bob')").await, "bob");
-        // Each holds one server, so that the other gets the one that it did not have before.
-        let (ann, bob) = ((&a, "ann, high"), (&b, "bob, high"));
-        for ((first, of_first), (second, of_second)) in [(ann, bob), (bob, ann)] {
-            run(first, "begin").await;
-            assert_eq!(text(second, own).await, of_second);
-            run(second, "begin").await;
-            assert_eq!(text(first, own).await, of_first);
-            assert_eq!(text(second, own).await, of_second);
-            run(first, "commit").await;
-            run(second, "commit").await;
-        }
-        assert_eq!(text(&a, "select only_now()").await, "x");
-        assert_eq!(text(&a, "select coalesce(current_setting('app.now', true), '')").await, "");
-        assert_eq!(text(&a, "select sign_out()").await, "");
-        for _ in 0..3 {
-            assert_eq!(text(&a, own).await, ", high");
-            assert_eq!(text(&b, own).await, "bob, high");
-        }
-    }
-    bench.data.shutdown(Duration::from_secs(5)).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn statements_made_in_sql_and_by_the_protocol_share_their_clients_names() {
     let bench = Bench::start(0, ONE_SERVER).await;

@@ -84,24 +84,9 @@ const HOLDINGS: &[u8] = b"SELECT \
 const SETTINGS: &[u8] =
     b"; SELECT name, setting FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'";
 
-/// The settings of applications' own that the functions of the database name in their texts, but for those in C: no list shows
-/// such settings. Backslashes mean the same here whatever the session says of them.
-const IN_FUNCTIONS: &[u8] =
-    b" UNION ALL SELECT name, pg_catalog.current_setting(name, true) FROM (SELECT DISTINCT \
-    pg_catalog.lower(COALESCE(found[1], found[2])) AS name FROM pg_catalog.pg_proc, \
-    LATERAL pg_catalog.regexp_matches(prosrc, \
-        E'\\\\mset_config\\\\s*\\\\(\\\\s*''([a-z_][a-z0-9_$]*\\\\.[a-z0-9_$.]+)''\
-        |\\\\mset\\\\s+(?:session\\\\s+)?([a-z_][a-z0-9_$]*\\\\.[a-z0-9_$.]+)\\\\s*(?:=|to\\\\M)', 'gi') AS found \
-    WHERE prolang OPERATOR(pg_catalog.<>) 12 AND prolang OPERATOR(pg_catalog.<>) 13 LIMIT 100) AS made";
-
 /// What is asked of a server after a statement whose text does not show what it left behind: what the session has there;
-/// and if `settings`, which settings it has made, those of `named` too, which no list shows, and, if `functions`, those that the
-/// functions of the database can make.
-pub(super) fn question<'a>(
-    settings: bool,
-    functions: bool,
-    named: impl Iterator<Item = &'a [u8]>,
-) -> Vec<u8> {
+/// and if `settings`, which settings it has made, those of `named` too, which no list shows.
+pub(super) fn question<'a>(settings: bool, named: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut sql = HOLDINGS.to_vec();
     if settings {
         sql.extend_from_slice(SETTINGS);
@@ -112,9 +97,6 @@ pub(super) fn question<'a>(
             quote(name, &mut sql);
             sql.extend_from_slice(b", true)");
         }
-        if functions {
-            sql.extend_from_slice(IN_FUNCTIONS);
-        }
     }
     sql
 }
@@ -124,8 +106,6 @@ pub(super) fn question<'a>(
 pub(super) struct Answer {
     pub(super) pins: Option<Pins>,
     pub(super) settings: Vec<Named<Box<[u8]>>>,
-    /// The names of applications' own settings that it was asked for, whether they have values or not.
-    pub(super) own: Vec<Box<[u8]>>,
     /// A row could not be read.
     pub(super) broken: bool,
 }
@@ -147,12 +127,8 @@ impl Answer {
             }
             self.pins = Some(pins);
         } else if let [Some(name), value] = columns.as_slice() {
-            let name: Box<[u8]> = name.to_ascii_lowercase().into();
-            if name.contains(&b'.') && !self.own.contains(&name) {
-                self.own.push(name.clone());
-            }
             if let Some(value) = value {
-                self.settings.push((name, (*value).into()));
+                self.settings.push((name.to_ascii_lowercase().into(), (*value).into()));
             }
         } else {
             self.broken = true;
@@ -206,7 +182,6 @@ mod tests {
         assert!(pins.has(Pins::LOCKS) && pins.has(Pins::PREPARED) && !pins.has(Pins::TEMPORARY));
         assert_eq!(pins.reason(), Some("it holds advisory locks"));
         assert_eq!(answer.settings, [(b"timezone"[..].into(), b"UTC"[..].into())]);
-        assert_eq!(answer.own, [b"a.b"[..].into()]);
         answer.row(b"\0\x05");
         assert!(answer.broken);
     }
@@ -214,9 +189,9 @@ mod tests {
     #[test]
     fn names_are_asked_for_by_name_only_where_no_list_shows_them() {
         let names = [&b"a.b"[..]];
-        let sql = question(true, false, names.into_iter());
+        let sql = question(true, names.into_iter());
         let sql = String::from_utf8(sql).unwrap();
         assert!(sql.ends_with(" UNION ALL SELECT 'a.b', pg_catalog.current_setting('a.b', true)"), "{sql}");
-        assert!(!String::from_utf8(question(false, true, names.into_iter())).unwrap().contains("a.b"));
+        assert!(!String::from_utf8(question(false, names.into_iter())).unwrap().contains("a.b"));
     }
 }

@@ -34,8 +34,6 @@ pub struct Server {
     pub(super) touched: Vec<Named<Option<Box<[u8]>>>>,
     /// What it answered to metako's question.
     pub(super) answer: Answer,
-    /// Settings of applications' own that the functions of its database name, as far as it was asked for them.
-    pub(super) in_functions: Option<Vec<Box<[u8]>>>,
     /// What it says of a statement that was parsed.
     pub(super) describing: Describing,
     /// A row of that which has not come whole.
@@ -60,7 +58,6 @@ impl Server {
             reported: View::new(parameters),
             touched: Vec::new(),
             answer: Answer::default(),
-            in_functions: None,
             describing: Describing::default(),
             row: None,
             stand_in: None,

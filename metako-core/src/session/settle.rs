@@ -292,11 +292,10 @@ impl Session {
             self.becoming.asked = suspect;
             let named = self.becoming.named.iter().map(AsRef::as_ref);
             let known = self.settings.names().filter(|name| name.contains(&b'.'));
-            let in_functions = server.in_functions.iter().flatten().map(AsRef::as_ref);
-            let mut names: Vec<&[u8]> = named.chain(known).chain(in_functions).collect();
-            names.sort_unstable();
-            names.dedup();
-            let sql = question(opaque, server.in_functions.is_none(), names.into_iter());
+            let sql = question(
+                opaque,
+                named.chain(known.filter(|name| !self.becoming.named.iter().any(|n| n.as_ref() == *name))),
+            );
             server.answer = Answer::default();
             self.ask(server, Asked::Question, &sql, to_server);
         } else if !Arc::ptr_eq(&server.applied, &self.settings) {
@@ -385,7 +384,7 @@ impl Session {
     }
 
     fn learn(&mut self, server: &mut Server) {
-        let Answer { pins, settings: found, own, broken } = std::mem::take(&mut server.answer);
+        let Answer { pins, settings: found, broken } = std::mem::take(&mut server.answer);
         let opaque = std::mem::take(&mut self.becoming.asked).has(Effects::OPAQUE);
         let Some(pins) = pins.filter(|_| !broken) else {
             // It is asked again after the next statement.
@@ -399,23 +398,12 @@ impl Session {
             pins.add(Pins::ROLE);
         }
         if opaque {
-            let named = std::mem::take(&mut self.becoming.named);
+            self.becoming.named.clear();
             self.becoming.set = InTransaction::default();
             server.unsure = true;
-            server.in_functions.get_or_insert(own);
-            // What others made and is no more has an empty value.
-            let is_known = |name: &[u8]| {
-                named
-                    .iter()
-                    .map(AsRef::as_ref)
-                    .chain(self.settings.names())
-                    .any(|known| known.eq_ignore_ascii_case(name))
-            };
             let mut settings = Settings::default();
             for (name, value) in found.into_iter().filter(|(name, _)| !name.starts_with(b"transaction_")) {
-                if !value.is_empty() || !name.contains(&b'.') || is_known(&name) {
-                    settings.set(&name, Made::Value(value));
-                }
+                settings.set(&name, Made::Value(value));
             }
             if settings != *self.settings {
                 self.take_settings(server, settings);
