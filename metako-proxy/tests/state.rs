@@ -60,6 +60,8 @@ async fn settings_of_every_kind_are_their_clients_own() {
         ("set app.tenant = 'it''s a'", "app.tenant", "it's a"),
         ("set application_name to 'changed'", "application_name", "changed"),
         ("select set_config('app.tenant', 'five', false)", "app.tenant", "five"),
+        // A reserved word is a name here.
+        ("select set_config('app.user', 'six', false)", "app.user", "six"),
         ("begin; set work_mem = '8MB'; commit", "work_mem", "8MB"),
         ("begin; set work_mem = '9MB'; rollback", "work_mem", "8MB"),
         (

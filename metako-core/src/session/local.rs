@@ -144,6 +144,9 @@ impl Session {
                     Some(body) => self.lost_block_parse(read::parse(body).ok_or(malformed)?, cx),
                     None => None,
                 };
+                if self.names.are_too_many() {
+                    return Err(ClientFault::Statements);
+                }
                 if verdict.is_some() {
                     write::parse_complete(to_client);
                 } else {

@@ -95,7 +95,7 @@ impl Model {
             }
             (["set" | "SET", name, "=" | "TO", value], _) => {
                 let mut settings = self.settings.clone();
-                settings.insert((*name).to_owned(), value.trim_matches('\'').to_owned());
+                settings.insert(name.replace('"', ""), value.trim_matches('\'').to_owned());
                 self.become_those(settings);
                 write::command_complete(&mut self.out, "SET");
             }
@@ -105,7 +105,7 @@ impl Model {
             }
             (["reset" | "RESET", name], _) => {
                 let mut settings = self.settings.clone();
-                settings.remove(*name);
+                settings.remove(&name.replace('"', ""));
                 self.become_those(settings);
                 write::command_complete(&mut self.out, "RESET");
             }

@@ -126,8 +126,22 @@ pub(super) fn is_settable(name: &[u8]) -> bool {
 
 fn reset(name: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"RESET ");
-    out.extend_from_slice(name);
+    identifier(name, out);
     out.extend_from_slice(b"; ");
+}
+
+/// A setting's name as SQL has it. Those of applications' own have parts, which may be reserved words, such as `app.user`.
+fn identifier(name: &[u8], out: &mut Vec<u8>) {
+    if !name.contains(&b'.') {
+        return out.extend_from_slice(name);
+    }
+    for (at, part) in name.split(|byte| *byte == b'.').enumerate() {
+        out.extend_from_slice(if at == 0 { b"\"" } else { b".\"" });
+        for byte in part {
+            out.extend_from_slice(if *byte == b'"' { b"\"\"" } else { std::slice::from_ref(byte) });
+        }
+        out.push(b'"');
+    }
 }
 
 fn make(name: &[u8], made: &Made, out: &mut Vec<u8>) {
@@ -142,7 +156,7 @@ fn make(name: &[u8], made: &Made, out: &mut Vec<u8>) {
         }
         Made::Value(value) => {
             out.extend_from_slice(b"SET ");
-            out.extend_from_slice(name);
+            identifier(name, out);
             out.extend_from_slice(b" TO ");
             if name == APPLICATION_NAME {
                 application_name::literal(value, out);
@@ -315,11 +329,16 @@ mod tests {
         two.set(b"application_name", value("it's a \\"));
         assert_eq!(
             statements(&one, &two),
-            "RESET a.b; SET application_name TO E'it''s a \\\\'; \
+            "RESET \"a\".\"b\"; SET application_name TO E'it''s a \\\\'; \
              SELECT pg_catalog.set_config('search_path', 'a, \"B\"', false); "
         );
         assert_eq!(statements(&Settings::default(), &one), "SET a.b = 1; SET timezone TO 'UTC'; ");
         assert_eq!(statements(&one, &one), "");
+        let mut own = Settings::default();
+        own.set(b"app.user", value("x"));
+        own.set(b"a\"b.c.d", value("y"));
+        let made = statements(&Settings::default(), &own);
+        assert_eq!(made, "SET \"a\"\"b\".\"c\".\"d\" TO 'y'; SET \"app\".\"user\" TO 'x'; ");
     }
 
     #[test]

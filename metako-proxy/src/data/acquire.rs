@@ -101,17 +101,13 @@ pub(super) async fn acquire<E: Env>(
     picked: Picked,
 ) -> Result<Found<E>, Report> {
     let mut picked = picked;
+    // What a replica said that may be right.
     let mut refused = None;
-    loop {
+    let held = loop {
         match picked {
-            Picked::Held(reason) => {
-                return match refused {
-                    Some(report) => Err(report),
-                    None => hold(core, wanted, reason).await,
-                };
-            }
+            Picked::Held(reason) => break reason,
             Picked::Node(_, false, _) if !nobody_is_held(core) => {
-                return hold(core, wanted, "clients that were held before come first".to_owned()).await;
+                break "clients that were held before come first".to_owned();
             }
             Picked::Node(node, replica, epoch) => match checkout(core, wanted, &node, epoch).await {
                 Ok(lease) => return Ok(Found { lease, replica }),
@@ -123,13 +119,15 @@ pub(super) async fn acquire<E: Env>(
                     refused = Some(told(&error, &node));
                     wanted.read = false;
                 }
-                Err(error) if !replica && is_transient(&error) => {
-                    return hold(core, wanted, describe(&error)).await;
-                }
+                Err(error) if !replica && is_transient(&error) => break describe(&error),
                 Err(error) => return Err(told(&error, &node)),
             },
         }
         picked = pick(core, wanted, &core.settings.load());
+    };
+    match refused {
+        Some(report) => Err(report),
+        None => hold(core, wanted, held).await,
     }
 }
 

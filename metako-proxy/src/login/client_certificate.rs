@@ -35,16 +35,13 @@ struct Authority {
 }
 
 impl Judge {
-    /// One that knows the authorities that `webpki` goes by.
-    ///
-    /// # Errors
-    ///
-    /// A certificate of theirs cannot be read.
+    /// One that knows the authorities that `webpki` goes by. Those whose certificates are read less easily than it reads them
+    /// do not count for version 1, which the log says.
     pub(super) fn new(
         webpki: Arc<dyn ClientCertVerifier>,
         known: &Authorities,
         algorithms: WebPkiSupportedAlgorithms,
-    ) -> Result<Self, CertificateError> {
+    ) -> Self {
         // Who may sign for some names only signs for none here: what a certificate of version 1 is for is in no place that those
         // rules speak of.
         let unbound = known
@@ -52,9 +49,8 @@ impl Judge {
             .iter()
             .zip(&known.roots.roots)
             .filter(|(_, root)| root.name_constraints.is_none());
-        let authorities =
-            unbound.map(|(certificate, _)| Authority::of(certificate)).collect::<Result<_, _>>()?;
-        Ok(Self { webpki, authorities, algorithms })
+        let authorities = unbound.filter_map(|(certificate, _)| Authority::of(certificate)).collect();
+        Self { webpki, authorities, algorithms }
     }
 
     /// Whether one of the authorities signed this certificate of version 1, and for this time.
@@ -87,11 +83,20 @@ impl Judge {
 }
 
 impl Authority {
-    fn of(certificate: &[u8]) -> Result<Self, CertificateError> {
-        let (_, parsed) =
-            X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
-        let key = SubjectPublicKeyInfoDer::from(parsed.public_key().raw.to_vec());
-        Ok(Self { name: parsed.subject().as_raw().into(), key })
+    fn of(certificate: &[u8]) -> Option<Self> {
+        match X509Certificate::from_der(certificate) {
+            Ok((_, parsed)) => {
+                let key = SubjectPublicKeyInfoDer::from(parsed.public_key().raw.to_vec());
+                Some(Self { name: parsed.subject().as_raw().into(), key })
+            }
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "a certificate of security.client_ca_file is strange: no client's certificate of X.509 version 1 counts by it"
+                );
+                None
+            }
+        }
     }
 }
 
@@ -215,7 +220,7 @@ mod tests {
         assert_eq!(roots.add_parsable_certificates(known.iter().cloned()).1, 0);
         let webpki = WebPkiClientVerifier::builder_with_provider(Arc::new(roots.clone()), Arc::new(provider));
         let known = Authorities { roots, certificates: known };
-        Judge::new(webpki.build().unwrap(), &known, algorithms).unwrap()
+        Judge::new(webpki.build().unwrap(), &known, algorithms)
     }
 
     fn at(year: i64) -> UnixTime {

@@ -63,11 +63,6 @@ fn judge(
     authorities: &Authorities,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsFileError> {
-    let bad = |problem: String| TlsFileError::BadCertificate {
-        file: TlsFile::Authorities,
-        path: path.to_owned(),
-        problem,
-    };
     // Whether a certificate has to be shown is for the rules to say.
     let webpki = WebPkiClientVerifier::builder_with_provider(
         Arc::new(authorities.roots.clone()),
@@ -75,7 +70,10 @@ fn judge(
     )
     .allow_unauthenticated()
     .build()
-    .map_err(|error| bad(error.to_string()))?;
-    let judge = Judge::new(webpki, authorities, provider.signature_verification_algorithms);
-    Ok(Arc::new(judge.map_err(|error| bad(error.to_string()))?))
+    .map_err(|error| TlsFileError::BadCertificate {
+        file: TlsFile::Authorities,
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })?;
+    Ok(Arc::new(Judge::new(webpki, authorities, provider.signature_verification_algorithms)))
 }

@@ -23,7 +23,7 @@ fn what_a_session_sets_goes_with_it_to_another_server() {
     bench.session = Session::new(1 << 30);
     bench.to_server.clear();
     bench.attach(false);
-    assert!(String::from_utf8_lossy(&bench.to_server).contains("RESET a.b"));
+    assert!(String::from_utf8_lossy(&bench.to_server).contains("RESET \"a\".\"b\""));
 }
 
 #[test]
