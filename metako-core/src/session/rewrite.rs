@@ -169,7 +169,8 @@ fn inner(tail: &[u8]) -> &[u8] {
     found.map_or(tail, |at| &tail[at + 2..])
 }
 
-fn quoted(name: &[u8]) -> Vec<u8> {
+/// A name in double quotes.
+pub(super) fn quoted(name: &[u8]) -> Vec<u8> {
     let mut out = vec![b'"'];
     for byte in name {
         if *byte == b'"' {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::application_name;
+use super::rewrite::quoted;
 
 /// The most bytes of settings that one session may take from server to server.
 const BYTES_MAX: usize = 16 << 10;
@@ -135,13 +136,8 @@ fn identifier(name: &[u8], out: &mut Vec<u8>) {
     if !name.contains(&b'.') {
         return out.extend_from_slice(name);
     }
-    for (at, part) in name.split(|byte| *byte == b'.').enumerate() {
-        out.extend_from_slice(if at == 0 { b"\"" } else { b".\"" });
-        for byte in part {
-            out.extend_from_slice(if *byte == b'"' { b"\"\"" } else { std::slice::from_ref(byte) });
-        }
-        out.push(b'"');
-    }
+    let parts: Vec<Vec<u8>> = name.split(|byte| *byte == b'.').map(quoted).collect();
+    out.extend_from_slice(&parts.join(&b'.'));
 }
 
 fn make(name: &[u8], made: &Made, out: &mut Vec<u8>) {

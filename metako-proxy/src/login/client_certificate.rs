@@ -209,7 +209,7 @@ mod tests {
     use rustls::RootCertStore;
     use rustls::server::WebPkiClientVerifier;
 
-    use super::super::tests::version_1::{authority, certificate, certificate_by};
+    use super::super::tests::version_1::{authority, certificate};
     use super::*;
 
     fn judge(authorities: &[&CertifiedIssuer<'static, KeyPair>]) -> Judge {
@@ -276,7 +276,7 @@ mod tests {
         named.distinguished_name.push(rcgen::DnType::CommonName, "middle");
         let issuer = rcgen::Issuer::new(named, key);
         let signed = CertificateParams::new(Vec::new()).unwrap().signed_by(&leaf, &issuer).unwrap();
-        let below = certificate_by(&issuer, "app", &leaf);
+        let below = certificate(&issuer, "app", &leaf);
         for shown in [signed.der(), &below] {
             assert!(
                 judge(&[&own]).verify_client_cert(shown, std::slice::from_ref(&middle), at(2025)).is_err()

@@ -18,17 +18,8 @@ pub(in crate::login) fn authority() -> CertifiedIssuer<'static, KeyPair> {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// One of version 1 for the years 2020 to 2049: one of version 3 without what is newer, signed once more.
+/// One of version 1, by whoever is said to be an authority, for the years 2020 to 2049: one of version 3 without what is newer, signed once more.
 pub(in crate::login) fn certificate(
-    authority: &CertifiedIssuer<'static, KeyPair>,
-    name: &str,
-    key: &KeyPair,
-) -> CertificateDer<'static> {
-    certificate_by(authority, name, key)
-}
-
-/// The same by whoever is said to be an authority.
-pub(in crate::login) fn certificate_by(
     authority: &Issuer<'_, KeyPair>,
     name: &str,
     key: &KeyPair,
