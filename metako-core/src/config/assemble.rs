@@ -12,15 +12,19 @@ use super::places::Checks;
 use super::raw::{self, File, Role, StrategyValue};
 use super::secrets::{self, SecretSource, Use};
 use super::types::{
-    Acks, Admin, Auth, ClusterSettings, Config, FailoverSettings, Limits, Log, NoVoter, Node, NodeTls,
-    PoolSettings, ReplicationAddress, RoleHint, RootCert, Routing, Secret, Security, Strategies, Synchronous,
-    TlsFiles, User,
+    Acks, Admin, Auth, ClusterSettings, Config, FailoverSettings, Hook, Hooks, Limits, Log, NoVoter, Node,
+    NodeTls, PoolSettings, ReplicationAddress, RoleHint, RootCert, Routing, Secret, Security, Strategies,
+    Synchronous, TlsFiles, User,
 };
 use super::units::{HumanDuration, SynchronousText};
 use crate::NodeName;
 use crate::plugin::{
     BuildError, FailoverPolicySpec, HealthProbeSpec, Kind, LoadBalancerSpec, QueryClassifierSpec, find,
 };
+
+/// How long hooks may take where the file does not say: a checkpoint for one, a whole base backup for the other.
+const STOP_TIMEOUT: Duration = Duration::from_mins(1);
+const REJOIN_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// The secrets of the file in its order; `None` where there is none or where it is at fault.
 pub(super) struct Secrets {
@@ -155,6 +159,10 @@ pub(super) fn assemble(file: File, secrets: Secrets, strategies: Strategies) -> 
             failure_threshold: file.health_check.failure_threshold,
             max_lag: plain(file.load_balancer.max_lag),
             failover: failover(&file.failover, rule),
+            hooks: Hooks {
+                stop: hook(file.hooks.stop, STOP_TIMEOUT),
+                rejoin: hook(file.hooks.rejoin, REJOIN_TIMEOUT),
+            },
         }),
         strategies,
         routing: Routing {
@@ -247,6 +255,7 @@ fn node(node: raw::Node, password: Secret, replication_password: Option<Secret>)
             password: replication_password,
             passfile: replication.passfile,
         },
+        pgdata: node.pgdata.filter(|path| !path.is_empty()),
         name: NodeName::from(name),
         host,
         port: node.port,
@@ -260,9 +269,14 @@ fn failover(raw: &raw::Failover, synchronous: Option<Synchronous>) -> FailoverSe
         silent_after: raw.silent_after.0,
         async_restart_grace: raw.async_restart_grace.0,
         hold_timeout: raw.hold_timeout.0,
+        drain_timeout: raw.drain_timeout.0,
         hold_clients: raw.hold_clients as usize,
         hold_bytes: raw.hold_bytes.0,
         budget: (raw.budget.count, raw.budget.span.0),
         unknown_outcome: raw.unknown_outcome,
     }
+}
+
+fn hook(raw: Option<raw::Hook>, timeout: Duration) -> Option<Hook> {
+    raw.map(|hook| Hook { command: hook.command, timeout: plain(hook.timeout).unwrap_or(timeout) })
 }

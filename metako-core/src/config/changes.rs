@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::types::{Config, Node, TlsFiles, User};
+use super::types::{Config, Hook, Node, TlsFiles, User};
 use super::units::{ByteSize, HumanDuration};
 use crate::NodeName;
 
@@ -122,7 +122,7 @@ fn nodes(old: &[Node], new: &[Node], found: &mut Vec<Change>) {
     }
 }
 
-fn node_keys(old: &Node, new: &Node) -> [(&'static str, bool); 17] {
+fn node_keys(old: &Node, new: &Node) -> [(&'static str, bool); 18] {
     fn client(node: &Node, pick: fn(&TlsFiles) -> &PathBuf) -> Option<&PathBuf> {
         node.tls.client.as_ref().map(pick)
     }
@@ -143,6 +143,7 @@ fn node_keys(old: &Node, new: &Node) -> [(&'static str, bool); 17] {
         ("sslnegotiation", old.tls.sslnegotiation == new.tls.sslnegotiation),
         ("channel_binding", old.tls.channel_binding == new.tls.channel_binding),
         ("application_name", old.application_name == new.application_name),
+        ("pgdata", old.pgdata == new.pgdata),
         ("replication", old.replication == new.replication),
     ]
 }
@@ -200,6 +201,10 @@ fn maybe<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
     value.map_or_else(|| "none".to_owned(), show)
 }
 
+fn hook(hook: &Hook) -> String {
+    format!("{{ command: [{}], timeout: {} }}", hook.command.join(", "), time(hook.timeout))
+}
+
 /// Settings that take effect at once.
 fn settings(config: &Config) -> Vec<(&'static str, String)> {
     let (cluster, routing, pool) = (&config.cluster, &config.routing, &config.pool);
@@ -237,10 +242,13 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("failover.silent_after", time(failover.silent_after)),
         ("failover.async_restart_grace", time(failover.async_restart_grace)),
         ("failover.hold_timeout", time(failover.hold_timeout)),
+        ("failover.drain_timeout", time(failover.drain_timeout)),
         ("failover.hold_clients", failover.hold_clients.to_string()),
         ("failover.hold_bytes", ByteSize(failover.hold_bytes).to_string()),
         ("failover.budget", format!("{count} per {}", time(span))),
         ("failover.unknown_outcome", word(failover.unknown_outcome)),
+        ("hooks.stop", maybe(cluster.hooks.stop.as_ref(), hook)),
+        ("hooks.rejoin", maybe(cluster.hooks.rejoin.as_ref(), hook)),
         ("security.tls_enabled", security.tls.is_some().to_string()),
         ("security.require_tls", security.require_tls.to_string()),
         ("security.cert_file", file(|tls| &tls.cert)),

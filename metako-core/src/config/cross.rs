@@ -21,6 +21,7 @@ pub(super) fn check(file: &File, secrets: &Secrets, checks: &mut Checks<'_>) {
     hosts_and_ports(&file.nodes, &listen, checks);
     users(file, checks);
     zero_bytes(file, checks);
+    hooks(file, checks);
     passwords(file, secrets, checks);
     nodes_tls(&file.nodes, checks);
     pools(file, checks);
@@ -247,6 +248,26 @@ fn zero_bytes(file: &File, checks: &mut Checks<'_>) {
     }
 }
 
+/// The command line and the environment of a hook end at a zero byte as well.
+fn hooks(file: &File, checks: &mut Checks<'_>) {
+    for (name, hook) in [("stop", &file.hooks.stop), ("rejoin", &file.hooks.rejoin)] {
+        for (index, word) in hook.iter().flat_map(|hook| hook.command.iter().enumerate()) {
+            if word.contains('\0') {
+                let key = format!("hooks.{name}.command[{index}]");
+                checks.problem(&[&key], format!("found {word:?}; expected text without a zero byte"));
+            }
+        }
+    }
+    for (index, node) in file.nodes.iter().enumerate() {
+        let Some(path) = node.pgdata.as_ref().filter(|path| !path.is_empty()) else { continue };
+        if !path.starts_with('/') || path.contains('\0') {
+            let message =
+                format!("found {path:?}; expected the absolute path of the data directory on its host");
+            checks.problem(&[&node_key(index, "pgdata")], message);
+        }
+    }
+}
+
 /// One user name has one password, whether a node or `users` gives it.
 fn passwords(file: &File, secrets: &Secrets, checks: &mut Checks<'_>) {
     let of_nodes = file.nodes.iter().map(|node| node.username.as_deref()).zip(&secrets.nodes).enumerate();
@@ -283,6 +304,17 @@ fn times(file: &File, checks: &mut Checks<'_>) {
             health.timeout, health.interval
         );
         checks.problem(&keys, message);
+    }
+    let failover = &file.failover;
+    if failover.drain_timeout >= failover.hold_timeout {
+        let keys = ["failover.drain_timeout", "failover.hold_timeout"];
+        let key = if checks.places.holds(keys[0]) { keys[0] } else { keys[1] };
+        let message = format!(
+            "a switchover waits up to {} (drain_timeout) for open transactions, and clients that come meanwhile are held \
+             for {} (hold_timeout) only; a drain_timeout below the hold_timeout spares them an error",
+            failover.drain_timeout, failover.hold_timeout
+        );
+        checks.warning(key, message);
     }
 }
 

@@ -24,9 +24,9 @@ pub(crate) use problem::{did_you_mean, nearest};
 pub use secrets::SecretSource;
 pub use types::{
     Acks, Admin, AdminAccess, Auth, ChannelBinding, ClusterSettings, Config, FailoverMode, FailoverSettings,
-    Limits, Log, LogFormat, NoVoter, Node, NodeTls, PoolMode, PoolSettings, Priority, ReplicationAddress,
-    RoleHint, RootCert, Routing, Secret, Security, Split, SslMode, SslNegotiation, Strategies, Synchronous,
-    TlsFiles, UnknownOutcome, User,
+    Hook, Hooks, Limits, Log, LogFormat, NoVoter, Node, NodeTls, PoolMode, PoolSettings, Priority,
+    ReplicationAddress, RoleHint, RootCert, Routing, Secret, Security, Split, SslMode, SslNegotiation,
+    Strategies, Synchronous, TlsFiles, UnknownOutcome, User,
 };
 pub use units::{ByteSize, HumanDuration, UnitError};
 

@@ -313,15 +313,44 @@ fn every_pool_mode_can_be_had() {
 
 #[test]
 fn reserved_keys_take_only_their_default() {
-    loaded(&with("hooks: {}\ncoordination: local\nlimits: { clients_per_user: none }\n"));
-    let text = with("hooks: { start: { command: [x] } }\nlimits: { clients_per_user: 5 }\n");
+    loaded(&with("coordination: local\nlimits: { clients_per_user: none }\n"));
+    let text = with("coordination: etcd\nlimits: { clients_per_user: 5 }\n");
     assert_eq!(
         problems(&text),
         [
-            "4:8: hooks: is not available in this version; leave it out, or write `{}`",
+            "4:15: coordination: is not available in this version; leave it out, or write `local`",
             "5:29: limits.clients_per_user: is not available in this version; leave it out, or write `none`",
         ]
     );
+}
+
+#[test]
+fn hooks_are_commands_with_time_limits() {
+    let none = loaded(&with("hooks: { stop: none }\n")).config.cluster;
+    assert_eq!((&none.hooks, none.failover.drain_timeout), (&Hooks::default(), Duration::from_secs(10)));
+    let text =
+        with("hooks: { stop: { command: [/bin/stop, now] }, rejoin: { command: [rejoin], timeout: 5m } }\n")
+            .replace("host: a", "host: a, pgdata: /data");
+    let cluster = loaded(&text).config.cluster;
+    let hook = |command: &[&str], seconds| {
+        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        Some(Hook { command, timeout: Duration::from_secs(seconds) })
+    };
+    let expected = Hooks { stop: hook(&["/bin/stop", "now"], 60), rejoin: hook(&["rejoin"], 300) };
+    assert_eq!(cluster.hooks, expected);
+    assert_eq!((cluster.nodes[0].pgdata.as_deref(), &cluster.nodes[1].pgdata), (Some("/data"), &None));
+    let shown: Vec<String> =
+        changes(&loaded(&with("")).config, &loaded(&text).config).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        [
+            "node a: pgdata changes",
+            "hooks.stop changes from none to { command: [/bin/stop, now], timeout: 1m }",
+            "hooks.rejoin changes from none to { command: [rejoin], timeout: 5m }",
+        ]
+    );
+    let longest = &loaded(&with("hooks: { rejoin: { command: [x] } }\n")).config.cluster.hooks.rejoin;
+    assert_eq!(longest, &hook(&["x"], 3600));
 }
 
 #[test]

@@ -77,6 +77,8 @@ pub struct ClusterSettings {
     pub max_lag: Option<Duration>,
     /// `failover`
     pub failover: FailoverSettings,
+    /// `hooks`
+    pub hooks: Hooks,
 }
 
 impl ClusterSettings {
@@ -113,6 +115,8 @@ pub struct Node {
     pub tls: NodeTls,
     /// Its name among standbys: `application_name` of its replication connection.
     pub application_name: String,
+    /// `pgdata`: its data directory on its host, for hooks.
+    pub pgdata: Option<String>,
     /// How other nodes reach it.
     pub replication: ReplicationAddress,
 }
@@ -266,6 +270,8 @@ pub struct FailoverSettings {
     pub async_restart_grace: Duration,
     /// `hold_timeout`
     pub hold_timeout: Duration,
+    /// `drain_timeout`: how long a switchover waits for open transactions to end.
+    pub drain_timeout: Duration,
     /// `hold_clients`
     pub hold_clients: usize,
     /// `hold_bytes`
@@ -274,6 +280,24 @@ pub struct FailoverSettings {
     pub budget: (u32, Duration),
     /// `unknown_outcome`
     pub unknown_outcome: UnknownOutcome,
+}
+
+/// `hooks`: commands that do on a node's host what SQL cannot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// Stops the PostgreSQL of a node.
+    pub stop: Option<Hook>,
+    /// Makes a former primary or a diverged standby follow the present primary.
+    pub rejoin: Option<Hook>,
+}
+
+/// A command, run without a shell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hook {
+    /// The program and its first arguments: not empty, nor is any of them, and none holds a zero byte.
+    pub command: Vec<String>,
+    /// How long it may take until it is ended.
+    pub timeout: Duration,
 }
 
 /// `failover.mode`

@@ -185,6 +185,7 @@ mod tests {
             priority: Priority::Rank(1),
             tls: NodeTls::new(SslMode::Disable),
             application_name: "a".to_owned(),
+            pgdata: None,
             replication: ReplicationAddress {
                 host: "127.0.0.1".to_owned(),
                 port,

@@ -98,6 +98,7 @@ mod tests {
             silent_after: Duration::ZERO,
             async_restart_grace: Duration::ZERO,
             hold_timeout: Duration::ZERO,
+            drain_timeout: Duration::ZERO,
             hold_clients: clients,
             hold_bytes: bytes,
             budget: (2, Duration::ZERO),

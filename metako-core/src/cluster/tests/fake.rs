@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::{
-    Acks, ClusterSettings, FailoverMode, FailoverSettings, NoVoter, Node, NodeTls, Priority,
+    Acks, ClusterSettings, FailoverMode, FailoverSettings, Hooks, NoVoter, Node, NodeTls, Priority,
     ReplicationAddress, Secret, SslMode, Synchronous, UnknownOutcome,
 };
 use crate::plugin::{Assessment, Electable, Evidence, FailoverPolicy, PrimaryEvidence};
@@ -25,6 +25,7 @@ pub(in crate::cluster) fn node(name: &str, port: u16) -> Node {
         priority: Priority::Rank(100),
         tls: NodeTls::new(SslMode::Prefer),
         application_name: name.to_owned(),
+        pgdata: None,
         replication: ReplicationAddress {
             host: "localhost".to_owned(),
             port,
@@ -50,11 +51,13 @@ pub(super) fn settings() -> ClusterSettings {
             silent_after: Duration::from_millis(2500),
             async_restart_grace: Duration::ZERO,
             hold_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(10),
             hold_clients: 1000,
             hold_bytes: 1 << 20,
             budget: (2, Duration::from_mins(10)),
             unknown_outcome: UnknownOutcome::TransactionResolutionUnknown,
         },
+        hooks: Hooks::default(),
     }
 }
 

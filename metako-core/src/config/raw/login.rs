@@ -88,6 +88,8 @@ pub(in crate::config) struct Node {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(min = 1))]
     pub(in crate::config) application_name: Option<String>,
+    /// Its data directory on its host, handed to hooks.
+    pub(in crate::config) pgdata: Option<String>,
     /// How other nodes reach it, where that differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Replication")]
@@ -114,6 +116,7 @@ impl Default for Node {
             sslnegotiation: SslNegotiation::Postgres,
             channel_binding: ChannelBinding::Prefer,
             application_name: None,
+            pgdata: None,
             replication: None,
         }
     }

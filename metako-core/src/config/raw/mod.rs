@@ -3,8 +3,10 @@
 //! Every field can be left out here. What must be given is in the schema, so that the checker names it with its place,
 //! and so that what is left of a faulty file can still be checked.
 
+mod hooks;
 mod login;
 
+pub(super) use hooks::{Hook, Hooks};
 pub(super) use login::{Node, Role, SecretText, User, UserPool};
 
 use std::borrow::Cow;
@@ -109,9 +111,7 @@ pub(super) struct File {
     /// When and how a replica is promoted.
     pub(super) failover: Failover,
     /// Commands for what SQL cannot do.
-    #[serde(skip_serializing)]
-    #[schemars(extend("x-reserved" = "{}"))]
-    pub(super) hooks: Reserved,
+    pub(super) hooks: Hooks,
     /// How several proxies agree.
     #[serde(skip_serializing)]
     #[schemars(extend("x-reserved" = "local"))]
@@ -140,7 +140,7 @@ impl Default for File {
             users: Vec::new(),
             auth: Auth::default(),
             failover: Failover::default(),
-            hooks: Reserved,
+            hooks: Hooks::default(),
             coordination: Reserved,
             security: Security::default(),
             admin: Admin::default(),
@@ -294,6 +294,9 @@ pub(super) struct Failover {
     pub(super) async_restart_grace: HumanDuration,
     /// How long a client is held while there is no primary.
     pub(super) hold_timeout: HumanDuration,
+    /// How long a switchover waits for open transactions to end.
+    #[schemars(extend("x-min" = "1ms"))]
+    pub(super) drain_timeout: HumanDuration,
     /// How many clients are held at most.
     pub(super) hold_clients: u32,
     /// How many bytes of held clients are kept at most.
@@ -314,6 +317,7 @@ impl Default for Failover {
             silent_after: HumanDuration::from_millis(2500),
             async_restart_grace: HumanDuration::default(),
             hold_timeout: HumanDuration::from_secs(30),
+            drain_timeout: HumanDuration::from_secs(10),
             hold_clients: 10_000,
             hold_bytes: ByteSize(64 << 20),
             budget: Budget { count: 2, span: HumanDuration::from_secs(600) },

@@ -198,8 +198,7 @@ impl Checker<'_> {
     fn reserved(&mut self, accepted: &str, tree: &Tree, key: &str) {
         let fits = match &tree.value {
             Value::Scalar { text, .. } => tree.is_null() || text == accepted,
-            Value::Section(entries) => accepted == "{}" && entries.is_empty(),
-            Value::List(_) => false,
+            Value::Section(_) | Value::List(_) => false,
         };
         if !fits {
             let message = format!("is not available in this version; leave it out, or write `{accepted}`");

@@ -8,7 +8,8 @@ use metako_core::cluster::{
     ClusterView, Decision, DecisionKind, Journal, JournalPhase, ProbeId, Promotion, SettingsChange, SyncRule,
 };
 use metako_core::config::{
-    FailoverMode, FailoverSettings, NodeTls, Priority, ReplicationAddress, Secret, SslMode, UnknownOutcome,
+    FailoverMode, FailoverSettings, Hooks, NodeTls, Priority, ReplicationAddress, Secret, SslMode,
+    UnknownOutcome,
 };
 use metako_core::plugin::{
     Assessment, Electable, Evidence, FailoverPolicy, HealthProbe, NodeAccess, NodeReport, ProbeFailure,
@@ -129,6 +130,7 @@ fn node(name: &str, port: u16) -> Node {
         priority: Priority::Rank(100),
         tls: NodeTls::new(SslMode::Disable),
         application_name: name.to_owned(),
+        pgdata: None,
         replication: ReplicationAddress {
             host: "localhost".to_owned(),
             port,
@@ -153,11 +155,13 @@ fn config(nodes: Vec<Node>) -> ControlConfig {
             silent_after: Duration::from_millis(2500),
             async_restart_grace: Duration::ZERO,
             hold_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(10),
             hold_clients: 10,
             hold_bytes: 1000,
             budget: (2, Duration::from_mins(10)),
             unknown_outcome: UnknownOutcome::TransactionResolutionUnknown,
         },
+        hooks: Hooks::default(),
     };
     ControlConfig {
         settings: Arc::new(settings),
