@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{ClusterView, Decision, Journal};
+use crate::config::Secret;
 use crate::{Epoch, NodeName, TimelineId};
 
 /// Ties an [`Event::Done`](super::Event::Done) to the action it answers.
@@ -115,6 +116,13 @@ pub enum Action {
         /// What to set.
         change: SettingsChange,
     },
+    /// Run a hook. Done when it ended well.
+    Hook {
+        /// The action.
+        id: ActionId,
+        /// Which, for whom.
+        call: HookCall,
+    },
     /// Make this view the one that the data plane reads.
     Publish {
         /// The view.
@@ -148,4 +156,44 @@ pub struct Promotion {
     /// The value that `primary_slot_name` must have there (the freeze token of this epoch), or the call does nothing: so
     /// a controller that was asleep cannot promote.
     pub token: String,
+}
+
+/// Commands that do on a node's host what SQL cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HookKind {
+    /// Stop the node's PostgreSQL cleanly.
+    Stop,
+    /// Make a former primary or a diverged standby follow the present primary.
+    Rejoin,
+}
+
+impl HookKind {
+    /// Its name in the configuration, and the first argument of its command.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Rejoin => "rejoin",
+        }
+    }
+}
+
+/// A call of a hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookCall {
+    /// Which.
+    pub kind: HookKind,
+    /// The node whose host is acted on.
+    pub node: NodeName,
+    /// Whom it is to follow: the present primary. `None` for a stop.
+    pub upstream: Option<NodeName>,
+    /// The epoch that asks for it.
+    pub epoch: Epoch,
+    /// The timeline of that epoch.
+    pub timeline: TimelineId,
+    /// The node's replication slot on the upstream, for a rejoin.
+    pub slot: Option<String>,
+    /// The node's future `primary_conninfo`, for a rejoin. May hold a password: it is neither shown nor written down.
+    #[serde(skip)]
+    pub conninfo: Option<Secret>,
 }

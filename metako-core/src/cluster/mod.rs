@@ -47,7 +47,7 @@ mod views;
 mod witness;
 mod work;
 
-pub use action::{Action, ActionId, ProbeId, Promotion, SettingsChange};
+pub use action::{Action, ActionId, HookCall, HookKind, ProbeId, Promotion, SettingsChange};
 pub use controller::Controller;
 pub use event::{ActionFailure, ActionOutcome, Event, OperatorCommand, ServerLoss};
 pub use phase::Phase;

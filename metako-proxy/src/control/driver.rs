@@ -321,6 +321,10 @@ impl<E: Env> Driver<E> {
                 self.order(id, &node, Order::Promote(promotion))
             }
             Action::Verify { id, node, epoch } => self.order(id, &node, Order::Verify(epoch)),
+            Action::Hook { id, call } => {
+                let problem = format!("the {} hook of {} cannot be run yet", call.kind.name(), call.node);
+                Some(Event::Done { id, outcome: Err(ActionFailure::Failed(problem)) })
+            }
             Action::Publish { view } => {
                 self.view.publish(view);
                 None

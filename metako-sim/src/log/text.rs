@@ -137,6 +137,13 @@ fn write_action(f: &mut fmt::Formatter<'_>, action: &Action) -> fmt::Result {
         Action::SetSyncStandbys { id, node, change } => {
             write!(f, "action   #{} synchronous standbys of {node}:{}", id.0, Change(change))
         }
+        Action::Hook { id, call } => {
+            write!(f, "action   #{} hook {} of {}", id.0, call.kind.name(), call.node)?;
+            match &call.upstream {
+                Some(upstream) => write!(f, " to {upstream} (epoch {})", call.epoch),
+                None => write!(f, " (epoch {})", call.epoch),
+            }
+        }
         Action::Publish { view } => write!(f, "action   publish view {}", view.version),
         Action::Record { decision } => write!(f, "action   record {}", kind_name(decision.kind)),
     }

@@ -160,6 +160,10 @@ impl World {
                 self.act(node.as_str(), id, Request::Promote(promotion));
             }
             Action::Verify { id, node, epoch } => self.act(node.as_str(), id, Request::Verify(epoch)),
+            Action::Hook { id, .. } => {
+                let outcome = Err(ActionFailure::Failed("hooks are not simulated yet".to_owned()));
+                self.proxy_after(Duration::ZERO, ProxyEvent::Done { id, outcome });
+            }
             Action::Publish { view } => self.publish(view),
             Action::Record { decision } => self.stage.log(LogEvent::Decision(decision)),
         }

@@ -396,6 +396,10 @@ impl Lab {
                 };
                 Some(Event::Done { id: *id, outcome })
             }
+            Action::Hook { id, .. } => {
+                let outcome = Err(ActionFailure::Failed("no hooks here".to_owned()));
+                Some(Event::Done { id: *id, outcome })
+            }
             Action::Publish { .. } | Action::Record { .. } => None,
         }
     }
@@ -557,6 +561,7 @@ pub(super) fn name_of(action: &Action) -> &'static str {
         Action::Verify { .. } => "verify",
         Action::Repoint { .. } => "repoint",
         Action::SetSyncStandbys { .. } => "set_sync",
+        Action::Hook { .. } => "hook",
         Action::Publish { .. } => "publish",
         Action::Record { .. } => "record",
     }
@@ -573,6 +578,7 @@ fn lane_of(action: &Action) -> Option<(ActionId, String)> {
         | Action::SetSyncStandbys { id, node, .. }
         | Action::Verify { id, node, .. } => Some((*id, node.to_string())),
         Action::Promote { id, promotion } => Some((*id, promotion.node.to_string())),
+        Action::Hook { id, call } => Some((*id, call.node.to_string())),
         Action::Probe { .. } | Action::Publish { .. } | Action::Record { .. } => None,
     }
 }
