@@ -6,6 +6,7 @@ use std::path::Path;
 
 use metako_core::config::{self, Loaded, Problem, Problems, SecretSource};
 use metako_core::hba::HbaProblem;
+use nix::unistd::{AccessFlags, access};
 use tracing_subscriber::EnvFilter;
 
 use crate::backend::ServerTlsTable;
@@ -68,6 +69,7 @@ fn named_files(loaded: &mut Loaded) -> Vec<Problem> {
         problems.extend(errors.iter().map(named));
     }
     problems.extend(hba_file(loaded));
+    problems.extend(hook_programs(loaded));
     if let Err(error) = EnvFilter::try_new(&loaded.config.log.level) {
         let message = format!(
             "is no level and no filter ({error}); expected such as `info` or `info,metako_proxy=debug`"
@@ -83,6 +85,28 @@ fn tls_files(loaded: &Loaded) -> Vec<Problem> {
     let own = security.tls.as_ref().and_then(|files| load_tls(files).err()).unwrap_or_default();
     let of_clients = security.client_ca.as_deref().and_then(|path| load_authorities(path).err());
     own.into_iter().chain(of_clients).map(named).collect()
+}
+
+/// Programs that are named by a path; others are looked for in `PATH` when they are run.
+fn hook_programs(loaded: &Loaded) -> Vec<Problem> {
+    let hooks = &loaded.config.cluster.hooks;
+    let commands = [("stop", &hooks.stop), ("rejoin", &hooks.rejoin)].into_iter();
+    let programs = commands.filter_map(|(name, hook)| Some((name, hook.as_ref()?.command.first()?)));
+    let named = programs.filter(|(_, program)| program.contains('/')).filter_map(|(name, program)| {
+        let problem = not_executable(Path::new(program))?;
+        Some(loaded.places.problem(&format!("hooks.{name}.command[0]"), format!("{program} {problem}")))
+    });
+    named.collect()
+}
+
+fn not_executable(program: &Path) -> Option<String> {
+    match std::fs::metadata(program) {
+        Err(error) => Some(format!("cannot be run: {error}")),
+        Ok(found) if !found.is_file() => Some("is no file; expected a program".to_owned()),
+        Ok(_) => access(program, AccessFlags::X_OK)
+            .is_err()
+            .then(|| "is not executable by the user that metako runs as now (chmod +x)".to_owned()),
+    }
 }
 
 /// Each problem of the rules is one of the key that names their file.

@@ -42,6 +42,8 @@ impl Folder {
         );
         write("ssl-hba", "hostssl all all all scram-sha-256\nhost all all all scram-sha-256\n");
         write("bad-hba", "host all all md5\nhost all +ops 10.0.0.0/8 ldap\nhost all all all scram-sha-265\n");
+        write("hook", "#!/bin/sh\n");
+        std::fs::set_permissions(dir.path().join("hook"), Permissions::from_mode(0o700)).unwrap();
         std::fs::create_dir(dir.path().join("folder")).unwrap();
         Self { dir }
     }
