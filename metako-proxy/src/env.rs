@@ -5,6 +5,7 @@
 //! are deterministic by themselves.
 
 mod names;
+mod programs;
 mod socket;
 mod workers;
 
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metako_core::Tick;
+use metako_core::config::Secret;
 use metako_core::pool::Worker;
 use nix::sys::stat::Mode;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -90,6 +92,16 @@ pub trait Env: Clone + Send + Sync + 'static {
         false
     }
 
+    /// Runs a program to its end, in a process group of its own. After `program.limit` it is ended, and all that is left in
+    /// its group with it; what it started in sessions of their own goes on. The answer does not wait for those.
+    ///
+    /// Dropping the future ends the program and its group as well, in the background.
+    ///
+    /// # Errors
+    ///
+    /// It could not be started.
+    fn run_hook(&self, program: HookProgram) -> impl Future<Output = io::Result<HookOutput>> + Send;
+
     /// Time since the start of the world, on the clock that the runtime's timers use.
     fn now(&self) -> Tick;
 
@@ -105,6 +117,39 @@ pub trait Env: Clone + Send + Sync + 'static {
         self.entropy(&mut bytes);
         u64::from_le_bytes(bytes)
     }
+}
+
+/// A program to be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookProgram {
+    /// The program and its arguments. Without a slash in its name it is looked for in `PATH`.
+    pub command: Vec<String>,
+    /// Variables that it finds in its environment, beside those of metako.
+    pub environment: Vec<(String, Secret)>,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+/// What a program did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookOutput {
+    /// How it ended.
+    pub ending: HookEnding,
+    /// The end of what it said on both of its outputs, a few KiB.
+    pub output: String,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookEnding {
+    /// By itself, with this status.
+    Exited(i32),
+    /// By this signal, which metako did not send.
+    Killed(i32),
+    /// It was ended because its time was up.
+    TimedOut,
+    /// Nobody knows.
+    Lost,
 }
 
 /// A bound socket.
@@ -236,6 +281,10 @@ impl Env for TokioEnv {
 
     fn is_silent(&self, stream: &Self::Stream) -> bool {
         stream.is_silent()
+    }
+
+    async fn run_hook(&self, program: HookProgram) -> io::Result<HookOutput> {
+        programs::run(program).await
     }
 
     fn now(&self) -> Tick {

@@ -94,6 +94,7 @@ fn the_proxy_reaches_the_world_only_through_env() {
         "TcpListener::bind",
         "UnixListener::bind",
         "UnixStream::connect",
+        "process::Command",
         "SystemTime",
         "std::time::Instant",
     ];

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::actions::{Order, Servers};
 use super::config::ControlConfig;
 use super::contained::panic_text;
+use super::hooks;
 use super::journal::{Found, JournalError, JournalStore};
 use super::persist::JournalWriter;
 use super::probes::{ProbeAnswer, Probes};
@@ -321,10 +322,13 @@ impl<E: Env> Driver<E> {
                 self.order(id, &node, Order::Promote(promotion))
             }
             Action::Verify { id, node, epoch } => self.order(id, &node, Order::Verify(epoch)),
-            Action::Hook { id, call } => {
-                let problem = format!("the {} hook of {} cannot be run yet", call.kind.name(), call.node);
-                Some(Event::Done { id, outcome: Err(ActionFailure::Failed(problem)) })
-            }
+            Action::Hook { id, call } => match hooks::Run::new(&self.settings, call) {
+                Ok(run) => {
+                    self.spawn(id, run.run(self.env.clone()));
+                    None
+                }
+                Err(failure) => Some(Event::Done { id, outcome: Err(failure) }),
+            },
             Action::Publish { view } => {
                 self.view.publish(view);
                 None

@@ -8,6 +8,7 @@ mod connection;
 mod contained;
 mod driver;
 mod established;
+mod hooks;
 mod journal;
 mod node_report;
 mod persist;

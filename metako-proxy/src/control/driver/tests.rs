@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use metako_core::cluster::{
-    ClusterView, Decision, DecisionKind, Journal, JournalPhase, ProbeId, Promotion, SettingsChange, SyncRule,
+    ClusterView, Decision, DecisionKind, HookCall, HookKind, Journal, JournalPhase, ProbeId, Promotion,
+    SettingsChange, SyncRule,
 };
 use metako_core::config::{
-    FailoverMode, FailoverSettings, Hooks, NodeTls, Priority, ReplicationAddress, Secret, SslMode,
+    FailoverMode, FailoverSettings, Hook, Hooks, NodeTls, Priority, ReplicationAddress, Secret, SslMode,
     UnknownOutcome,
 };
 use metako_core::plugin::{
@@ -364,6 +365,29 @@ async fn orders_reach_their_node_and_each_is_answered_once() {
     assert!(matches!(outcome, Err(ActionFailure::Unknown(_))), "{outcome:?}");
     let (_, outcome) = done(bench.driver.carry_out(verify("gone")).unwrap());
     assert!(matches!(outcome, Err(ActionFailure::Failed(_))), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn hooks_are_run_by_the_configuration_in_force_and_answered_once() {
+    let mut bench = bench(&["a"], empty_store(), MockCut::new()).await;
+    let call = |node: &str| HookCall {
+        kind: HookKind::Stop,
+        node: NodeName::from(node),
+        upstream: None,
+        epoch: Epoch(2),
+        timeline: TimelineId(2),
+        slot: None,
+        conninfo: None,
+    };
+    let hook = |id, node| Action::Hook { id: ActionId(id), call: call(node) };
+    let (id, outcome) = done(bench.driver.carry_out(hook(1, "a")).unwrap());
+    assert!(id == 1 && matches!(outcome, Err(ActionFailure::Failed(_))), "{outcome:?}");
+    let mut settings = (*bench.driver.settings).clone();
+    settings.hooks.stop = Some(Hook { command: vec!["true".to_owned()], timeout: Duration::from_mins(1) });
+    bench.driver.settings = Arc::new(settings);
+    assert_eq!(done(bench.carry_out(hook(2, "a")).await), (2, Ok(ActionOutcome::Done)));
+    let (id, outcome) = done(bench.driver.carry_out(hook(3, "gone")).unwrap());
+    assert!(id == 3 && matches!(outcome, Err(ActionFailure::Failed(_))), "{outcome:?}");
 }
 
 #[tokio::test(start_paused = true)]
