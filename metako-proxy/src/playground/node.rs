@@ -121,12 +121,18 @@ impl Node {
 
     fn postmaster_pid(&self) -> Option<Pid> {
         let mut postmaster = self.0.postmaster.lock();
-        if let Ok(None) = postmaster.as_mut()?.try_wait() {
-            postmaster.as_ref().and_then(|child| i32::try_from(child.id()).ok()).map(Pid::from_raw)
-        } else {
-            *postmaster = None;
-            None
+        if let Some(Ok(None)) = postmaster.as_mut().map(Child::try_wait) {
+            return postmaster.as_ref().and_then(|child| i32::try_from(child.id()).ok()).map(Pid::from_raw);
         }
+        *postmaster = None;
+        self.foreign_postmaster()
+    }
+
+    /// A postmaster that somebody else started on the data folder, such as a hook.
+    fn foreign_postmaster(&self) -> Option<Pid> {
+        let lock_file = std::fs::read_to_string(self.data_dir().join("postmaster.pid")).ok()?;
+        let pid = Pid::from_raw(lock_file.lines().next()?.trim().parse().ok()?);
+        self.0.mark.processes().contains(&pid).then_some(pid)
     }
 
     /// Starts the server and waits until it answers a query. Waits before that until every process of an earlier run

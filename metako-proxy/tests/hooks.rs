@@ -1,0 +1,283 @@
+//! The hooks that are shipped, on real clusters: a former primary is stopped, rejoins, is rewound, or is copied anew.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use metako_core::config::Secret;
+use metako_proxy::env::{Env as _, HookEnding, HookOutput, HookProgram, TokioEnv};
+use metako_proxy::playground::{Builder, Cluster, Node, until};
+
+const LIMIT: Duration = Duration::from_mins(2);
+
+/// A primary, its replicas, and calls of hooks for them.
+struct Bench {
+    cluster: Cluster,
+    old: Node,
+    new: Node,
+}
+
+impl Bench {
+    async fn start(builder: Builder) -> Self {
+        let cluster = Cluster::start(builder).await.unwrap();
+        let (old, new) = (cluster.node("node-1").clone(), cluster.nodes()[1 % cluster.nodes().len()].clone());
+        old.sql("CREATE TABLE t (a int); INSERT INTO t VALUES (1)").unwrap();
+        Self { cluster, old, new }
+    }
+
+    /// Makes the first replica primary, with a slot for each that may follow it.
+    fn promote(&self) {
+        assert_rows(&self.new, "1");
+        assert_eq!(self.new.sql("SELECT pg_promote()").unwrap().as_deref(), Some("t"));
+        for slot in ["node_1", "node_3"] {
+            self.new.sql(&format!("SELECT pg_create_physical_replication_slot('{slot}', true)")).unwrap();
+        }
+        self.new.sql("INSERT INTO t VALUES (2)").unwrap();
+        // Configuration of its own that a rewound node must not get.
+        self.new.sql("ALTER SYSTEM SET work_mem = '5MB'").unwrap();
+    }
+
+    async fn local(&self, hook: &str, node: &Node, timeline: u32) -> HookOutput {
+        self.run(vec![script("local.sh")], hook, node, timeline, &[]).await
+    }
+
+    /// Runs a hook for `node`, to follow the new primary.
+    async fn run(
+        &self,
+        mut command: Vec<String>,
+        hook: &str,
+        node: &Node,
+        timeline: u32,
+        more: &[(&str, String)],
+    ) -> HookOutput {
+        let upstream = if node.name() == self.new.name() { &self.old } else { &self.new };
+        command.extend([hook, node.name(), upstream.name()].map(str::to_owned));
+        let conninfo = format!(
+            "host='127.0.0.1' port='{}' user='{}' password='{}' application_name='{}' sslmode='disable'",
+            upstream.port(),
+            Cluster::SUPERUSER,
+            self.cluster.superuser_password(),
+            node.name()
+        );
+        let environment = [
+            ("METAKO_NODE", node.name().to_owned()),
+            ("METAKO_HOST", "127.0.0.1".to_owned()),
+            ("METAKO_PORT", node.port().to_string()),
+            ("METAKO_PGDATA", node.data_dir().display().to_string()),
+            ("METAKO_UPSTREAM_HOST", "127.0.0.1".to_owned()),
+            ("METAKO_UPSTREAM_PORT", upstream.port().to_string()),
+            ("METAKO_SLOT", node.slot_name()),
+            ("METAKO_EPOCH", "7".to_owned()),
+            ("METAKO_TIMELINE", timeline.to_string()),
+            ("METAKO_PRIMARY_CONNINFO", conninfo),
+        ];
+        let environment = environment.iter().chain(more);
+        let environment =
+            environment.map(|(name, value)| ((*name).to_owned(), Secret::new(value.clone()))).collect();
+        TokioEnv::new().run_hook(HookProgram { command, environment, limit: LIMIT }).await.unwrap()
+    }
+
+    /// The node streams, has what the new primary has, and its own settings.
+    fn assert_rejoined(&self, node: &Node) {
+        self.cluster.wait_streaming(&self.new, &[node.name()], LIMIT).unwrap();
+        self.new.sql("INSERT INTO t VALUES (3)").unwrap();
+        assert_rows(node, "1,2,3");
+        let answers = [
+            ("SELECT pg_is_in_recovery()", "t"),
+            ("SELECT received_tli FROM pg_stat_wal_receiver", "2"),
+            ("SHOW work_mem", "4MB"),
+            ("SHOW primary_slot_name", &node.slot_name()),
+            ("SELECT count(*) FROM pg_file_settings WHERE name = 'primary_conninfo'", "1"),
+        ];
+        for (question, answer) in answers {
+            assert_eq!(node.sql(question).unwrap().as_deref(), Some(answer), "{question}");
+        }
+        assert!(!beside(node, "metako-saved").exists() && !beside(node, "metako-new").exists());
+    }
+}
+
+fn script(name: &str) -> String {
+    format!("{}/../configs/hooks/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The data folder's name with something after it.
+fn beside(node: &Node, suffix: &str) -> PathBuf {
+    PathBuf::from(format!("{}.{suffix}", node.data_dir().display()))
+}
+
+fn assert_rows(node: &Node, expected: &str) {
+    let rows = "SELECT string_agg(a::text, ',' ORDER BY a) FROM t";
+    until("the rows", LIMIT, || match node.sql(rows) {
+        Ok(Some(rows)) if rows == expected => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap();
+}
+
+fn assert_done(output: &HookOutput) {
+    assert_eq!(output.ending, HookEnding::Exited(0), "{}", output.output);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_was_stopped_rejoins_and_dies_with_its_cluster() {
+    let bench = Bench::start(Builder::new().replicas(1)).await;
+    // A standby is no upstream, and then nothing is stopped.
+    let early = bench.local("rejoin", &bench.old, 1).await;
+    assert_eq!(early.ending, HookEnding::Exited(75), "{}", early.output);
+    assert!(bench.old.is_running());
+
+    assert_done(&bench.local("stop", &bench.old, 1).await);
+    assert!(!bench.old.is_running());
+    assert_done(&bench.local("stop", &bench.old, 1).await);
+    bench.promote();
+    let output = bench.local("rejoin", &bench.old, 2).await;
+    assert_done(&output);
+    bench.assert_rejoined(&bench.old);
+    assert!(!beside(&bench.old, "before-7").exists());
+    // Again, though there is nothing to do.
+    assert_done(&bench.local("rejoin", &bench.old, 2).await);
+    bench.cluster.wait_streaming(&bench.new, &["node-1"], LIMIT).unwrap();
+    // And after a crash.
+    bench.old.kill_9_all().unwrap();
+    let output = bench.local("rejoin", &bench.old, 2).await;
+    assert_done(&output);
+    assert!(!output.output.contains("recovered first"), "{}", output.output);
+    bench.cluster.wait_streaming(&bench.new, &["node-1"], LIMIT).unwrap();
+
+    assert!(bench.old.is_running() && bench.old.processes() > 0);
+    let Bench { cluster, old, .. } = bench;
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let _cluster = cluster;
+        panic!("on purpose");
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(old.processes(), 0);
+    assert!(!old.data_dir().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_wrote_on_and_was_killed_is_rewound() {
+    let bench = Bench::start(Builder::new().replicas(1)).await;
+    bench.promote();
+    bench.old.sql("INSERT INTO t SELECT generate_series(100, 10000)").unwrap();
+    bench.old.kill_9().unwrap();
+    let output = bench.local("rejoin", &bench.old, 2).await;
+    assert_done(&output);
+    assert!(output.output.contains("recovered first"), "{}", output.output);
+    assert!(output.output.contains("rewinding from last common checkpoint"), "{}", output.output);
+    bench.assert_rejoined(&bench.old);
+    assert!(!beside(&bench.old, "before-7").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_what_outlived_a_killed_postmaster() {
+    let bench = Bench::start(Builder::new().replicas(0)).await;
+    let node = bench.old.clone();
+    let busy = std::thread::spawn({
+        let node = node.clone();
+        // Loops without ever looking whether the postmaster lives.
+        move || node.sql("DO $$ BEGIN LOOP PERFORM 1; END LOOP; END $$")
+    });
+    let active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO %' AND state = 'active'";
+    until("the busy backend", LIMIT, || match node.sql(active) {
+        Ok(Some(count)) if count == "1" => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap();
+    node.kill_9().unwrap();
+    assert!(node.processes() > 0);
+    assert_done(&bench.local("stop", &node, 1).await);
+    assert_eq!(node.processes(), 0);
+    assert!(busy.join().unwrap().is_err());
+}
+
+/// Has the third node receive more than the one that is promoted, and rejoin.
+async fn diverged_standby(killed: bool) {
+    let bench = Bench::start(Builder::new().replicas(2)).await;
+    let third = bench.cluster.node("node-3");
+    assert_rows(&bench.new, "1");
+    bench.new.sql("ALTER SYSTEM SET primary_conninfo = ''").unwrap();
+    bench.new.sql("SELECT pg_reload_conf()").unwrap();
+    bench.cluster.wait_streaming(&bench.old, &["node-3"], LIMIT).unwrap();
+    bench.old.sql("INSERT INTO t VALUES (100)").unwrap();
+    assert_rows(third, "1,100");
+    bench.old.kill_9_all().unwrap();
+    bench.promote();
+    if killed {
+        third.kill_9().unwrap();
+    }
+    let output = bench.local("rejoin", third, 2).await;
+    assert_done(&output);
+    assert!(output.output.contains("rewinding from last common checkpoint"), "{}", output.output);
+    bench.assert_rejoined(third);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_received_too_much_is_rewound() {
+    diverged_standby(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_received_too_much_and_was_killed_is_rewound() {
+    diverged_standby(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_rewinding_cannot_be_done_the_primary_is_copied() {
+    let bench = Bench::start(Builder::new().replicas(1).setting("wal_log_hints", "off")).await;
+    bench.promote();
+    bench.old.sql("INSERT INTO t VALUES (100)").unwrap();
+    let older = beside(&bench.old, "before-3");
+    std::fs::create_dir(&older).unwrap();
+    make_owned(&older, bench.old.data_dir());
+
+    let tablespace = bench.old.data_dir().join("pg_tblspc/99999");
+    std::os::unix::fs::symlink("/nowhere", &tablespace).unwrap();
+    let refused = bench.local("rejoin", &bench.old, 2).await;
+    assert_eq!(refused.ending, HookEnding::Exited(1), "{}", refused.output);
+    assert!(refused.output.contains("has tablespaces"), "{}", refused.output);
+    assert!(older.exists() && !bench.old.is_running());
+    std::fs::remove_file(&tablespace).unwrap();
+
+    let output = bench.local("rejoin", &bench.old, 2).await;
+    assert_done(&output);
+    bench.assert_rejoined(&bench.old);
+    assert!(beside(&bench.old, "before-7").join("PG_VERSION").exists());
+    assert!(!older.exists(), "one former data folder is kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ssh_sends_the_same_script_with_all_that_it_needs() {
+    let bench = Bench::start(Builder::new().replicas(1)).await;
+    let folder = tempfile::tempdir().unwrap();
+    // Logs in as the owner of the data, as the real one would.
+    let ssh = "#!/bin/sh\n\
+        while [ \"$1\" != -- ]; do shift; done; shift\n\
+        [ \"$1\" = postgres@127.0.0.1 ] || exit 255\n\
+        shift\n\
+        [ \"$(id -u)\" -ne 0 ] || exec setpriv --reuid \"$OWNER\" --clear-groups env -i PATH=\"$PATH\" sh -c \"$*\"\n\
+        exec env -i PATH=\"$PATH\" sh -c \"$*\"\n";
+    std::fs::write(folder.path().join("ssh"), ssh).unwrap();
+    std::fs::set_permissions(folder.path().join("ssh"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(bench.old.data_dir()).unwrap());
+    let more = [("PATH", path), ("OWNER", owner.to_string()), ("PG_KEEP", "it's nothing".to_owned())];
+    let call = |hook, timeline| bench.run(vec![script("ssh.sh")], hook, &bench.old, timeline, &more);
+
+    assert_done(&call("stop", 1).await);
+    assert!(!bench.old.is_running());
+    bench.promote();
+    assert_done(&call("rejoin", 2).await);
+    bench.assert_rejoined(&bench.old);
+    let elsewhere = [more.as_slice(), &[("METAKO_SSH_HOST", "nowhere".to_owned())]].concat();
+    let output = bench.run(vec![script("ssh.sh")], "stop", &bench.old, 2, &elsewhere).await;
+    assert_eq!(output.ending, HookEnding::Exited(75), "{}", output.output);
+}
+
+/// Gives a folder to the owner of another.
+fn make_owned(folder: &Path, like: &Path) {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let like = std::fs::metadata(like).unwrap();
+    std::os::unix::fs::chown(folder, Some(like.uid()), Some(like.gid())).unwrap();
+}
