@@ -258,8 +258,9 @@ follow() {
         umask 077
         {
             [ ! -f "$settings" ] || grep -viE '^[[:space:]]*(primary_conninfo|primary_slot_name)([[:space:]]|=)' "$settings" || :
-            echo "primary_conninfo = '$(quoted "$METAKO_PRIMARY_CONNINFO")'"
-            [ -z "${METAKO_SLOT:-}" ] || echo "primary_slot_name = '$(quoted "$METAKO_SLOT")'"
+            # Not by echo, which takes backslashes for more than they are.
+            printf "primary_conninfo = '%s'\n" "$(quoted "$METAKO_PRIMARY_CONNINFO")"
+            [ -z "${METAKO_SLOT:-}" ] || printf "primary_slot_name = '%s'\n" "$(quoted "$METAKO_SLOT")"
         } >"$settings.metako"
         : >"$1/standby.signal"
     )

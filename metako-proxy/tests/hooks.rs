@@ -8,6 +8,15 @@ use metako_proxy::env::{Env as _, HookEnding, HookOutput, HookProgram, TokioEnv}
 use metako_proxy::playground::{Builder, Cluster, Node, until};
 
 const LIMIT: Duration = Duration::from_mins(2);
+/// Who follows the primary: no superuser, with the grants of docs/hooks.md, and a password that is hard to quote.
+const REJOINER: &str = r#"
+CREATE ROLE rejoiner REPLICATION LOGIN PASSWORD 'it''s \ "lion"';
+GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean) TO rejoiner;
+GRANT EXECUTE ON FUNCTION pg_stat_file(text, boolean) TO rejoiner;
+GRANT EXECUTE ON FUNCTION pg_read_binary_file(text) TO rejoiner;
+GRANT EXECUTE ON FUNCTION pg_read_binary_file(text, bigint, bigint, boolean) TO rejoiner;
+DO $$ BEGIN IF current_setting('server_version_num')::int >= 150000 THEN GRANT pg_checkpoint TO rejoiner; END IF; END $$;
+"#;
 
 /// A primary, its replicas, and calls of hooks for them.
 struct Bench {
@@ -20,6 +29,7 @@ impl Bench {
     async fn start(builder: Builder) -> Self {
         let cluster = Cluster::start(builder).await.unwrap();
         let (old, new) = (cluster.node("node-1").clone(), cluster.nodes()[1 % cluster.nodes().len()].clone());
+        old.sql(REJOINER).unwrap();
         old.sql("CREATE TABLE t (a int); INSERT INTO t VALUES (1)").unwrap();
         Self { cluster, old, new }
     }
@@ -52,10 +62,8 @@ impl Bench {
         let upstream = if node.name() == self.new.name() { &self.old } else { &self.new };
         command.extend([hook, node.name(), upstream.name()].map(str::to_owned));
         let conninfo = format!(
-            "host='127.0.0.1' port='{}' user='{}' password='{}' application_name='{}' sslmode='disable'",
+            r#"host='127.0.0.1' port='{}' user='rejoiner' password='it\'s \\ "lion"' application_name='{}' sslmode='disable'"#,
             upstream.port(),
-            Cluster::SUPERUSER,
-            self.cluster.superuser_password(),
             node.name()
         );
         let environment = [
