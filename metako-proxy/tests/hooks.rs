@@ -1,5 +1,7 @@
 //! The hooks that are shipped, on real clusters: a former primary is stopped, rejoins, is rewound, or is copied anew.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test where they stand")]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
