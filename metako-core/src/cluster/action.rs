@@ -197,3 +197,24 @@ pub struct HookCall {
     #[serde(skip)]
     pub conninfo: Option<Secret>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hooks_conninfo_is_neither_shown_nor_written_down() {
+        let call = HookCall {
+            kind: HookKind::Rejoin,
+            node: NodeName::from("a"),
+            upstream: Some(NodeName::from("b")),
+            epoch: Epoch(2),
+            timeline: TimelineId(2),
+            slot: None,
+            conninfo: Some(Secret::new("password=lion")),
+        };
+        let action = Action::Hook { id: ActionId(1), call };
+        let texts = [format!("{action:?}"), serde_json::to_string(&action).unwrap()];
+        assert!(texts.iter().all(|text| !text.contains("lion")), "{texts:?}");
+    }
+}
