@@ -430,13 +430,18 @@ impl Session {
         self.arrive(server, to_server);
     }
 
-    /// Whether the server may go: nothing is owed, no block is open, no frame is cut, nothing pins.
-    pub fn releasable(&self, server: &Server) -> bool {
+    /// Whether it has a server with which nothing is under way: nothing is owed, no block is open, no frame is cut.
+    pub fn is_at_rest(&self, server: &Server) -> bool {
         self.is_attached()
             && !self.framer.inside_frame()
             && server.replies.settled()
             && server.status == TransactionStatus::Idle
             && !server.framer.inside_frame()
+    }
+
+    /// Whether the server may go: nothing is under way, nothing pins.
+    pub fn releasable(&self, server: &Server) -> bool {
+        self.is_at_rest(server)
             && self.pinned().is_none()
             && !self.becoming.suspect.has(Effects::OPAQUE.and(Effects::HOLDS))
     }
