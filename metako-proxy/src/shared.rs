@@ -82,6 +82,13 @@ pub trait Fence: Send + Sync {
     /// Closes every server connection to `node` of an epoch before `epoch`, in use or idle, and resolves when no byte
     /// of theirs can reach a client any more.
     fn sever(&self, node: &NodeName, epoch: Epoch) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// Has every server connection to `node` of an epoch before `epoch` closed as soon as its client has no transaction
+    /// open there and nothing under way, and resolves when all are gone. Transactions go on to their end; replication is
+    /// ended at once. Dropped before that, it takes the wish back: connections that are still there serve on.
+    ///
+    /// A view that sends nothing new there has to be published before.
+    fn drain(&self, node: &NodeName, epoch: Epoch) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
 /// Traffic of one node, counted by the data plane.

@@ -82,7 +82,7 @@ struct State {
 
 impl Handle {
     /// Has the task of `cx` woken when [`Self::is_ended`] or [`Self::is_cancelled`] changes, when a stop is asked for, and
-    /// when server connections are severed, whoever has them. All of that is to be looked at after this.
+    /// when server connections are severed or drained, whoever has them. All of that is to be looked at after this.
     pub(super) fn listen(&self, cx: &Context<'_>) {
         self.task.listen(cx.waker());
     }
@@ -273,7 +273,8 @@ impl Clients {
         self.all.lock().values().for_each(|handle| handle.end());
     }
 
-    /// Lets all tasks look around: a stop was asked for, server connections were severed, or settings have changed.
+    /// Lets all tasks look around: a stop was asked for, server connections were severed or are drained, or settings have
+    /// changed.
     pub(super) fn nudge_all(&self) {
         self.all.lock().values().for_each(|handle| handle.nudge());
     }

@@ -335,6 +335,14 @@ impl<E: Env> Fence for DataFence<E> {
         core.pools.close_stale(&core, Some(&node), epoch);
         Box::pin(async move { core.register.wait_gone(&node, epoch).await })
     }
+
+    fn drain(&self, node: &NodeName, epoch: Epoch) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let core = &self.0;
+        let drain = core.register.drain(node, epoch);
+        core.clients.nudge_all();
+        core.pools.close_stale(core, Some(node), epoch);
+        Box::pin(async move { drain.done().await })
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::buffers::{Outbox, Scratch, poll_read, trim, with_scratch};
 use super::clients::Handle;
-use super::conn::Conn;
+use super::conn::{Conn, Standing};
 use crate::shared::NodeTraffic;
 
 /// How long a server may take to end a statement that was cancelled there.
@@ -168,8 +168,11 @@ where
     /// Does all that can be done now, and sees to it that the task is woken when there is more.
     fn poll_steps(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let begins = self.passage.begins.take();
-        if self.conn.registration.control.is_severed() {
-            return Err(if begins.is_some() { End::Stale } else { End::Severed });
+        let standing = self.conn.registration.control.standing();
+        match (standing, begins) {
+            (Standing::Open, _) | (Standing::Draining, None) => {}
+            (_, Some(_)) => return Err(End::Stale),
+            (Standing::Severed, None) => return Err(End::Severed),
         }
         // Also before anything is sent: who was told to end while it waited for a server is not told again.
         if self.handle.is_ended() {
@@ -179,7 +182,21 @@ where
             self.begin(begins, cx)?;
         }
         while self.step(cx)? {}
+        // Nothing more has come of the client.
+        if standing == Standing::Draining && self.is_kept_idle() {
+            return Err(End::Severed);
+        }
         Ok(())
+    }
+
+    /// Whether the client keeps the server though nothing is under way between them.
+    fn is_kept_idle(&self) -> bool {
+        self.conn.partial.is_empty()
+            && self.passage.to_server.is_empty()
+            && self.client.output.is_empty()
+            && self.client.input.is_empty()
+            && self.client.session.is_at_rest(&self.conn.server)
+            && self.client.session.pinned().is_some()
     }
 
     /// Does once what can be done; whether that was anything.

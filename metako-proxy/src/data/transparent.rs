@@ -52,13 +52,13 @@ pub(super) async fn serve<E: Env>(
     client: Client<MaybeTls<E::Stream>>,
 ) {
     let who = Arc::new(greeting::who_alone(&core, &client));
-    let protocol = client.protocol;
+    let (protocol, replicates) = (client.protocol, client.replication.is_some());
     let Client { mut stream, leftover, unsent, .. } = client;
     let (mut input, mut output) = (leftover, Outbox::of(unsent));
     match find(&core, &handle, &who, &mut stream, (&mut input, &mut output)).await {
         Ok(Ok(lease)) => {
             drop(who);
-            relay(&core, &handle, lease, stream, (&input, output), protocol).await;
+            relay(&core, &handle, lease, stream, (&input, output), protocol, replicates).await;
         }
         Ok(Err(report)) => say_behind(&mut stream, &mut output, &report.as_fatal()).await,
         Err(Gone) => {}
@@ -97,6 +97,7 @@ async fn relay<E: Env>(
     mut stream: MaybeTls<E::Stream>,
     (input, mut to_client): (&[u8], Outbox),
     protocol: Protocol,
+    replicates: bool,
 ) {
     let cancel = Arc::clone(&lease.conn().cancel);
     core.clients.take_process_id(&core.env, handle, cancel.process_id, protocol);
@@ -109,7 +110,7 @@ async fn relay<E: Env>(
     let knows_its_role = reported.iter().any(|(name, _)| name == "in_hot_standby");
     let mut tally = Tally::new(core.settings.load().config.limits.message_size);
     let (conn, _, traffic) = lease.parts();
-    let mut relay = Relay::new(core, handle, &mut stream, &mut conn.stream, to_client);
+    let mut relay = Relay::new(core, handle, &mut stream, &mut conn.stream, to_client, replicates);
     let end = relay.run(&mut tally, &conn.registration.control, traffic, input).await;
     if relay.was_read_only() && !knows_its_role {
         core.evidence.report(&node, ServerLoss::ReadOnly);

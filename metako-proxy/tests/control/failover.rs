@@ -31,6 +31,10 @@ impl Fence for NoClients {
         self.0.lock().push((node.clone(), epoch));
         Box::pin(std::future::ready(()))
     }
+
+    fn drain(&self, _: &NodeName, _: Epoch) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// The journal on disk, which also shows what was written last.

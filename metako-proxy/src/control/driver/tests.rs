@@ -114,6 +114,12 @@ mockall::mock! {
             node: &NodeName,
             epoch: Epoch,
         ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+        fn drain(
+            &self,
+            node: &NodeName,
+            epoch: Epoch,
+        ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
     }
 }
 

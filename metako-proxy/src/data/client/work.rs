@@ -90,8 +90,8 @@ impl<E: Env> ClientTask<E> {
         } else {
             let fenced = poll_fn(|cx| {
                 self.handle.listen(cx);
-                let severed = lease.conn().registration.control.is_severed();
-                if severed { Poll::Ready(()) } else { Poll::Pending }
+                let open = lease.conn().registration.control.is_open();
+                if open { Poll::Pending } else { Poll::Ready(()) }
             });
             let leave = Box::pin(self.handle.leave());
             tokio::select! {

@@ -149,19 +149,19 @@ fn succeeded<E: Env>(
         partial: Vec::new(),
         registration: core.register.enter(&cell.node, epoch),
     });
-    let is_severed = conn.registration.control.is_severed();
+    let is_open = conn.registration.control.is_open();
     let mut state = cell.state.lock();
     state.pool.opened(core.env.now(), server, core.next_random());
     state.trouble = None;
     if !who.alone {
         state.warm = Some(who);
     }
-    if is_severed {
+    if !is_open {
         // The fence fell while it was being opened: whoever asked waits for another primary.
         let kind = ConnectErrorKind::Closed("the primary is being replaced".to_owned());
         state.refuse(&ConnectError { node: cell.node.clone(), kind }, |line| line.epoch <= epoch);
     }
-    cell.take_back(core, state, conn, !is_severed);
+    cell.take_back(core, state, conn, is_open);
 }
 
 fn target<E: Env>(core: &Core<E>, node: &NodeName, who: &Who) -> Option<Target> {

@@ -31,12 +31,12 @@ async fn with_relay(
     input: Vec<u8>,
     scene: impl AsyncFnOnce(DuplexStream, DuplexStream),
 ) -> End {
-    with_relay_over(|stream, _| stream, time_outs, input, scene).await
+    with_relay_over(|stream, _, _| stream, time_outs, input, scene).await
 }
 
-/// The same, with something around the client's stream, or done to the client, before it begins.
+/// The same, with something around the client's stream, or done to the client or to node `n`, before it begins.
 async fn with_relay_over<C: AsyncRead + AsyncWrite + Unpin + Send>(
-    wrap: impl FnOnce(DuplexStream, &Clients) -> C,
+    wrap: impl FnOnce(DuplexStream, &Clients, &Arc<Register>) -> C,
     time_outs: TimeOuts<'_>,
     input: Vec<u8>,
     scene: impl AsyncFnOnce(DuplexStream, DuplexStream),
@@ -44,10 +44,10 @@ async fn with_relay_over<C: AsyncRead + AsyncWrite + Unpin + Send>(
     let (client_end, client_stream) = duplex(64 << 10);
     let clients = Clients::default();
     let handle = clients.enter(&TokioEnv::new(), Protocol::V3_0);
-    let client_stream = wrap(client_stream, &clients);
+    let register: Arc<Register> = Arc::default();
+    let client_stream = wrap(client_stream, &clients, &register);
     let (server_end, server_stream) = duplex(4 << 20);
     let statements = Mutex::new(Interner::default());
-    let register: Arc<Register> = Arc::default();
     let target = Target {
         node: "n".into(),
         host: String::new(),
@@ -144,7 +144,7 @@ async fn a_server_is_not_kept_for_a_client_whose_stream_takes_nothing_any_more()
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    let end = with_relay_over(|stream, _| Clogged(stream), time_outs, QUERY.to_vec(), scene).await;
+    let end = with_relay_over(|stream, _, _| Clogged(stream), time_outs, QUERY.to_vec(), scene).await;
     assert!(matches!(end, End::Released | End::ClientGone), "{end:?}");
 }
 
@@ -249,10 +249,27 @@ async fn nothing_is_sent_for_a_client_that_was_told_to_end_before() {
         assert!(sent.is_err(), "{sent:?}");
         drop(client);
     };
-    let ended = |stream, clients: &Clients| {
+    let ended = |stream, clients: &Clients, _: &Arc<Register>| {
         clients.end_all();
         stream
     };
     let end = with_relay_over(ended, time_outs, QUERY.to_vec(), scene).await;
     assert!(matches!(end, End::Stopped), "{end:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_begins_on_a_server_that_is_drained() {
+    let time_outs = TimeOuts { read: None, write: None, own: &|| Duration::from_secs(30) };
+    let scene = async |client: DuplexStream, mut server: DuplexStream| {
+        let sent = tokio::time::timeout(Duration::from_mins(1), server.read_u8()).await;
+        assert!(sent.is_err(), "{sent:?}");
+        drop(client);
+    };
+    let mut drain = None;
+    let drained = |stream, _: &Clients, register: &Arc<Register>| {
+        drain = Some(register.drain(&"n".into(), Epoch(2)));
+        stream
+    };
+    let end = with_relay_over(drained, time_outs, QUERY.to_vec(), scene).await;
+    assert!(matches!(end, End::Stale), "{end:?}");
 }

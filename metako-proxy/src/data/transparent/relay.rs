@@ -15,7 +15,7 @@ use tokio::time::Sleep;
 use crate::data::Core;
 use crate::data::buffers::{Outbox, poll_read, with_scratch};
 use crate::data::clients::Handle;
-use crate::data::conn::Control;
+use crate::data::conn::{Control, Standing};
 use crate::env::Env;
 use crate::shared::NodeTraffic;
 
@@ -64,6 +64,8 @@ pub(super) struct Relay<'a, E: Env, C, S> {
     server: &'a mut S,
     to_client: Outbox,
     to_server: Outbox,
+    /// It never comes to rest: nothing waits for that.
+    replicates: bool,
     client_half: Half,
     /// The end of the client's stream was passed on.
     passed_on: bool,
@@ -92,6 +94,7 @@ where
         client: &'a mut C,
         server: &'a mut S,
         to_client: Outbox,
+        replicates: bool,
     ) -> Self {
         Self {
             core,
@@ -100,6 +103,7 @@ where
             server,
             to_client,
             to_server: Outbox::default(),
+            replicates,
             client_half: Half::Open,
             passed_on: false,
             server_half: ServerHalf::Open,
@@ -142,7 +146,9 @@ where
         if self.handle.is_ended() {
             return Poll::Ready(End::Stopped);
         }
-        if counting.control.is_severed() {
+        let standing = counting.control.standing();
+        let drains = standing == Standing::Draining;
+        if standing == Standing::Severed || (drains && self.replicates) {
             return Poll::Ready(End::Severed);
         }
         loop {
@@ -162,9 +168,13 @@ where
                 let left = self.client_half != Half::Open || counting.tally.client_left();
                 return Poll::Ready(if left { End::ClientLeft } else { End::ServerEnded(cause.clone()) });
             }
-            let nothing_open = counting.tally.is_idle() || counting.tally.is_streaming();
-            if nothing_open && self.to_server.is_empty() && self.core.stop.is_asked() {
+            let is_idle = self.to_server.is_empty() && counting.tally.is_idle();
+            let streams = self.to_server.is_empty() && counting.tally.is_streaming();
+            if (is_idle || streams) && self.core.stop.is_asked() {
                 return Poll::Ready(End::Stopped);
+            }
+            if is_idle && drains {
+                return Poll::Ready(End::Severed);
             }
         }
         self.poll_patience(counting.tally, cx)

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use super::*;
 use crate::data::DataPlane;
-use crate::data::conn::Register;
+use crate::data::conn::{Drain, Register};
 use crate::env::TokioEnv;
 use crate::login::Protocol;
 use crate::shared::{EvidenceSender, Traffic, ViewCell};
@@ -45,20 +45,34 @@ fn core() -> Arc<Core<TokioEnv>> {
 /// A relay between two streams in memory, whose far ends the scene has. Gives how it ended, what it knew, and when that
 /// was.
 async fn with_relay(scene: impl AsyncFnOnce(DuplexStream, DuplexStream)) -> (End, Tally, Duration) {
+    with_relay_of(false, async |client, server, _| scene(client, server).await).await
+}
+
+/// The same, of a client that replicates or does not, with what drains its server.
+async fn with_relay_of(
+    replicates: bool,
+    scene: impl AsyncFnOnce(DuplexStream, DuplexStream, &dyn Fn() -> Drain),
+) -> (End, Tally, Duration) {
     let begun = tokio::time::Instant::now();
     let core = core();
     let handle = core.clients.enter(&core.env, Protocol::V3_0);
-    let registration = Arc::<Register>::default().enter(&"a".into(), Epoch(1));
+    let register = Arc::<Register>::default();
+    let registration = register.enter(&"a".into(), Epoch(1));
+    let drain = || {
+        let drain = register.drain(&"a".into(), Epoch(2));
+        core.clients.nudge_all();
+        drain
+    };
     let traffic = NodeTraffic::default();
     let (client_end, mut client) = duplex(1 << 10);
     let (server_end, mut server) = duplex(1 << 20);
     let mut tally = Tally::new(1 << 20);
-    let mut relay = Relay::new(&core, &handle, &mut client, &mut server, Outbox::default());
+    let mut relay = Relay::new(&core, &handle, &mut client, &mut server, Outbox::default(), replicates);
     let relaying = async {
         let end = relay.run(&mut tally, &registration.control, &traffic, &[]).await;
         (end, begun.elapsed())
     };
-    let ((end, took), ()) = tokio::join!(relaying, scene(client_end, server_end));
+    let ((end, took), ()) = tokio::join!(relaying, scene(client_end, server_end, &drain));
     assert!(relay.into_rest().is_empty());
     (end, tally, took)
 }
@@ -101,5 +115,67 @@ async fn a_client_that_left_with_a_word_is_seen_through_and_one_that_vanished_is
         assert!(matches!(end, End::ClientLeft), "{end:?}");
         assert!(tally.is_busy());
         assert_eq!(took >= Duration::from_secs(3600), seen_through);
+    }
+}
+
+const QUERY: &[u8] = b"Q\0\0\0\x0dselect 1\0";
+
+async fn pass(from: &mut DuplexStream, to: &mut DuplexStream, bytes: &[u8]) {
+    from.write_all(bytes).await.unwrap();
+    let mut got = vec![0; bytes.len()];
+    to.read_exact(&mut got).await.unwrap();
+    assert_eq!(got, bytes);
+}
+
+fn ready(status: u8) -> Vec<u8> {
+    [&b"Z\0\0\0\x05"[..], &[status]].concat()
+}
+
+/// Whether the relay goes on, though nothing is said for a while.
+async fn goes_on(server: &mut DuplexStream) -> bool {
+    tokio::time::timeout(Duration::from_mins(1), server.read_u8()).await.is_err()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_server_goes_when_nothing_is_open_there_and_no_message_is_cut() {
+    let (end, tally, _) = with_relay_of(false, async |mut client, mut server, drain| {
+        pass(&mut client, &mut server, QUERY).await;
+        let drain = drain();
+        assert!(goes_on(&mut server).await, "an answer is outstanding");
+        pass(&mut server, &mut client, &ready(b'T')).await;
+        assert!(goes_on(&mut server).await, "a block is open");
+        pass(&mut client, &mut server, QUERY).await;
+        pass(&mut server, &mut client, &ready(b'E')).await;
+        assert!(goes_on(&mut server).await, "a failed block is open");
+        pass(&mut client, &mut server, &[QUERY, &QUERY[..7]].concat()).await;
+        pass(&mut server, &mut client, &ready(b'I')).await;
+        assert!(goes_on(&mut server).await, "a message is cut");
+        pass(&mut client, &mut server, &QUERY[7..]).await;
+        pass(&mut server, &mut client, &row(10)).await;
+        let ready = ready(b'I');
+        pass(&mut server, &mut client, &ready[..3]).await;
+        assert!(goes_on(&mut server).await, "an answer is cut");
+        server.write_all(&ready[3..]).await.unwrap();
+        let mut rest = vec![0; 3];
+        client.read_exact(&mut rest).await.unwrap();
+        drop(drain);
+    })
+    .await;
+    assert!(matches!(end, End::Severed), "{end:?}");
+    assert!(tally.is_idle());
+}
+
+#[tokio::test(start_paused = true)]
+async fn replication_is_drained_at_once() {
+    for replicates in [true, false] {
+        let (end, tally, _) = with_relay_of(replicates, async |mut client, mut server, drain| {
+            pass(&mut client, &mut server, QUERY).await;
+            pass(&mut server, &mut client, b"W\0\0\0\x07\0\0\0").await;
+            let _drain = drain();
+            assert!(goes_on(&mut server).await);
+        })
+        .await;
+        assert_eq!(matches!(end, End::Severed), replicates, "{end:?}");
+        assert!(tally.is_streaming());
     }
 }
