@@ -71,7 +71,8 @@ impl Picked {
     }
 }
 
-fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>, settings: &Settings) -> Picked {
+/// Picks a node as things stand now.
+pub(super) fn pick<E: Env>(core: &Core<E>, wanted: &Wanted<'_>, settings: &Settings) -> Picked {
     let view = core.view.load();
     Picked::of(&choose(core, wanted, settings, &view), view.epoch)
 }

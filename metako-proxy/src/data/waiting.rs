@@ -14,11 +14,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use super::Core;
-use super::acquire::{Found, Picked, Wanted, acquire};
+use super::acquire::{Found, Picked, Wanted, acquire, pick};
 use super::buffers::{Outbox, poll_read, with_scratch};
 use super::client::greeting::{say_behind, stopping};
 use super::clients::Handle;
-use super::pools::Lease;
+use super::conn::Control;
 use crate::env::Env;
 
 /// So much is read ahead of a client that waits for a server, in bytes, to see whether it is still there. What it had
@@ -93,7 +93,28 @@ enum Early {
 /// Cancelling leaves every line.
 pub(super) async fn wait<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     core: &Arc<Core<E>>,
-    waiter: Waiter<'_, S>,
+    mut waiter: Waiter<'_, S>,
+    wanted: &mut Wanted<'_>,
+    picked: Picked,
+) -> Result<Result<Found<E>, Report>, Gone> {
+    let mut picked = picked;
+    loop {
+        match wait_once(core, &mut waiter, wanted, picked).await? {
+            Ok(mut found) if !waiter.output.is_empty() => {
+                if finish_notice(&mut waiter, &found.lease.conn().registration.control).await? {
+                    return Ok(Ok(found));
+                }
+            }
+            found => return Ok(found),
+        }
+        // The fence fell before anything was sent.
+        picked = pick(core, wanted, &core.settings.load());
+    }
+}
+
+async fn wait_once<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
+    core: &Arc<Core<E>>,
+    waiter: &mut Waiter<'_, S>,
     wanted: &mut Wanted<'_>,
     picked: Picked,
 ) -> Result<Result<Found<E>, Report>, Gone> {
@@ -104,20 +125,20 @@ pub(super) async fn wait<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     handle.wait();
     let watch = poll_fn(|cx| {
         while input.len() < bytes.max(READ_AHEAD_MAX) {
-            match poll_input(stream, input, cx) {
+            match poll_input(*stream, input, cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(Gone)) => return Poll::Ready(Early::Gone),
                 Poll::Pending => break,
             }
         }
         handle.listen(cx);
-        if handle.is_ended() || (logs_in && core.stop.is_asked()) {
+        if handle.is_ended() || (*logs_in && core.stop.is_asked()) {
             return Poll::Ready(Early::Stopped);
         }
         if handle.is_cancelled() {
             return Poll::Ready(Early::Cancelled);
         }
-        match notices.poll(stream, output, cx) {
+        match notices.poll(*stream, output, cx) {
             Ok(()) => Poll::Pending,
             Err(Gone) => Poll::Ready(Early::Gone),
         }
@@ -129,33 +150,32 @@ pub(super) async fn wait<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
     };
     handle.stop_waiting();
     match found {
-        Ok(Ok(mut found)) if !output.is_empty() => {
-            finish_notice(stream, output, handle, &mut found.lease).await?;
-            Ok(Ok(found))
-        }
         Ok(found) => Ok(found),
         Err(Early::Gone) => Err(Gone),
         Err(Early::Cancelled) => Ok(Err(cancelled())),
         Err(Early::Stopped) => {
-            say_behind(stream, output, &stopping()).await;
+            say_behind(*stream, output, &stopping()).await;
             Err(Gone)
         }
     }
 }
 
-/// Sends what remains of a notice before anything else is put behind it. Neither a fence nor a stop waits for a client.
-async fn finish_notice<E: Env, S: AsyncWrite + Unpin>(
-    stream: &mut S,
-    output: &mut Outbox,
-    handle: &Handle,
-    lease: &mut Lease<E>,
-) -> Result<(), Gone> {
+/// Sends what remains of a notice before anything else is put behind it. Neither a fence nor a stop waits for a client:
+/// whether the server is still of use.
+async fn finish_notice<S: AsyncWrite + Unpin>(
+    waiter: &mut Waiter<'_, S>,
+    control: &Control,
+) -> Result<bool, Gone> {
+    let Waiter { stream, output, handle, .. } = waiter;
     poll_fn(|cx| {
         handle.listen(cx);
-        if handle.is_ended() || lease.conn().registration.control.is_severed() {
+        if handle.is_ended() {
             return Poll::Ready(Err(Gone));
         }
-        output.poll_flush(stream, cx).map_err(|_| Gone)
+        if !control.is_open() {
+            return Poll::Ready(Ok(false));
+        }
+        output.poll_flush(*stream, cx).map_ok(|()| true).map_err(|_| Gone)
     })
     .await
 }
@@ -217,10 +237,15 @@ impl Notices {
 
 #[cfg(test)]
 mod tests {
+    use metako_core::Epoch;
     use metako_core::wire::read;
     use tokio::io::{AsyncReadExt as _, duplex};
 
+    use super::super::clients::Clients;
+    use super::super::conn::Register;
     use super::*;
+    use crate::env::TokioEnv;
+    use crate::login::Protocol;
 
     async fn notice(client: &mut tokio::io::DuplexStream) -> String {
         let mut head = [0; 5];
@@ -271,5 +296,37 @@ mod tests {
         let waited = tokio::time::timeout(Duration::from_secs(3600), waiting).await;
         assert!(waited.is_err());
         assert!(!output.is_empty() && output.len() < 300, "{}", output.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_fence_waits_for_a_client_that_does_not_take_its_notice() {
+        let (mut client, mut stream) = duplex(16);
+        let (clients, register) = (Clients::default(), Arc::<Register>::default());
+        let handle = clients.enter(&TokioEnv::new(), Protocol::V3_0);
+        let mut output = Outbox::of(vec![0; 100]);
+        let mut waiter = Waiter {
+            stream: &mut stream,
+            input: &mut Vec::new(),
+            output: &mut output,
+            handle: &handle,
+            logs_in: false,
+        };
+        let registration = register.enter(&"a".into(), Epoch(1));
+        let mut drain = None;
+        let finished = async {
+            let finishing = finish_notice(&mut waiter, &registration.control);
+            tokio::pin!(finishing);
+            let early = tokio::time::timeout(Duration::from_secs(1), &mut finishing).await;
+            assert!(early.is_err(), "{early:?}");
+            drain = Some(register.drain(&"a".into(), Epoch(2)));
+            clients.nudge_all();
+            finishing.await
+        };
+        assert!(!finished.await.unwrap());
+        drop(drain);
+        let taking = async { client.read_exact(&mut [0; 100]).await };
+        let (finished, taken) = tokio::join!(finish_notice(&mut waiter, &registration.control), taking);
+        assert!(finished.unwrap());
+        taken.unwrap();
     }
 }
