@@ -12,6 +12,7 @@
 #   PG_BIN            folder of pg_ctl, pg_rewind, ... (else Debian's and Red Hat's by version, then PATH)
 #   PG_STOP, PG_START commands for sh instead of pg_ctl, such as `sudo systemctl start postgresql@15-main`; they have to
 #                     wait until it is done
+#   PG_PORT           the port of PostgreSQL on its own host, where the node has another in metako's configuration
 #   PG_LOG            where a server that pg_ctl starts writes (PGDATA/metako-start.log)
 #   PG_KEEP           more files of the data directory that are this node's own, names with spaces between
 #   PG_BASE_BACKUP    `no`: never copy the primary, leave that to a person
@@ -20,10 +21,10 @@
 # What an operator should know:
 # - It runs as the owner of the data directory; as root it becomes that user.
 # - The data directory, PGDATA, needs a parent folder that its owner may write to: beside PGDATA lie, while a rejoin runs,
-#   PGDATA.metako-saved (this node's own configuration files) and PGDATA.metako-new (a base backup under way).
+#   PGDATA.metako-saved (this node's own configuration files; kept with the epoch behind that where they may be needed) and PGDATA.metako-new (a base backup under way).
 # - pg_rewind throws away what this node alone has written. Where it cannot do its work, a base backup is made, and the former
-#   data directory is kept as PGDATA.before-EPOCH: one such copy at most, and it is yours to remove. The disk has to hold
-#   both, and for a moment an older copy too.
+#   data directory is kept as PGDATA.before-EPOCH: it is yours to remove. That of an earlier epoch is PGDATA.metako-outdated-EPOCH
+#   from then on, and goes when the server has started. The disk has to hold all three for so long.
 # - Tablespaces, a pg_wal that is a link and a data directory that is a mount point are never replaced by a base backup.
 # - The primary has to let METAKO_PRIMARY_CONNINFO log in to the database `postgres`, as a superuser or with the grants
 #   that the manual of pg_rewind lists.
@@ -54,16 +55,17 @@ later() {
 # Finishes the swap of data directories that an earlier run was cut off in.
 finish_swap() {
     if [ ! -e "$PGDATA" ] && [ -e "$PGDATA.metako-new/standby.signal" ]; then
-        mv -- "$PGDATA.metako-new" "$PGDATA"
+        mv -T -- "$PGDATA.metako-new" "$PGDATA"
     fi
 }
 
 find_data() {
     PGDATA=${METAKO_PGDATA:-}
     [ -n "$PGDATA" ] || fail "the data directory of ${METAKO_NODE:-the node} is not known: set \`pgdata\` of the node in metako's configuration"
+    # What lies beside it lies beside the folder itself, not beside a link to it.
+    PGDATA=$(readlink -m -- "$PGDATA") || fail "readlink -m fails, which comes with coreutils"
     finish_swap
     [ -d "$PGDATA" ] || fail "$PGDATA is no folder"
-    PGDATA=$(cd -- "$PGDATA" && pwd -P) || fail "$PGDATA cannot be entered"
     # Whatever waits in it would count as one of the server's processes.
     cd /
 }
@@ -109,6 +111,14 @@ take_turn() {
     flock -n 9 || later "another hook works on $PGDATA"
 }
 
+# Without the secret that this was told: what is started would show it to whoever may see its environment.
+without_secret() {
+    (
+        unset METAKO_PRIMARY_CONNINFO
+        exec "$@"
+    ) 9<&-
+}
+
 # How the server was started last: options of its command line, but for the folder.
 started_with() {
     [ -r "$PGDATA/postmaster.opts" ] || return 0
@@ -143,10 +153,20 @@ leftovers() {
     done
 }
 
+# What runs in PGDATA has to be the node: a wrong `pgdata` must stop nobody else.
+check_port() {
+    port=$(sed -n 4p "$PGDATA/postmaster.pid" 2>/dev/null) || port=
+    [ -n "$port" ] || later "$PGDATA/postmaster.pid does not tell a port"
+    expected=${PG_PORT:-${METAKO_PORT:-$port}}
+    [ "$port" = "$expected" ] || fail "what runs in $PGDATA has port $port, and ${METAKO_NODE:-the node} has $expected: is \`pgdata\` right?" \
+        "Where the port that metako knows is not PostgreSQL's own, set PG_PORT"
+}
+
 stop() {
     if is_running; then
+        check_port
         if [ -n "${PG_STOP:-}" ]; then
-            sh -c "$PG_STOP" 9<&- || fail "PG_STOP failed"
+            without_secret sh -c "$PG_STOP" || fail "PG_STOP failed"
         else
             pg_ctl -D "$PGDATA" -m fast -w -t "${PG_STOP_TIMEOUT:-50}" stop || fail "PostgreSQL in $PGDATA did not stop"
         fi
@@ -178,8 +198,14 @@ control() {
     pg_controldata -D "$PGDATA" | sed -n "s/^$1: *//p"
 }
 
+# The primary for a connection by the name $1. By the name that the conninfo holds a connection could count as the node
+# itself, and commits be acknowledged that no standby has.
+primary_for() {
+    printf '%s application_name=%s' "$METAKO_PRIMARY_CONNINFO" "$1"
+}
+
 ask_primary() {
-    psql -X -A -t -q -w -d "$METAKO_PRIMARY_CONNINFO dbname=postgres" -c "$1"
+    psql -X -A -t -q -w -d "$(primary_for metako_hook) dbname=postgres" -c "$1"
 }
 
 # The upstream has to be a primary of the same cluster, and its control file has to tell its timeline: until its first
@@ -205,15 +231,56 @@ EOF
     [ "$own_system" = "$primary_system" ] || fail "$PGDATA is not of the primary's cluster: its system identifier is $own_system, the primary's $primary_system"
 }
 
+# The newest timeline that PGDATA knows of, beyond that of its last checkpoint: a node that was promoted tells its new
+# one there only some time later.
+newest_timeline() {
+    newest=$timeline
+    for file in "$PGDATA"/pg_wal/*.history; do
+        number=${file##*/}
+        number=${number%.history}
+        case $number in
+            *[!0-9A-F]*) continue ;;
+        esac
+        [ "$((0x$number))" -le "$newest" ] || newest=$((0x$number))
+    done
+}
+
 look_at_own() {
     state=$(control "Database cluster state")
     timeline=$(control "Latest checkpoint's TimeLineID")
     recovered=$(control "Min recovery ending loc's timeline")
+    case $timeline:$recovered in
+        :* | *: | *[!0-9:]*) later "pg_controldata does not tell the timeline of $PGDATA" ;;
+    esac
     [ "$recovered" -le "$timeline" ] || timeline=$recovered
+    newest_timeline
+    [ "$newest" -le "$primary_timeline" ] || fail "$PGDATA is on timeline $newest, which is newer than $primary_timeline, the primary's:" \
+        "somebody promoted it. Which of the two is right is for a person to say; nothing was thrown away"
     case $state in
         "shut down in recovery" | "in archive recovery") was_standby=1 ;;
         *) was_standby= ;;
     esac
+    # A copy of the primary, or a rewound data directory, that recovery has not begun to read: it would have taken the
+    # label away. Its control file is the primary's, and says nothing of the node.
+    unstarted=
+    [ ! -f "$PGDATA/backup_label" ] || [ ! -f "$PGDATA/standby.signal" ] || unstarted=1
+}
+
+# That what is to be stopped is not the primary itself. Whoever may rewind may read files there.
+check_not_primary() {
+    question="SELECT encode(sha256(pg_read_binary_file('postmaster.pid')), 'hex')"
+    if theirs=$(ask_primary "$question" 2>/dev/null); then
+        own=$(sha256sum <"$PGDATA/postmaster.pid")
+        [ "$theirs" != "${own%% *}" ] || fail "what runs in $PGDATA is the primary itself: is \`pgdata\` right?"
+        return 0
+    fi
+    theirs=$(ask_primary "SELECT floor(extract(epoch FROM pg_postmaster_start_time()))") || later "the primary cannot be asked"
+    # The server takes the one time somewhat later than the other.
+    late=$((${theirs%%.*} - $(sed -n 3p "$PGDATA/postmaster.pid")))
+    if [ "$late" -ge 0 ] && [ "$late" -le 2 ]; then
+        fail "what runs in $PGDATA was started when the primary was, and may be the primary itself: is \`pgdata\` right?" \
+            "With the grants that docs/hooks.md lists it can be told for sure"
+    fi
 }
 
 # === This node's own configuration files ===
@@ -222,12 +289,28 @@ own_files() {
     echo postgresql.conf postgresql.auto.conf pg_hba.conf pg_ident.conf postmaster.opts server.crt server.key root.crt "${PG_KEEP:-}"
 }
 
+# Those of a run that was cut off may be the only ones, even where somebody has put up with others and started the server.
+# The last five are kept.
+keep_saved() {
+    kept=$saved-${METAKO_EPOCH:-0}
+    [ ! -e "$kept" ] || kept=$kept.$(date +%s)
+    mv -T -- "$saved" "$kept"
+    say "$PGDATA was started since an earlier rejoin was cut off: it stays with the configuration files that it has now," \
+        "and those that had been set aside are kept as $kept"
+    # shellcheck disable=SC2012 # the newest first, and their names are our own
+    ls -td -- "$saved"-* | sed 1,5d | while IFS= read -r older; do
+        rm -rf -- "$older"
+    done
+}
+
 # pg_rewind and pg_basebackup bring the primary's. Those of a run that was cut off are the true ones, unless somebody
 # has started the server since.
 save_own_files() {
     saved=$PGDATA.metako-saved
-    [ -z "$ran" ] || rm -rf -- "$saved"
-    [ ! -d "$saved" ] || return 0
+    if [ -d "$saved" ]; then
+        [ -n "$ran" ] || [ -n "$(find "$PGDATA/postmaster.opts" -newer "$saved" 2>/dev/null)" ] || return 0
+        keep_saved
+    fi
     rm -rf -- "$saved.part"
     mkdir -m 700 -- "$saved.part" || fail "the folder that holds $PGDATA is not writable: its owner has to be able to make folders beside it"
     for file in $(own_files); do
@@ -296,6 +379,10 @@ put_back_signal() {
 # Whether it can follow after this.
 rewind() {
     if [ "$timeline" -eq "$primary_timeline" ]; then
+        if [ -n "$unstarted" ]; then
+            say "$PGDATA is ready to follow and was not started yet"
+            return 0
+        fi
         # Nothing tells two histories of one timeline apart, so pg_rewind would find nothing to do.
         [ -n "$was_standby" ] || say "$PGDATA was itself a primary of timeline $timeline: pg_rewind cannot help"
         [ -n "$was_standby" ]
@@ -308,7 +395,7 @@ rewind() {
     fi
     # With -R, because at no moment after the rewinding may it start as a primary.
     status=0
-    said=$(pg_rewind --target-pgdata="$PGDATA" --source-server="$METAKO_PRIMARY_CONNINFO dbname=postgres" -R "$@" 2>&1) || status=$?
+    said=$(pg_rewind --target-pgdata="$PGDATA" --source-server="$(primary_for metako_rewind) dbname=postgres" -R "$@" 2>&1) || status=$?
     say "$said"
     [ "$status" -ne 0 ] || return 0
     case $said in
@@ -323,50 +410,88 @@ refuse_to_copy() {
     fail "pg_rewind did not help, and $1: a base backup is yours to make"
 }
 
+# Where the former data directory goes: the first of an epoch is never replaced, because it may be the only copy of rows.
+choose_former() {
+    former=$PGDATA.before-${METAKO_EPOCH:-0}
+    for old in "$former" "$former.2" "$former.3"; do
+        [ -e "$old" ] || return 0
+    done
+    refuse_to_copy "three former data directories of this epoch are kept already ($former, ...)"
+}
+
+# Copies of earlier epochs make room for that of this one, but only when the server has started.
+outdate() {
+    for copy in "$PGDATA".before-*; do
+        case $copy in
+            "$former" | "$former".[23]) continue ;;
+        esac
+        [ ! -d "$copy" ] || mv -T -- "$copy" "$PGDATA.metako-outdated-${copy##*.before-}" || say "$copy stays"
+    done
+}
+
+remove_outdated() {
+    for copy in "$PGDATA".metako-outdated-* "$PGDATA.metako-unused"; do
+        [ ! -d "$copy" ] || rm -rf -- "$copy" || say "$copy cannot be removed"
+    done
+}
+
 copy_primary() {
     [ "${PG_BASE_BACKUP:-yes}" != no ] || refuse_to_copy "PG_BASE_BACKUP is \`no\`"
     [ -z "$(ls -A -- "$PGDATA/pg_tblspc")" ] || refuse_to_copy "$PGDATA has tablespaces"
     [ ! -L "$PGDATA/pg_wal" ] || refuse_to_copy "pg_wal in $PGDATA is a link"
     [ "$(stat -c %d -- "$PGDATA")" = "$(stat -c %d -- "${PGDATA%/*}/")" ] || refuse_to_copy "$PGDATA is a mount point"
+    choose_former
     new=$PGDATA.metako-new
-    rm -rf -- "$new"
+    rm -rf -- "$new" "$PGDATA.metako-unused"
     set --
     [ -z "${METAKO_SLOT:-}" ] || set -- --slot "$METAKO_SLOT"
     say "the primary is copied"
-    if ! pg_basebackup -D "$new" -d "$METAKO_PRIMARY_CONNINFO" -X stream -c fast -w "$@"; then
+    if ! pg_basebackup -D "$new" -d "$(primary_for metako_base_backup)" -X stream -c fast -w "$@"; then
         rm -rf -- "$new"
         fail "the base backup failed; $PGDATA is as it was left"
     fi
     put_back_own_files "$new"
     follow "$new"
-    old=$PGDATA.before-${METAKO_EPOCH:-0}
-    # The new one is complete: only now may an older copy go.
-    for copy in "$PGDATA".before-*; do
-        [ ! -d "$copy" ] || rm -rf -- "$copy"
-    done
-    mv -- "$PGDATA" "$old"
-    mv -- "$new" "$PGDATA"
+    # What was never started holds nothing of its own, and took the place of what is kept already.
+    [ -z "$unstarted" ] || old=$PGDATA.metako-unused
+    [ -n "$unstarted" ] || outdate
+    mv -T -- "$PGDATA" "$old"
+    mv -T -- "$new" "$PGDATA"
     take_turn
-    say "the former data directory is kept as $old"
+    [ -n "$unstarted" ] || say "the former data directory is kept as $old"
 }
 
 # === Starting ===
 
 start() {
     if [ -n "${PG_START:-}" ]; then
-        sh -c "$PG_START" 9<&- || fail "PG_START failed"
+        without_secret sh -c "$PG_START" || fail "PG_START failed"
+        ! is_running || remove_outdated
         return 0
     fi
-    if ! pg_ctl -D "$PGDATA" -w -t "${PG_START_TIMEOUT:-60}" -l "${PG_LOG:-$PGDATA/metako-start.log}" -o "$(started_with)" start >/dev/null 9<&-; then
+    # Nor is anything else of a hook for the server and for what it runs, such as a restore_command.
+    others=$(env | sed -n 's/^\(METAKO_[A-Za-z0-9_]*\)=.*/-u \1/p')
+    # shellcheck disable=SC2086 # words
+    if ! without_secret env $others pg_ctl -D "$PGDATA" -w -t "${PG_START_TIMEOUT:-60}" -l "${PG_LOG:-$PGDATA/metako-start.log}" -o "$(started_with)" start >/dev/null; then
         is_running || fail "PostgreSQL in $PGDATA does not start: $(tail -n 3 -- "${PG_LOG:-$PGDATA/metako-start.log}" 2>/dev/null)"
         say "PostgreSQL in $PGDATA has begun to recover, which takes longer than ${PG_START_TIMEOUT:-60} seconds"
+        return 0
     fi
+    remove_outdated
 }
 
 rejoin() {
+    case ${PG_KEEP:-} in
+        */*) fail "PG_KEEP takes names of files that lie in the data directory itself, and \`$PG_KEEP\` holds a slash" ;;
+    esac
     look_at_primary
     ran=
-    ! is_running || ran=1
+    if is_running; then
+        ran=1
+        check_port
+        check_not_primary
+    fi
+    look_at_own
     saved=
     signal_removed=
     stop

@@ -24,9 +24,11 @@ quoted() {
 }
 
 # What is to be run there. It goes over the input of sh: a command line would show secrets to everybody on that machine.
+# In braces, so that what was cut off on its way is wrong to sh and does not run, instead of ending well half way.
 script() {
+    echo '{'
     for name in METAKO_NODE METAKO_HOST METAKO_PORT METAKO_PGDATA METAKO_UPSTREAM_HOST METAKO_UPSTREAM_PORT METAKO_SLOT \
-        METAKO_EPOCH METAKO_TIMELINE METAKO_PRIMARY_CONNINFO PG_BIN PG_STOP PG_START PG_LOG PG_KEEP PG_BASE_BACKUP \
+        METAKO_EPOCH METAKO_TIMELINE METAKO_PRIMARY_CONNINFO PG_BIN PG_STOP PG_START PG_PORT PG_LOG PG_KEEP PG_BASE_BACKUP \
         PG_STOP_TIMEOUT PG_START_TIMEOUT; do
         eval "value=\${$name:-}"
         # shellcheck disable=SC2154 # set by eval
@@ -38,6 +40,7 @@ script() {
     done
     printf '\n'
     cat -- "$local_script"
+    echo '}'
 }
 
 remote() {

@@ -9,17 +9,18 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::{Fuse, FusedFuture};
-use metako_core::NodeName;
 use metako_core::cluster::{ClusterView, OperatorCommand};
 use metako_core::config::{Config, changes};
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, oneshot, watch};
 
-use crate::admin::{self, Admin, Reply};
+use crate::admin::{self, Admin, Order, Reply};
 use crate::check::load_file;
 use crate::cli::Exit;
-use crate::control::{ControlConfig, Driver, DriverHandle, FileJournal, History, Parts, PgServers, Status};
+use crate::control::{
+    Accepted, ControlConfig, Driver, DriverHandle, FileJournal, History, Parts, PgServers, Status,
+};
 use crate::data::DataPlane;
 use crate::env::{Env, Listener, TokioEnv};
 use crate::shared::{EvidenceSender, Traffic, ViewCell};
@@ -277,6 +278,15 @@ impl<E: Env> App<E> {
         self.inner.status()
     }
 
+    /// Begins what an operator orders; what comes of it shows in the state.
+    ///
+    /// # Errors
+    ///
+    /// Why it is refused.
+    pub async fn operate(&self, command: OperatorCommand) -> Result<(), String> {
+        self.inner.control.operator(command, false).await.map(drop).map_err(|error| error.to_string())
+    }
+
     /// Reads the configuration again; see [`Admin::reload`].
     pub async fn reload(&self) -> Reply {
         self.inner.reload().await
@@ -291,6 +301,7 @@ impl<E: Env> App<E> {
     async fn shutdown_until(self, hurry: impl Future<Output = ()>) {
         // There may be nobody left to tell.
         let _ = self.stop.send(true);
+        self.inner.control.settle().await;
         tokio::select! {
             () = self.inner.data.shutdown(DRAIN_MAX) => {}
             () = hurry => self.inner.data.shutdown(Duration::ZERO).await,
@@ -403,12 +414,13 @@ impl<E: Env> Admin for Inner<E> {
         }
     }
 
-    async fn adopt(&self, node: &str) -> Reply {
-        if self.config.load().cluster.node(node).is_none() {
-            return Err(format!("there is no node {node} in the configuration"));
-        }
-        let command = OperatorCommand::Adopt(NodeName::from(node));
-        self.control.operator(command).await.map_err(|error| error.to_string())?;
-        Ok(json!({ "schema": 1, "adopting": node }))
+    async fn operate(&self, order: Order) -> Reply {
+        let accepted = self.control.operator(order.command, order.dry_run).await;
+        let Accepted { plan, after } = accepted.map_err(|error| error.to_string())?;
+        Ok(json!({ "schema": 1, "plan": plan, "after": after }))
+    }
+
+    fn decisions(&self, after: u64) -> Value {
+        json!({ "schema": 1, "decisions": self.control.decisions_after(after) })
     }
 }

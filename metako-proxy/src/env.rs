@@ -126,6 +126,8 @@ pub struct HookProgram {
     pub command: Vec<String>,
     /// Variables that it finds in its environment, beside those of metako.
     pub environment: Vec<(String, Secret)>,
+    /// Variables of metako's environment that it does not find in its own.
+    pub withheld: Vec<String>,
     /// How long it may take.
     pub limit: Duration,
 }

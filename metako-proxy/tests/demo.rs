@@ -114,6 +114,10 @@ impl Metako for StandIn {
         Status::new("stand-in", &view, &Traffic::default(), Vec::new())
     }
 
+    async fn switchover(&self) -> Result<(), String> {
+        Err("a stand-in cannot".to_owned())
+    }
+
     async fn shutdown(self) {
         for task in &self.tasks {
             task.abort();

@@ -19,7 +19,7 @@ use metako_core::Epoch;
 use metako_core::cluster::Writes;
 use metako_proxy::playground::Cluster;
 use tokio::time::timeout;
-use tokio_postgres::NoTls;
+use tokio_postgres::{Client, NoTls};
 
 use bench::{Bench, LIMIT, open, text};
 use wire::{Message, Wire, field, query};
@@ -47,11 +47,17 @@ impl Bench {
         Wire::start(self.port, &parameters, self.cluster.superuser_password()).await.expect("a log-in")
     }
 
-    /// Asks past metako until the answer is this.
-    async fn until_past(&self, sql: &str, wanted: &str) {
+    /// A connection past metako.
+    async fn past(&self) -> Client {
         let config = self.cluster.node("node-1").client_config().dbname(Cluster::DATABASE).clone();
         let (past, connection) = config.connect(NoTls).await.unwrap();
         tokio::spawn(connection);
+        past
+    }
+
+    /// Asks past metako until the answer is this.
+    async fn until_past(&self, sql: &str, wanted: &str) {
+        let past = self.past().await;
         let mut last = String::new();
         let asked = timeout(LIMIT, async {
             while last != wanted {
@@ -92,9 +98,14 @@ fn fatal(message: Option<Message>) -> String {
 }
 
 async fn is_ended(client: &mut Wire) {
-    let said = fatal(client.next().await);
-    assert!(said.starts_with("57P01 ") && said.contains("node-1"), "{said}");
+    is_the_fence(client.next().await);
     assert_eq!(client.next().await, None);
+}
+
+fn is_the_fence(message: Option<Message>) {
+    let said = fatal(message);
+    let ours = ["57P01 ", "node-1", "fenced off"];
+    assert!(ours.iter().all(|part| said.contains(part)), "{said}");
 }
 
 async fn run(client: &mut Wire, sql: &str) -> Vec<Message> {
@@ -143,12 +154,16 @@ async fn who_has_a_server_for_itself_is_ended_once_nothing_is_under_way() {
             run(client, "create temporary table mine (n int)").await;
         }
         run(&mut busy, "begin; insert into mine values (6)").await;
-        asking.send(&query("select 7 from pg_sleep(1)")).await;
-        let sleeps = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
-        bench.until_past(sleeps, "1").await;
+        let holder = bench.past().await;
+        holder.batch_execute("begin; select pg_advisory_xact_lock(5)").await.unwrap();
+        asking.send(&query("select 7 from pg_advisory_xact_lock(5)")).await;
+        let waits = "select count(*) from pg_stat_activity where wait_event = 'advisory'";
+        bench.until_past(waits, "1").await;
 
         let mut drain = bench.drain(2);
         is_ended(&mut idle).await;
+        holder.batch_execute("commit").await.unwrap();
+        drop(holder);
         let tags: Vec<u8> = asking.until(b'Z').await.iter().map(|(tag, _)| *tag).collect();
         assert_eq!(tags, b"TDCZ", "{mode}");
         is_ended(&mut asking).await;
@@ -218,8 +233,7 @@ async fn replication_does_not_keep_a_switchover_waiting() {
     assert_eq!(streaming.until(b'W').await.last().map(|(tag, _)| *tag), Some(b'W'));
     let drain = bench.drain(2);
     is_ended(&mut idle).await;
-    let last = streaming.until(b'E').await.pop();
-    assert!(fatal(last).starts_with("57P01 "));
+    is_the_fence(streaming.until(b'E').await.pop());
     is_done(drain).await;
 }
 

@@ -46,6 +46,7 @@ fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
     let metako = Metako::start(&running::configuration(&cluster, ""));
     let before = metako.wait_until_open(2);
     assert_eq!(before["primary"], "node-1");
+    metako.wait_until_synchronous();
     running::client(&cluster, "psql", metako.port, &["-XAtc", "create table ledger (id bigint primary key)"]);
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -83,7 +83,10 @@ impl Bench {
         let environment = environment.iter().chain(more);
         let environment =
             environment.map(|(name, value)| ((*name).to_owned(), Secret::new(value.clone()))).collect();
-        TokioEnv::new().run_hook(HookProgram { command, environment, limit: LIMIT }).await.unwrap()
+        TokioEnv::new()
+            .run_hook(HookProgram { command, environment, withheld: Vec::new(), limit: LIMIT })
+            .await
+            .unwrap()
     }
 
     /// The node streams, has what the new primary has, and its own settings.
@@ -102,6 +105,13 @@ impl Bench {
             assert_eq!(node.sql(question).unwrap().as_deref(), Some(answer), "{question}");
         }
         assert!(!beside(node, "metako-saved").exists() && !beside(node, "metako-new").exists());
+        let lock_file = std::fs::read_to_string(node.data_dir().join("postmaster.pid")).unwrap();
+        let environment =
+            std::fs::read(format!("/proc/{}/environ", lock_file.lines().next().unwrap())).unwrap();
+        assert!(
+            !String::from_utf8_lossy(&environment).contains("METAKO_"),
+            "what a hook is told is not for the server"
+        );
     }
 }
 
@@ -168,6 +178,7 @@ async fn a_primary_that_was_stopped_rejoins_and_dies_with_its_cluster() {
 async fn a_primary_that_wrote_on_and_was_killed_is_rewound() {
     let bench = Bench::start(Builder::new().replicas(1)).await;
     bench.promote();
+    assert_what_is_wrong_is_refused(&bench).await;
     bench.old.sql("INSERT INTO t SELECT generate_series(100, 10000)").unwrap();
     bench.old.kill_9().unwrap();
     let output = bench.local("rejoin", &bench.old, 2).await;
@@ -233,7 +244,8 @@ async fn a_standby_that_received_too_much_and_was_killed_is_rewound() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_rewinding_cannot_be_done_the_primary_is_copied() {
-    let bench = Bench::start(Builder::new().replicas(1).setting("wal_log_hints", "off")).await;
+    let builder = Builder::new().replicas(1).setting("wal_log_hints", "off");
+    let bench = Bench::start(builder.setting("log_replication_commands", "on")).await;
     bench.promote();
     bench.old.sql("INSERT INTO t VALUES (100)").unwrap();
     let older = beside(&bench.old, "before-3");
@@ -248,11 +260,94 @@ async fn where_rewinding_cannot_be_done_the_primary_is_copied() {
     assert!(older.exists() && !bench.old.is_running());
     std::fs::remove_file(&tablespace).unwrap();
 
+    // Nobody else has what the former one holds: it outlives a start that fails, and all that comes later.
+    std::fs::write(bench.old.data_dir().join("original"), "").unwrap();
+    let original = beside(&bench.old, "before-7").join("original");
+    let cannot_start = [("PG_START", "env >\"$METAKO_PGDATA.env\"; exit 9".to_owned())];
+    let output = bench.run(vec![script("local.sh")], "rejoin", &bench.old, 2, &cannot_start).await;
+    assert_eq!(output.ending, HookEnding::Exited(1), "{}", output.output);
+    assert!(output.output.contains("PG_START failed"), "{}", output.output);
+    let environment = std::fs::read_to_string(beside(&bench.old, "env")).unwrap();
+    assert!(environment.contains("METAKO_NODE=node-1") && !environment.contains("METAKO_PRIMARY_CONNINFO"));
+    let outdated = beside(&bench.old, "metako-outdated-3");
+    assert!(original.exists() && outdated.exists());
+    let log = bench.new.log_tail(usize::MAX);
+    let commands = log.lines().filter(|line| line.contains("received replication command"));
+    let streams: Vec<&str> = commands.filter(|line| line.contains("START_REPLICATION")).collect();
+    assert!(
+        !streams.is_empty() && streams.iter().all(|line| line.contains("metako_base_backup")),
+        "{streams:?}"
+    );
+
     let output = bench.local("rejoin", &bench.old, 2).await;
     assert_done(&output);
+    assert!(!output.output.contains("is copied"), "{}", output.output);
     bench.assert_rejoined(&bench.old);
-    assert!(beside(&bench.old, "before-7").join("PG_VERSION").exists());
-    assert!(!older.exists(), "one former data folder is kept");
+    assert!(original.exists() && !older.exists() && !outdated.exists(), "one former data folder is kept");
+
+    // A second one of the same epoch, as of a node that somebody had write on.
+    assert_done(&bench.local("stop", &bench.old, 2).await);
+    std::fs::remove_file(bench.old.data_dir().join("standby.signal")).unwrap();
+    bench.old.start().unwrap();
+    bench.old.wait_ready(LIMIT).unwrap();
+    assert_done(&bench.local("rejoin", &bench.old, 2).await);
+    bench.cluster.wait_streaming(&bench.new, &["node-1"], LIMIT).unwrap();
+    assert!(original.exists() && beside(&bench.old, "before-7.2").exists());
+}
+
+/// While both are primaries, what is wrong is found before anything is stopped.
+async fn assert_what_is_wrong_is_refused(bench: &Bench) {
+    // Of the one that it is to follow.
+    let timeline = |node: &Node| if node.name() == bench.new.name() { 1 } else { 2 };
+    let refused = async |hook, node, more: &[(&str, String)], why| {
+        let output = bench.run(vec![script("local.sh")], hook, node, timeline(node), more).await;
+        assert_eq!(output.ending, HookEnding::Exited(1), "{why}: {}", output.output);
+        assert!(output.output.contains(why), "{why}: {}", output.output);
+        assert!(bench.old.is_running() && bench.new.is_running(), "{why}");
+    };
+    // The data directory is that of the primary, whatever the port is.
+    let (old, new) = (&bench.old, &bench.new);
+    let data = ("METAKO_PGDATA", new.data_dir().display().to_string());
+    let of_primary = [data.clone(), ("METAKO_PORT", new.port().to_string())];
+    refused("stop", old, std::slice::from_ref(&data), "is `pgdata` right?").await;
+    refused("rejoin", old, &[data], "is `pgdata` right?").await;
+    refused("rejoin", old, &of_primary, "is the primary itself").await;
+    new.sql("REVOKE EXECUTE ON FUNCTION pg_read_binary_file(text) FROM rejoiner").unwrap();
+    refused("rejoin", old, &of_primary, "may be the primary itself").await;
+    new.sql("GRANT EXECUTE ON FUNCTION pg_read_binary_file(text) TO rejoiner").unwrap();
+    // The primary of a newer timeline is to follow that of an older one.
+    refused("rejoin", new, &[], "newer than 1, the primary's").await;
+    refused("rejoin", old, &[("PG_KEEP", "conf.d/own.conf".to_owned())], "holds a slash").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_to_the_data_directory_is_as_good_and_files_that_were_set_aside_are_kept() {
+    let bench = Bench::start(Builder::new().replicas(1)).await;
+    bench.promote();
+    let (old, folder) = (&bench.old, tempfile::tempdir().unwrap());
+    let make_readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), make_readable).unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(old.data_dir(), &link).unwrap();
+    let by_link = [("METAKO_PGDATA", format!("{}/", link.display()))];
+    let rejoin = || bench.run(vec![script("local.sh")], "rejoin", old, 2, &by_link);
+    let saved = beside(old, "metako-saved");
+    std::fs::create_dir(&saved).unwrap();
+    std::fs::write(saved.join("postgresql.conf"), "# the only one").unwrap();
+    make_owned(&saved, old.data_dir());
+
+    let output = rejoin().await;
+    assert_done(&output);
+    assert!(output.output.contains("that had been set aside are kept"), "{}", output.output);
+    bench.assert_rejoined(old);
+    let kept = std::fs::read_to_string(beside(old, "metako-saved-7").join("postgresql.conf")).unwrap();
+    assert_eq!(kept, "# the only one");
+
+    // As if the hook had been cut off between the two moves of a swap.
+    assert_done(&bench.local("stop", old, 2).await);
+    std::fs::rename(old.data_dir(), beside(old, "metako-new")).unwrap();
+    assert_done(&rejoin().await);
+    bench.cluster.wait_streaming(&bench.new, &["node-1"], LIMIT).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -264,6 +359,7 @@ async fn ssh_sends_the_same_script_with_all_that_it_needs() {
         while [ \"$1\" != -- ]; do shift; done; shift\n\
         [ \"$1\" = postgres@127.0.0.1 ] || exit 255\n\
         shift\n\
+        if [ -n \"$CUT\" ] && [ \"$1\" = sh ]; then head -c \"-$CUT\" | env -i PATH=\"$PATH\" sh -c \"$*\"; exit; fi\n\
         [ \"$(id -u)\" -ne 0 ] || exec setpriv --reuid \"$OWNER\" --clear-groups env -i PATH=\"$PATH\" sh -c \"$*\"\n\
         exec env -i PATH=\"$PATH\" sh -c \"$*\"\n";
     std::fs::write(folder.path().join("ssh"), ssh).unwrap();
@@ -274,6 +370,13 @@ async fn ssh_sends_the_same_script_with_all_that_it_needs() {
     let more = [("PATH", path), ("OWNER", owner.to_string()), ("PG_KEEP", "it's nothing".to_owned())];
     let call = |hook, timeline| bench.run(vec![script("ssh.sh")], hook, &bench.old, timeline, &more);
 
+    // So many bytes of the script do not arrive, as if the connection had broken.
+    for missing in [2, 9, 9000] {
+        let cut = [more.as_slice(), &[("CUT", missing.to_string())]].concat();
+        let output = bench.run(vec![script("ssh.sh")], "stop", &bench.old, 1, &cut).await;
+        assert_eq!(output.ending, HookEnding::Exited(2), "{missing}: {}", output.output);
+        assert!(bench.old.is_running());
+    }
     assert_done(&call("stop", 1).await);
     assert!(!bench.old.is_running());
     bench.promote();

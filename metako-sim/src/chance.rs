@@ -40,6 +40,14 @@ pub enum Purpose {
     Linger,
     /// Choices of a random scenario.
     Scenario,
+    /// Duration of a checkpoint.
+    Checkpoint,
+    /// From the request to stop until all sessions have ended.
+    Stop,
+    /// How long a hook takes to begin, and to copy.
+    Hook,
+    /// What a person asks for in a random scenario.
+    Ask,
 }
 
 /// One draw, without state: equal arguments give equal bits.

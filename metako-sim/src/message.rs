@@ -86,6 +86,10 @@ pub(crate) enum Request {
     Promote(Promotion),
     /// Commit the marker of an epoch.
     Verify(Epoch),
+    /// Write a checkpoint.
+    Checkpoint,
+    /// Drop slots that nobody uses.
+    DropSlots(Vec<String>),
 }
 
 #[derive(Debug)]
@@ -98,6 +102,8 @@ pub(crate) enum Answer {
     Reset,
     /// 57P03
     Starting,
+    /// 57P03 as well, on the way down.
+    ShuttingDown,
 }
 
 /// How a server answers a client.
@@ -109,7 +115,7 @@ pub(crate) enum QueryAnswer {
     ReadOnly,
     /// Nothing listens: nothing happened.
     Refused,
-    /// 57P03: nothing happened.
+    /// 57P03, on the way up or down: nothing happened.
     Starting,
     /// The connection was closed, and what was sent is lost with it; whether it happened is not known.
     Reset,
@@ -121,6 +127,10 @@ pub(crate) const ANSWER_MICROS: (u64, u64) = (100, 600);
 impl Request {
     /// After this the driver of the control plane gives an action up, as the proxy's does.
     pub(crate) fn limit(&self) -> Duration {
-        Duration::from_secs(if matches!(self, Self::Verify(_)) { 10 } else { 5 })
+        Duration::from_secs(match self {
+            Self::Checkpoint => 300,
+            Self::Verify(_) => 10,
+            Self::Probe | Self::DropSlots(_) | Self::Apply { .. } | Self::Promote(_) => 5,
+        })
     }
 }

@@ -55,6 +55,8 @@ pub(crate) fn human(scenario: &Scenario, outcome: &Outcome, all: bool) -> String
 fn matters(event: &LogEvent) -> bool {
     match event {
         LogEvent::Fault(_)
+        | LogEvent::Asked { .. }
+        | LogEvent::Hook { .. }
         | LogEvent::Node { .. }
         | LogEvent::Decision(_)
         | LogEvent::Severed { .. }

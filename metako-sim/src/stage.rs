@@ -7,7 +7,7 @@ use metako_core::{NodeName, Tick};
 
 use crate::chance::{Chance, Purpose};
 use crate::log::{Log, LogEvent, NodeChange};
-use crate::message::{Body, Message, Place};
+use crate::message::{Body, CallId, Message, Place};
 use crate::model::NodeEvent;
 use crate::queue::Queue;
 use crate::scenario::LinkTimings;
@@ -22,6 +22,8 @@ pub(crate) enum Event {
     Node { node: usize, run: u32, event: NodeEvent },
     /// Something happens within the proxy, if it is still the same run of it.
     Proxy { run: u32, event: ProxyEvent },
+    /// A hook goes on on its node's host.
+    Hook { call: CallId },
     /// A client's time has come.
     Client { client: u32, timer: ClientTimer },
     /// A fault of the scenario begins.

@@ -5,13 +5,15 @@ mod support;
 use std::process::Command;
 
 use metako_sim::{Outcome, run};
-use support::{ASYNCHRONOUS, SYNCHRONOUS, config, scenario};
+use support::{ASYNCHRONOUS, HOOKED, HOOKED_ASYNCHRONOUS, SYNCHRONOUS, config, scenario};
 
 const PRIMARY_DIES: &str = include_str!("../scenarios/primary-dies.yaml");
 const PRIMARY_DIES_ASYNCHRONOUS: &str = include_str!("../scenarios/primary-dies-asynchronous.yaml");
 const PROXY_CUT_OFF: &str = include_str!("../scenarios/proxy-cut-off.yaml");
 const PRIMARY_FREEZES: &str = include_str!("../scenarios/primary-freezes.yaml");
 const OLD_PRIMARY_RETURNS: &str = include_str!("../scenarios/old-primary-returns.yaml");
+const SWITCHOVER: &str = include_str!("../scenarios/switchover.yaml");
+const SWITCHOVER_PRIMARY_DIES: &str = include_str!("../scenarios/switchover-primary-dies.yaml");
 
 fn outcome(configuration: &str, text: &str, seed: u64) -> Outcome {
     run(&config(configuration), &scenario(text), seed).expect("scenario and configuration fit")
@@ -80,6 +82,54 @@ fn a_primary_that_freezes_is_replaced() {
 #[test]
 fn an_old_primary_that_returns_gets_no_traffic() {
     met(SYNCHRONOUS, OLD_PRIMARY_RETURNS);
+}
+
+#[test]
+fn a_switchover_under_load_fails_nobody_and_loses_nothing() {
+    for configuration in [HOOKED, HOOKED_ASYNCHRONOUS] {
+        for outcome in met(configuration, SWITCHOVER) {
+            assert!(outcome.facts.acknowledged > 5_000, "{:?}", outcome.facts);
+        }
+    }
+}
+
+#[test]
+fn without_hooks_a_switchover_is_refused_with_the_reason() {
+    let outcome = outcome(SYNCHRONOUS, SWITCHOVER, 1);
+    assert!(
+        outcome.log.text().contains("asked    switchover to pg2: refused: `hooks.stop` is not configured")
+    );
+    assert!(outcome.facts.promoted.is_empty());
+}
+
+/// Where the kill hits: the last step that the log shows before it.
+fn step_at_the_kill(outcome: &Outcome) -> &'static str {
+    let text = outcome.log.text();
+    let before = text.split("fault    kill").next().unwrap_or_default();
+    let steps = [
+        "stopped in order",
+        "shuts down",
+        "severed",
+        ", stopping, ",
+        ", draining, ",
+        "wrote a checkpoint",
+        "switchover_begun",
+    ];
+    steps.into_iter().find(|step| before.contains(step)).unwrap_or("before")
+}
+
+#[test]
+fn a_primary_that_dies_at_any_step_of_a_switchover_is_replaced_and_rejoined() {
+    let mut hit = std::collections::BTreeSet::new();
+    for at in (5_000..=6_000).step_by(25) {
+        let text = SWITCHOVER_PRIMARY_DIES.replace("5400ms", &format!("{at}ms"));
+        let outcome = outcome(HOOKED, &text, 1);
+        assert!(outcome.met(), "killed at {at}ms: {:?}", outcome.findings);
+        hit.insert(step_at_the_kill(&outcome));
+    }
+    for step in ["switchover_begun", ", draining, ", "shuts down", "stopped in order"] {
+        assert!(hit.contains(step), "{step}: {hit:?}");
+    }
 }
 
 fn command(arguments: &[&str]) -> std::process::Output {

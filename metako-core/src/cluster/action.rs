@@ -48,6 +48,25 @@ pub enum Action {
         /// The epoch that begins.
         epoch: Epoch,
     },
+    /// Have a primary write a checkpoint.
+    Checkpoint {
+        /// The action.
+        id: ActionId,
+        /// The primary.
+        node: NodeName,
+    },
+    /// Close every server connection to the node that carries an epoch before `epoch` as soon as no transaction is open on
+    /// it. Done when all are gone; if they are not in time, those that are left serve on.
+    Drain {
+        /// The action.
+        id: ActionId,
+        /// The present primary.
+        node: NodeName,
+        /// The epoch that began.
+        epoch: Epoch,
+        /// How long it may take.
+        limit: Duration,
+    },
     /// Stop a standby from receiving WAL. Done when the settings are written and reloaded; that it is frozen shows in
     /// its next reports.
     Freeze {
@@ -115,6 +134,15 @@ pub enum Action {
         node: NodeName,
         /// What to set.
         change: SettingsChange,
+    },
+    /// Drop physical replication slots of a standby that exist and are not in use.
+    DropSlots {
+        /// The action.
+        id: ActionId,
+        /// The standby.
+        node: NodeName,
+        /// Their names.
+        slots: Vec<String>,
     },
     /// Run a hook. Done when it ended well.
     Hook {

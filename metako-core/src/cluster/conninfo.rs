@@ -48,15 +48,17 @@ impl std::fmt::Display for Conninfo {
 }
 
 /// `standby`'s former conninfo, made to lead to `upstream`. What is not about the address is kept; where there was none
-/// (or none that can be read), the configuration's user and password are taken.
+/// (or none that can be read), it logs in as `replication:` says, and metako's own user fills what that leaves open. Its
+/// password is that user's alone: it is taken only where `replication:` names neither a user nor a password of any kind.
 pub(super) fn rewrite(former: Option<&str>, standby: &Node, upstream: &Node) -> String {
     let known = former.and_then(Conninfo::parse).filter(|conninfo| !conninfo.0.is_empty());
     let ReplicationAddress { host, port, user, password, passfile } = &upstream.replication;
     let mut conninfo = known.unwrap_or_else(|| {
-        Conninfo(vec![
-            ("user".to_owned(), upstream.username.clone()),
-            ("password".to_owned(), upstream.password.reveal().to_owned()),
-        ])
+        let mut own = Conninfo(vec![("user".to_owned(), upstream.username.clone())]);
+        if user.is_none() && password.is_none() && passfile.is_none() {
+            own.set("password", upstream.password.reveal());
+        }
+        own
     });
     // An explicit upstream needs no search among hosts, and a standby is refused by some of these while it is one.
     conninfo.0.retain(|(key, _)| {
@@ -72,6 +74,10 @@ pub(super) fn rewrite(former: Option<&str>, standby: &Node, upstream: &Node) -> 
     }
     if let Some(passfile) = passfile {
         conninfo.set("passfile", passfile);
+        // libpq looks into the file only where there is no password beside it.
+        if password.is_none() {
+            conninfo.0.retain(|(key, _)| key != "password");
+        }
     }
     if conninfo.value("application_name").is_none() {
         conninfo.set("application_name", &standby.application_name);
@@ -218,6 +224,44 @@ mod tests {
         assert_eq!(
             text,
             "user='postgres' password='password' host='localhost' port='5435' application_name='b'"
+        );
+    }
+
+    #[test]
+    fn without_a_former_conninfo_no_password_meets_another_user() {
+        let (standby, upstream) = (node("b", 5434), node("c", 5435));
+        let log_in =
+            |former: Option<&str>, user: Option<&str>, password: Option<&str>, passfile: Option<&str>| {
+                let mut upstream = upstream.clone();
+                upstream.replication.user = user.map(str::to_owned);
+                upstream.replication.password = password.map(Secret::new);
+                upstream.replication.passfile = passfile.map(str::to_owned);
+                let written = Conninfo::parse(&rewrite(former, &standby, &upstream)).unwrap();
+                ["user", "password", "passfile"].map(|key| written.value(key).map(str::to_owned))
+            };
+        let (user, password, passfile) = (Some("repl"), Some("secret"), Some("/p"));
+        let own = Some("postgres");
+        for (given, expected) in [
+            ([None, None, None], [own, Some("password"), None]),
+            ([user, None, None], [user, None, None]),
+            ([None, password, None], [own, password, None]),
+            ([None, None, passfile], [own, None, passfile]),
+            ([user, password, None], [user, password, None]),
+            ([user, None, passfile], [user, None, passfile]),
+        ] {
+            let expected = expected.map(|value| value.map(str::to_owned));
+            assert_eq!(log_in(None, given[0], given[1], given[2]), expected, "{given:?}");
+            assert_eq!(log_in(Some("host='"), given[0], given[1], given[2]), expected, "{given:?}");
+        }
+        let former = Some("user=repl password=old");
+        assert_eq!(
+            log_in(former, None, None, passfile),
+            [user, None, passfile].map(|value| value.map(str::to_owned)),
+            "a password would have the file overlooked"
+        );
+        assert_eq!(
+            log_in(former, None, None, None),
+            [user, Some("old"), None].map(|value| value.map(str::to_owned))
         );
     }
 

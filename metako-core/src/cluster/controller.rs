@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use super::failover::Failover;
 use super::node::{Moment, NodeState};
+use super::rejoin::Rejoins;
+use super::switchover::{Drain, Planned};
 use super::sync::SyncStep;
 use super::work::{Job, Lane, Task, Work};
 use super::{
     Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Decision, DecisionKind, Event, Journal,
-    OperatorCommand, Phase, SettingsChange,
+    Phase, SettingsChange, SyncRule,
 };
 use crate::config::{ClusterSettings, Node};
 use crate::plugin::{FailoverPolicy, NodeReport};
@@ -56,6 +58,22 @@ pub struct Controller {
     /// Why the primary's failure leads to no failover, when it should: writes are held.
     pub(super) stuck: Option<String>,
     pub(super) failover: Option<Failover>,
+    /// A switchover that was asked for and has not begun.
+    pub(super) planned: Option<Planned>,
+    /// A person asked for a failover, to this node if one was named: what was asked of the nodes since then decides.
+    pub(super) forced: Option<Forced>,
+    /// metako is about to end.
+    pub(super) stopping: bool,
+    /// Why nothing may go to the primary until it has answered well again, or is replaced: it may be stopping.
+    pub(super) doubted: Option<String>,
+    /// Nodes that are standbys again, from which slots of others are to be removed.
+    pub(super) littered: BTreeSet<NodeName>,
+    /// Where a switchover's drain stands.
+    pub(super) drain: Option<Drain>,
+    /// What came of calls of `hooks.rejoin`.
+    pub(super) rejoins: Rejoins,
+    /// In this epoch the primary has written a checkpoint.
+    pub(super) checkpointed: Option<Epoch>,
     /// When promotions began, for the budget.
     pub(super) promotions: VecDeque<Tick>,
     /// Slots that are known to be on the present primary.
@@ -63,6 +81,8 @@ pub struct Controller {
     /// The slots that the Prepare in flight creates: those that were sent, whatever is known since.
     pub(super) preparing: BTreeSet<String>,
     pub(super) sync_step: Option<SyncStep>,
+    /// The rule that the setting in flight is of.
+    pub(super) setting_sync: Option<SyncRule>,
     /// Since when the primary is known to be well; replicas are not stale before.
     pub(super) well_since: Tick,
     pub(super) now: Tick,
@@ -71,6 +91,13 @@ pub struct Controller {
     view: Arc<ClusterView>,
     out: Vec<Action>,
     said: BTreeMap<(DecisionKind, Option<NodeName>), String>,
+}
+
+/// A failover that a person asks for.
+#[derive(Debug, Clone)]
+pub(super) struct Forced {
+    /// To whom, if somebody was named.
+    pub(super) to: Option<NodeName>,
 }
 
 /// A journal on its way to disk, and what follows when it is there.
@@ -94,6 +121,10 @@ pub(super) enum Then {
     Doubt,
     /// The journal's candidate is promoted.
     Promote,
+    /// The switchover that was asked for begins.
+    Drain,
+    /// Automatic decisions go on.
+    Resume,
 }
 
 impl Controller {
@@ -122,10 +153,19 @@ impl Controller {
             confirmed: false,
             stuck: None,
             failover: None,
+            planned: None,
+            forced: None,
+            stopping: false,
+            doubted: None,
+            littered: BTreeSet::new(),
+            drain: None,
+            rejoins: Rejoins::default(),
+            checkpointed: None,
             promotions: VecDeque::new(),
             slots: BTreeSet::new(),
             preparing: BTreeSet::new(),
             sync_step: None,
+            setting_sync: None,
             well_since: now,
             now,
             wake: None,
@@ -149,7 +189,8 @@ impl Controller {
             Event::ServerLost { node, loss: _ } => self.on_server_lost(&node),
             Event::Done { id, outcome } => self.on_done(id, outcome),
             Event::Reconfigured { settings, policy } => self.on_reconfigured(settings, policy),
-            Event::Operator(OperatorCommand::Adopt(node)) => self.on_adopt(&node),
+            Event::Operator(command) => self.on_operator(command),
+            Event::Stopping => self.on_stopping(),
         }
         self.expire_probes();
         self.apply_settings_if_settled();
@@ -200,8 +241,9 @@ impl Controller {
                 Phase::Promoting { .. } => self.step_promoting(),
                 Phase::Verifying { .. } => self.step_verifying(),
                 Phase::ManualNeeded { .. } => self.step_manual(),
-                // Pausing comes with the operator's commands; nothing leads here yet.
-                Phase::Paused { .. } => {}
+                Phase::Draining { .. } => self.step_draining(),
+                Phase::Stopping { .. } => self.step_stopping(),
+                Phase::Paused { .. } => self.step_paused(),
             }
             if self.writing.is_none() && self.phase.name() == before {
                 return;
@@ -238,14 +280,16 @@ impl Controller {
             Then::Adopt => self.cut_replaced(),
             Then::Doubt => self.doubt(),
             Then::Promote => self.promote(),
+            Then::Drain => self.begin_drain(),
+            Then::Resume => self.resumed(),
         }
     }
 
     fn on_done(&mut self, id: ActionId, outcome: Result<ActionOutcome, ActionFailure>) {
         let Some(job) = self.work.finish(id) else { return };
         let node = match &job.lane {
-            Lane::Node(node) => Some(node.clone()),
-            Lane::Journal | Lane::Sever => None,
+            Lane::Node(node) | Lane::Checkpoint(node) | Lane::Host(node) => Some(node.clone()),
+            Lane::Journal | Lane::Sever | Lane::Drain => None,
         };
         if let Some(node) = &node {
             // Whatever came of it and whichever epoch it was for: what the node said before is out of date.
@@ -258,6 +302,7 @@ impl Controller {
                     Task::Unfreeze | Task::Repoint | Task::SetSync => SETTLE,
                     Task::Promote if outcome == ActionOutcome::Declined => DECLINED_AGAIN,
                     Task::Promote => PROMOTE_AGAIN,
+                    Task::Rejoin => super::rejoin::SETTLE,
                     _ => Duration::ZERO,
                 };
                 self.work.done(self.now, &job, settle);
@@ -269,6 +314,9 @@ impl Controller {
             }
             Err(failure) => {
                 self.work.failed(self.now, &job);
+                if self.on_failed(&job, &failure) {
+                    return;
+                }
                 let whom = node.as_ref().map_or_else(String::new, |node| format!(" on {node}"));
                 let reason = format!(
                     "{}{whom}: {failure}; it will be tried again while it is needed",
@@ -298,6 +346,15 @@ impl Controller {
             }
             (Task::SetSync, _) => self.on_sync_set(),
             (Task::Sever, _) if self.replaced.is_some() => self.replaced = None,
+            (Task::Checkpoint, _) => self.checkpointed = Some(self.epoch),
+            (Task::Drain, _) => self.on_drained(),
+            (Task::Stop, _) => self.on_stopped(),
+            (Task::Rejoin, Some(node)) => {
+                self.count_rejoin(node);
+            }
+            (Task::DropSlots, Some(node)) => {
+                self.littered.remove(node);
+            }
             (task, node) => {
                 if task == Task::Prepare {
                     self.slots.append(&mut self.preparing);
@@ -413,6 +470,7 @@ impl fmt::Debug for Controller {
             .field("journal", &self.journal)
             .field("writing", &self.writing)
             .field("failover", &self.failover)
+            .field("planned", &self.planned)
             .field("stuck", &self.stuck)
             .field("confirmed", &self.confirmed)
             .field("looking", &self.looking)

@@ -2,8 +2,7 @@
 
 use super::controller::Then;
 use super::failover::Failover;
-use super::work::{Lane, Task};
-use super::{Action, Controller, DecisionKind, Journal, JournalPhase, Phase, SyncRule};
+use super::{Controller, DecisionKind, Journal, JournalPhase, Phase, SyncRule};
 use crate::config::RoleHint;
 use crate::plugin::NodeReport;
 use crate::{Epoch, NodeName};
@@ -36,7 +35,9 @@ impl Controller {
                 reason: format!("the journal says that {primary} is primary; its answer is awaited"),
             },
             JournalPhase::Fencing => {
-                self.failover = Some(Failover::begun(&primary, self.moment(), self.all_but(&primary)));
+                let mut failover = Failover::begun(&primary, self.moment(), self.all_but(&primary));
+                failover.planned = journal.floor.is_some();
+                self.failover = Some(failover);
                 Phase::Fencing { old: primary, since: self.now }
             }
             JournalPhase::Promoting { candidate, .. } if self.node(candidate).is_none() => {
@@ -70,8 +71,7 @@ impl Controller {
     /// With a journal, its primary only has to say that it still is one.
     fn step_confirming(&mut self, primary: &NodeName) {
         if let Some(node) = self.replaced.clone() {
-            let epoch = self.epoch;
-            return self.start_in(Lane::Sever, Task::Sever, |id| Action::Sever { id, node, epoch });
+            return self.sever(&node);
         }
         let Some(state) = self.nodes.get(primary) else { return };
         if state.answer.is_none() {
@@ -160,26 +160,18 @@ impl Controller {
         }
     }
 
-    pub(super) fn on_adopt(&mut self, node: &NodeName) {
-        let refusal = match (&self.phase, self.report(node)) {
-            _ if self.node(node).is_none() => Some(format!("{node} is not in the configuration")),
-            _ if self.writing.is_some() => Some("the journal is being written: ask again".to_owned()),
-            (Phase::Discovering { .. } | Phase::ManualNeeded { .. }, Some(report)) if report.is_primary() => {
-                None
-            }
-            (Phase::Discovering { .. } | Phase::ManualNeeded { .. }, Some(_)) => {
-                Some(format!("{node} is in recovery: only a primary can be adopted; promote it first"))
-            }
-            (Phase::Discovering { .. } | Phase::ManualNeeded { .. }, None) => {
-                Some(format!("{node} does not answer"))
-            }
-            (phase, _) => Some(format!("the cluster is {}, nothing is to be adopted", phase.name())),
-        };
-        match refusal {
-            Some(reason) => {
-                self.record(DecisionKind::Vetoed, Some(node), format!("{node} is not adopted: {reason}"));
-            }
-            None => self.adopt(node, &format!("an operator says that {node} is the primary")),
+    /// Why a node cannot be adopted now, if it cannot.
+    pub(super) fn refuse_adopt(&self, node: &NodeName) -> Result<(), String> {
+        if self.node(node).is_none() {
+            return Err(format!("{node} is not in the configuration"));
+        }
+        if !matches!(self.phase, Phase::Discovering { .. } | Phase::ManualNeeded { .. }) {
+            return Err(format!("the cluster is {}, nothing is to be adopted", self.phase.name()));
+        }
+        match self.report(node) {
+            Some(report) if report.is_primary() => Ok(()),
+            Some(_) => Err(format!("{node} is in recovery: only a primary can be adopted; promote it first")),
+            None => Err(format!("{node} does not answer")),
         }
     }
 
@@ -192,7 +184,7 @@ impl Controller {
     }
 
     /// Makes `primary`, which answers as one, the primary of a new epoch.
-    fn adopt(&mut self, primary: &NodeName, reason: &str) {
+    pub(super) fn adopt(&mut self, primary: &NodeName, reason: &str) {
         let Some((system_id, timeline)) =
             self.report(primary).map(|report| (report.system_id, report.timeline))
         else {
@@ -211,10 +203,15 @@ impl Controller {
             attempts: Vec::new(),
             tainted: Vec::new(),
             saved: std::collections::BTreeMap::new(),
+            displaced: Vec::new(),
+            floor: None,
+            paused: false,
         };
         if let Some(former) = self.journal.as_ref().filter(|former| former.system_id == system_id) {
             journal.saved.clone_from(&former.saved);
             journal.tainted.clone_from(&former.tainted);
+            journal.displaced.clone_from(&former.displaced);
+            journal.paused = former.paused;
             if former.timeline == timeline && former.primary == *primary {
                 journal.fork = former.fork;
                 // Once a candidate is chosen the rule is the one for its epoch.
@@ -226,6 +223,7 @@ impl Controller {
             journal.tainted.extend(tried.filter(|node| node != primary));
             journal.tainted.retain(|node| node != primary);
             journal.tainted.dedup();
+            journal.displaced.retain(|node| node != primary);
         }
         let role = self.node(primary).and_then(|node| node.role);
         let hinted = self.settings.nodes.iter().find(|node| node.role == Some(RoleHint::Primary));
@@ -252,7 +250,7 @@ impl Controller {
     /// A primary serves: the one that the journal names.
     pub(super) fn serve(&mut self) {
         let Some(journal) = &self.journal else { return };
-        let (primary, timeline) = (journal.primary.clone(), journal.timeline);
+        let (primary, timeline, paused) = (journal.primary.clone(), journal.timeline, journal.paused);
         let was_confirmed = std::mem::replace(&mut self.confirmed, true);
         if self.failover.take().is_some() || !was_confirmed {
             self.work.forget_pauses();
@@ -260,12 +258,22 @@ impl Controller {
         self.stuck = None;
         self.looking = None;
         self.sync_step = None;
+        self.planned = None;
+        self.doubted = None;
         self.well_since = self.now;
         for kind in [DecisionKind::Suspected, DecisionKind::Vetoed, DecisionKind::ManualNeeded] {
             self.forget_said(kind);
         }
         let reason = format!("writes go to {primary}, epoch {}, timeline {timeline}", self.epoch);
-        self.phase = Phase::Steady { primary: primary.clone() };
+        self.phase = if paused {
+            let reason = format!(
+                "no failover and no change of any node until `metako resume`; writes go to {primary}"
+            );
+            self.record_once(DecisionKind::Paused, Some(&primary), &reason);
+            Phase::Paused { primary: primary.clone() }
+        } else {
+            Phase::Steady { primary: primary.clone() }
+        };
         if self.view().primary() != Some(&primary) {
             self.record(DecisionKind::Opened, Some(&primary), reason);
         }
@@ -275,6 +283,7 @@ impl Controller {
     /// A person has to decide; `primary` is given while it may still take writes and the case solves itself when it is
     /// well again.
     pub(super) fn need_person(&mut self, primary: Option<NodeName>, reason: String) {
+        self.forced = None;
         self.record(DecisionKind::ManualNeeded, primary.as_ref(), reason.clone());
         self.phase = Phase::ManualNeeded { primary, reason };
     }

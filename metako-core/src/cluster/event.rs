@@ -49,6 +49,8 @@ pub enum Event {
     },
     /// A person asks for something.
     Operator(OperatorCommand),
+    /// metako is about to end: a switchover that has not stopped the primary yet is called off, and none begins.
+    Stopping,
 }
 
 /// How the data plane lost a server connection.
@@ -93,4 +95,19 @@ pub enum ActionFailure {
 pub enum OperatorCommand {
     /// Take this node for the primary although not all nodes could be asked.
     Adopt(NodeName),
+    /// Make another node primary while the present one is well.
+    Switchover {
+        /// Which; `None` is the best.
+        to: Option<NodeName>,
+    },
+    /// Promote a standby because the primary fails, without waiting for more evidence, whatever `failover.mode` and
+    /// `failover.budget` say.
+    Failover {
+        /// Which; `None` is the best.
+        to: Option<NodeName>,
+    },
+    /// Decide nothing from now on: no failover, no change of any node.
+    Pause,
+    /// Decide again.
+    Resume,
 }

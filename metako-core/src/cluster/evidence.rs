@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::node::Moment;
 use super::witness::Witness;
+use super::work::Lane;
 use super::{Controller, DecisionKind, Phase, SyncRule};
 use crate::NodeName;
 use crate::config::{FailoverMode, Priority};
@@ -29,9 +30,14 @@ impl Controller {
     /// The primary that this phase watches, if there is one.
     pub(super) fn phase_primary(&self) -> Option<&NodeName> {
         match &self.phase {
-            Phase::Steady { primary } | Phase::Suspect { primary, .. } => Some(primary),
-            Phase::ManualNeeded { primary, .. } | Phase::Paused { primary } => primary.as_ref(),
-            Phase::Fencing { old, .. } | Phase::Freezing { old, .. } => Some(old),
+            Phase::Steady { primary } | Phase::Suspect { primary, .. } | Phase::Paused { primary } => {
+                Some(primary)
+            }
+            Phase::ManualNeeded { primary, .. } => primary.as_ref(),
+            Phase::Draining { old, .. }
+            | Phase::Stopping { old, .. }
+            | Phase::Fencing { old, .. }
+            | Phase::Freezing { old, .. } => Some(old),
             Phase::Verifying { candidate, .. } => Some(candidate),
             Phase::Discovering { .. } => self.journal.as_ref().map(|journal| &journal.primary),
             Phase::Promoting { .. } => None,
@@ -51,6 +57,12 @@ impl Controller {
         if self.looking.is_some_and(|since| state.answered_after(since)) {
             self.looking = None;
         }
+        let now = self.now;
+        for standby in self.streaming_to(primary) {
+            if let Some(state) = self.nodes.get_mut(&standby) {
+                state.listed = Some(now);
+            }
+        }
     }
 
     pub(super) fn step_steady(&mut self) {
@@ -60,6 +72,7 @@ impl Controller {
         match (state.current().map(|report| self.judge(&primary, report)), state.failure()) {
             (Some(Err(reason)), _) => {
                 // Nothing more goes there, whatever the next look shows.
+                self.doubted = Some(reason.clone());
                 self.stuck = Some(reason);
                 return self.suspect(&primary, self.moment());
             }
@@ -75,6 +88,9 @@ impl Controller {
         }
         self.reconcile_standbys();
         self.reconcile_sync();
+        self.reconcile_displaced();
+        self.clean_up(&primary);
+        self.step_planned(&primary);
     }
 
     /// Looks closely at the primary: only probes after `since` count from now on.
@@ -84,6 +100,7 @@ impl Controller {
         let why = why.unwrap_or_else(|| "it is to be looked at again".to_owned());
         let reason = format!("{primary}: {why}; it and its standbys are asked again at once");
         self.record(DecisionKind::Suspected, Some(primary), reason.clone());
+        self.forget_planned("the primary is under suspicion");
         self.looking = None;
         self.phase = Phase::Suspect { primary: primary.clone(), since: self.now, reason };
         self.suspected = since;
@@ -99,7 +116,10 @@ impl Controller {
     pub(super) fn doubt(&mut self) {
         let Some(primary) = self.journal.as_ref().map(|journal| journal.primary.clone()) else { return };
         self.failover = None;
-        self.stuck = None;
+        // Nothing goes to what was just seen not to be the primary, before it is looked at again.
+        let known = self.report(&primary).and_then(|report| self.judge(&primary, report).err());
+        self.doubted = known.or_else(|| self.doubted.take());
+        self.stuck.clone_from(&self.doubted);
         self.work.forget_pauses();
         self.suspect(&primary, self.moment());
     }
@@ -131,23 +151,32 @@ impl Controller {
         if mute > 0 {
             return self.say_suspect(format!("{primary} fails; {mute} of its standbys have still to answer"));
         }
+        if let Some(forced) = self.forced.take() {
+            return match self.veto_for_person(&primary) {
+                None => self.begin_failover(&primary, "an operator asked for it", forced.to),
+                Some(why) => {
+                    let reason = format!("no failover, although an operator asked for it: {why}");
+                    self.record(DecisionKind::Aborted, Some(&primary), reason);
+                }
+            };
+        }
         match self.policy.assess(&evidence) {
             Assessment::Wait { reason, ask_again_in } => {
-                self.stuck = None;
+                self.stuck.clone_from(&self.doubted);
                 if let Some(pause) = ask_again_in {
                     self.wake_at(self.now + pause.max(ASK_AGAIN_MIN));
                 }
                 self.say_suspect(reason);
             }
             Assessment::FailOver { reason } => match self.veto(&evidence, since) {
-                None => self.begin_failover(&primary, &reason),
+                None => self.begin_failover(&primary, &reason, None),
                 Some(veto) => self.refuse(&primary, &reason, veto),
             },
         }
     }
 
     fn refuse(&mut self, primary: &NodeName, wish: &str, veto: Veto) {
-        self.stuck = None;
+        self.stuck.clone_from(&self.doubted);
         match veto {
             Veto::Evidence(why) => {
                 self.record_once(DecisionKind::Vetoed, Some(primary), &format!("no failover: {why}"));
@@ -179,6 +208,10 @@ impl Controller {
     }
 
     fn clear(&mut self, primary: &NodeName) {
+        if self.forced.take().is_some() {
+            let reason = format!("no failover, although an operator asked for it: {primary} answers well");
+            self.record(DecisionKind::Aborted, Some(primary), reason);
+        }
         let reason = format!("{primary} answered well {CLEAN_ROUNDS} times in a row");
         self.record(DecisionKind::Cleared, Some(primary), reason);
         self.serve();
@@ -240,6 +273,15 @@ impl Controller {
     }
 
     fn veto(&self, evidence: &Evidence, since: Moment) -> Option<Veto> {
+        self.veto_of_evidence(evidence, since)
+            .or_else(|| self.veto_of_mode())
+            .or_else(|| self.veto_of_history(&evidence.primary, since))
+            .or_else(|| self.veto_of_budget())
+            .or_else(|| self.veto_of_candidates(&evidence.primary, since))
+    }
+
+    /// What holds whoever decides: a primary that may be alive is not replaced by force.
+    fn veto_of_evidence(&self, evidence: &Evidence, since: Moment) -> Option<Veto> {
         let primary = &evidence.primary;
         match evidence.kind {
             PrimaryEvidence::Healthy | PrimaryEvidence::Full | PrimaryEvidence::InRecovery => {
@@ -256,32 +298,44 @@ impl Controller {
             | PrimaryEvidence::ShuttingDown
             | PrimaryEvidence::Unclear => {}
         }
-        let standbys = self.all_but(primary);
-        let seen = |witness: Witness| -> Vec<&NodeName> {
-            standbys.iter().filter(|standby| self.witness(standby, primary, since) == witness).collect()
-        };
-        if let Some(fresh) = seen(Witness::Fresh).first() {
-            return Some(Veto::Evidence(format!(
-                "{fresh} still streams from {primary}: it is this proxy that is cut off from {primary}"
-            )));
-        }
+        let fresh = self.seen(primary, since, Witness::Fresh).into_iter().next()?;
+        Some(Veto::Evidence(format!(
+            "{fresh} still streams from {primary}: it is this proxy that is cut off from {primary}"
+        )))
+    }
+
+    /// Whether metako may decide alone.
+    fn veto_of_mode(&self) -> Option<Veto> {
         if self.settings.failover.mode == FailoverMode::Manual {
             return Some(Veto::Person("failover.mode is manual".to_owned()));
         }
-        if let Some(why) = self.too_few(&seen(Witness::Lost)) {
-            return Some(why);
+        if self.journal.as_ref().is_some_and(|journal| journal.paused) {
+            return Some(Veto::Person("metako is paused (`metako resume` ends that)".to_owned()));
         }
-        if let Some(why) = self.timeline_in_use() {
-            return Some(Veto::Person(why));
-        }
+        None
+    }
+
+    /// Whether it may decide alone once more.
+    fn veto_of_budget(&self) -> Option<Veto> {
         let (most, span) = self.settings.failover.budget;
         let spent = self.promotions.iter().filter(|began| self.now.since(**began) < span).count();
-        if spent >= usize::try_from(most).unwrap_or(usize::MAX) {
-            return Some(Veto::Person(format!(
+        (spent >= usize::try_from(most).unwrap_or(usize::MAX)).then(|| {
+            Veto::Person(format!(
                 "the budget of {most} failovers in {}s is used up (failover.budget)",
                 span.as_secs()
-            )));
-        }
+            ))
+        })
+    }
+
+    /// Whether those are at hand without whom acknowledged commits could be missed, and nobody was promoted meanwhile.
+    fn veto_of_history(&self, primary: &NodeName, since: Moment) -> Option<Veto> {
+        self.too_few(&self.seen(primary, since, Witness::Lost))
+            .or_else(|| self.timeline_in_use().map(Veto::Person))
+    }
+
+    /// Whether there is one who can follow.
+    fn veto_of_candidates(&self, primary: &NodeName, since: Moment) -> Option<Veto> {
+        let standbys = self.all_but(primary);
         let reasons: Vec<String> = standbys
             .iter()
             .filter_map(|standby| {
@@ -297,8 +351,32 @@ impl Controller {
         None
     }
 
+    fn seen(&self, primary: &NodeName, since: Moment, witness: Witness) -> Vec<NodeName> {
+        let mut standbys = self.all_but(primary);
+        standbys.retain(|standby| self.witness(standby, primary, since) == witness);
+        standbys
+    }
+
+    /// Why not even a person's word can begin a failover now.
+    pub(super) fn veto_for_person(&self, primary: &NodeName) -> Option<String> {
+        let since = self.suspected;
+        let Some(evidence) = self.evidence(primary, since) else {
+            return Some(format!("{primary} answers, as far as is known: see `metako switchover`"));
+        };
+        let mute = self.mute_standbys(primary, since);
+        if mute > 0 {
+            return Some(format!("{mute} of its standbys have still to answer: ask again"));
+        }
+        let veto = self
+            .veto_of_evidence(&evidence, since)
+            .or_else(|| self.veto_of_history(primary, since))
+            .or_else(|| self.veto_of_candidates(primary, since))?;
+        let (Veto::Evidence(why) | Veto::Stuck(why) | Veto::Person(why)) = veto;
+        Some(why)
+    }
+
     /// Whether too few standbys are at hand for no acknowledged commit to be missed.
-    fn too_few(&self, lost: &[&NodeName]) -> Option<Veto> {
+    fn too_few(&self, lost: &[NodeName]) -> Option<Veto> {
         let rule = self.journal.as_ref().map(|journal| &journal.sync);
         let Some(SyncRule::Quorum { acks, voters }) = rule else {
             if self.settings.failover.synchronous.is_some() {
@@ -325,6 +403,9 @@ impl Controller {
     pub(super) fn unelectable(&self, standby: &NodeName, report: Option<&NodeReport>) -> Option<String> {
         let Some(journal) = &self.journal else { return Some("belongs to no known cluster".to_owned()) };
         let Some(report) = report else { return Some("does not answer".to_owned()) };
+        if self.work.busy(&Lane::Host(standby.clone())) {
+            return Some("is being worked on by a hook".to_owned());
+        }
         if self.node(standby).is_none_or(|node| node.priority == Priority::Never) {
             return Some("is never to be promoted (priority)".to_owned());
         }

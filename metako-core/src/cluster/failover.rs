@@ -10,7 +10,7 @@ use super::witness::Witness;
 use super::work::{Lane, Task};
 use super::{Action, Controller, DecisionKind, JournalPhase, Phase, settings};
 use crate::plugin::NodeReport;
-use crate::{NodeName, Tick};
+use crate::{Lsn, NodeName, Tick};
 
 /// What is known of the running failover besides the journal. All of it can be found out again after a restart.
 #[derive(Debug, Clone)]
@@ -28,6 +28,10 @@ pub(super) struct Failover {
     /// Whose repointing was answered, well or badly.
     pub(super) repointed: BTreeSet<NodeName>,
     pub(super) verified: bool,
+    /// Who was asked for.
+    pub(super) wished: Option<NodeName>,
+    /// The old primary is stopped by metako itself, because somebody asked for another.
+    pub(super) planned: bool,
 }
 
 impl Failover {
@@ -42,6 +46,8 @@ impl Failover {
             prepared: None,
             repointed: BTreeSet::new(),
             verified: false,
+            wished: None,
+            planned: false,
         }
     }
 
@@ -63,12 +69,28 @@ impl Failover {
 }
 
 impl Controller {
-    /// The evidence is enough: a new epoch begins, writes are held from this call on.
-    pub(super) fn begin_failover(&mut self, old: &NodeName, reason: &str) {
-        let Some(journal) = &self.journal else { return };
-        let mut journal = journal.clone();
+    /// The evidence is enough: a new epoch begins, writes are held from this call on. `wished` is promoted if nothing is
+    /// lost by that.
+    pub(super) fn begin_failover(&mut self, old: &NodeName, reason: &str, wished: Option<NodeName>) {
+        let Some(standbys) = self.begin_fencing(old, None) else { return };
+        self.record(
+            DecisionKind::FailoverBegun,
+            Some(old),
+            format!("{reason}. Writes are held; {old} is fenced, then {standbys} are frozen and the most advanced is promoted"),
+        );
+        if let Some(failover) = &mut self.failover {
+            failover.wished = wished;
+        }
+        self.phase = Phase::Fencing { old: old.clone(), since: self.now };
+    }
+
+    /// Begins the epoch in which `old` is replaced, by nobody who has less than `floor`, and names the standbys that are to be
+    /// frozen.
+    pub(super) fn begin_fencing(&mut self, old: &NodeName, floor: Option<Lsn>) -> Option<String> {
+        let mut journal = self.journal.clone()?;
         journal.epoch = self.next_epoch();
         journal.phase = JournalPhase::Fencing;
+        journal.floor = floor;
         let expected: Vec<NodeName> = self
             .all_but(old)
             .into_iter()
@@ -79,17 +101,14 @@ impl Controller {
         }
         self.epoch = journal.epoch;
         let standbys = expected.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
-        self.record(
-            DecisionKind::FailoverBegun,
-            Some(old),
-            format!("{reason}. Writes are held; {old} is fenced, then {standbys} are frozen and the most advanced is promoted"),
-        );
         self.work.forget_pauses();
         self.stuck = None;
         self.looking = None;
+        self.planned = None;
+        self.doubted = None;
         self.failover = Some(Failover::begun(old, self.suspected, expected));
-        self.phase = Phase::Fencing { old: old.clone(), since: self.now };
         self.persist(journal, Then::GoOn);
+        Some(standbys)
     }
 
     pub(super) fn step_fencing(&mut self) {
@@ -100,10 +119,14 @@ impl Controller {
         let old = failover.old.clone();
         if failover.severed {
             self.phase = Phase::Freezing { old, since: self.now };
-            return;
+        } else {
+            self.sever(&old);
         }
-        let epoch = self.epoch;
-        self.start_in(Lane::Sever, Task::Sever, |id| Action::Sever { id, node: old, epoch });
+    }
+
+    pub(super) fn sever(&mut self, node: &NodeName) {
+        let (node, epoch) = (node.clone(), self.epoch);
+        self.start_in(Lane::Sever, Task::Sever, |id| Action::Sever { id, node, epoch });
     }
 
     /// Until a standby is chosen a failover can be called off: when the old primary is well again, or when a standby that
@@ -116,7 +139,10 @@ impl Controller {
             .get(&old)
             .and_then(|state| state.current_after(began))
             .is_some_and(|report| self.judge(&old, report).is_ok());
-        let streams = self.all_but(&old).into_iter().find(|standby| {
+        // The hook said that it is stopped: who has still to learn of that is frozen, and awaited for a moment.
+        let stopped = failover.planned
+            && matches!(&self.phase, Phase::Freezing { since, .. } if self.now < *since + FREEZE_WAIT);
+        let streams = self.all_but(&old).into_iter().filter(|_| !stopped).find(|standby| {
             let untouched =
                 !failover.frozen.contains_key(standby) && !self.work.busy(&Lane::Node(standby.clone()));
             untouched && self.witness(standby, &old, began) == Witness::Fresh
@@ -130,6 +156,7 @@ impl Controller {
         let mut journal = journal.clone();
         journal.epoch = self.next_epoch();
         journal.phase = JournalPhase::Steady;
+        journal.floor = None;
         self.record(
             DecisionKind::Aborted,
             Some(&old),

@@ -2,13 +2,13 @@
 
 use super::controller::Then;
 use super::evidence::needed;
-use super::failover::FREEZE_WAIT;
+use super::failover::{FREEZE_WAIT, Failover};
 use super::node::Moment;
 use super::witness::Witness;
-use super::work::Task;
+use super::work::{Lane, Task};
 use super::{Action, Attempt, Controller, DecisionKind, JournalPhase, Phase, SyncRule, settings};
 use crate::config::{NoVoter, Priority};
-use crate::plugin::{Electable, ReportedRole};
+use crate::plugin::{Electable, PrimaryEvidence, ReportedRole};
 use crate::{Lsn, NodeName, Tick, TimelineId};
 
 /// A choice that has still to be confirmed by a look at all frozen standbys, taken after it.
@@ -26,6 +26,13 @@ impl Controller {
         }
         let Phase::Freezing { old, since } = &self.phase else { return };
         let (old, since) = (old.clone(), *since);
+        let failover = self.failover.as_ref().filter(|failover| !failover.planned);
+        let report = failover.and_then(|failover| self.nodes.get(&old)?.current_after(failover.began));
+        if report.is_some_and(|report| !report.is_primary() && !self.is_foreign(report)) {
+            let reason =
+                format!("{old} says that it is in recovery: somebody made it a standby. Writes are held");
+            return self.need_person(None, reason);
+        }
         self.freeze_standbys(&old);
         if self.writing.is_some() {
             return;
@@ -53,6 +60,10 @@ impl Controller {
         for standby in self.all_but(old) {
             if !self.freezable(&standby) {
                 continue;
+            }
+            if let Some(failover) = self.failover.as_mut().filter(|failover| failover.planned) {
+                // There is time for one that has come just now.
+                failover.expected.insert(standby.clone());
             }
             let done = self.failover.as_ref().and_then(|failover| failover.frozen.get(&standby)).copied();
             let Some(report) = self.report(&standby) else { continue };
@@ -83,7 +94,7 @@ impl Controller {
         let token = settings::token(self.epoch);
         let proven = |(standby, done): (&NodeName, &Moment)| {
             let report = self.heard_after(standby, *done)?;
-            if self.is_foreign(report) {
+            if self.is_foreign(report) || self.work.busy(&Lane::Host(standby.clone())) {
                 return None;
             }
             Some((standby.clone(), settings::proof(report, &token).ok()?))
@@ -120,13 +131,16 @@ impl Controller {
         if !late.is_empty() && self.now < since + FREEZE_WAIT {
             return Err(format!("{} should be frozen as well and is awaited for a moment", late.join(", ")));
         }
-        let failed = self
-            .nodes
-            .get(old)
-            .is_some_and(|state| state.answered_after(failover.began) && state.failure().is_some());
-        if !failed {
-            return Err(format!("{old} must fail once more in this round"));
+        if let Some(floor) = journal.floor
+            && frozen.iter().all(|(_, position)| *position < floor)
+        {
+            return Err(format!(
+                "{old} had answered transactions up to {floor} when it was stopped, and no standby that is frozen has all of them \
+                 yet{}: start {old} again, and it stays primary",
+                self.unfrozen(failover.frozen.keys())
+            ));
         }
+        self.is_replaceable(old, failover)?;
         let streams = self
             .all_but(old)
             .into_iter()
@@ -134,6 +148,30 @@ impl Controller {
         match streams {
             Some(standby) => Err(format!("{standby} could not be frozen and streams from {old}")),
             None => Ok(()),
+        }
+    }
+
+    /// Whether the old primary is gone; an error says what is awaited. One that metako itself stops is known to be stopped
+    /// when nothing listens there any more.
+    fn is_replaceable(&self, old: &NodeName, failover: &Failover) -> Result<(), String> {
+        let state = self.nodes.get(old).filter(|state| state.answered_after(failover.began));
+        let Some(state) = state else { return Err(format!("{old} must fail once more in this round")) };
+        if let Some(report) = state.current() {
+            // One that metako stopped and that was started as a standby is out of the way.
+            if failover.planned && !report.is_primary() && !self.is_foreign(report) {
+                return Ok(());
+            }
+            let why = self.judge(old, report).err();
+            return Err(why.unwrap_or_else(|| format!("{old} must fail once more in this round")));
+        }
+        let silent = self.settings.failover.silent_after;
+        match state.failing {
+            _ if !failover.planned => Ok(()),
+            Some((PrimaryEvidence::Refused, _)) => Ok(()),
+            Some((PrimaryEvidence::Silent, since)) if self.now >= since + silent => Ok(()),
+            _ => Err(format!(
+                "{old} is to be stopped, and something still answers there; start it again, and it stays primary"
+            )),
         }
     }
 
@@ -197,6 +235,13 @@ impl Controller {
         }
         let most = frozen.iter().filter(|(standby, _)| on_it(standby)).map(|(_, position)| *position).max();
         let Some(most) = most else { return Err(format!("no frozen standby is on timeline {timeline}")) };
+        if let Some(floor) =
+            self.journal.as_ref().and_then(|journal| journal.floor).filter(|floor| most < *floor)
+        {
+            return Err(format!(
+                "the last transaction before the switchover ended at {floor}, and nobody on timeline {timeline} has it"
+            ));
+        }
         let mut electable: Vec<Electable> = frozen
             .iter()
             .filter(|(standby, _)| self.unelectable(standby, self.report(standby)).is_none())
@@ -215,6 +260,14 @@ impl Controller {
                 .collect();
             return Err(format!("the most advanced standby cannot be promoted: {}", holders.join(", ")));
         }
+        let wished = self.failover.as_ref().and_then(|failover| failover.wished.clone());
+        if let Some(wished) = wished {
+            if eligible.contains(&wished) && at_most(&wished) {
+                return Ok(wished);
+            }
+            let reason = format!("{wished} was asked for, but is not the most advanced that can be promoted");
+            self.record_once(DecisionKind::Vetoed, Some(&wished), &reason);
+        }
         self.policy.rank(&mut electable);
         let ranked: Vec<NodeName> =
             electable.into_iter().map(|one| one.node).filter(|node| eligible.contains(node)).collect();
@@ -230,7 +283,7 @@ impl Controller {
         Ok(chosen)
     }
 
-    fn electable(&self, standby: &NodeName, position: Lsn) -> Option<Electable> {
+    pub(super) fn electable(&self, standby: &NodeName, position: Lsn) -> Option<Electable> {
         let node = self.node(standby)?;
         let report = self.report(standby)?;
         let Priority::Rank(priority) = node.priority else { return None };
@@ -277,11 +330,22 @@ impl Controller {
         journal.phase = JournalPhase::Promoting { candidate: candidate.clone(), timeline, fork };
         journal.attempts.push(Attempt { node: candidate.clone(), timeline });
         journal.attempts.dedup();
+        journal.displaced.retain(|node| *node != candidate && node != old);
+        journal.displaced.push(old.clone());
         let rule = self.rule_after(&journal.sync, &candidate, &followers);
         if rule == SyncRule::Async && journal.sync != SyncRule::Async {
             let reason = format!(
                 "no standby is left to wait for: commits on {candidate} wait for none (on_no_voter: degrade), and should it \
                  die, a person has to decide"
+            );
+            self.record(DecisionKind::SyncChanged, Some(&candidate), reason);
+        }
+        if let (SyncRule::Quorum { acks: before, .. }, SyncRule::Quorum { acks: after, .. }) =
+            (&journal.sync, &rule)
+            && after < before
+        {
+            let reason = format!(
+                "commits on {candidate} wait for {after} standbys, not for {before}, until others follow it"
             );
             self.record(DecisionKind::SyncChanged, Some(&candidate), reason);
         }
@@ -297,7 +361,9 @@ impl Controller {
             Some(&candidate),
             format!("{candidate} follows {old} as primary on timeline {timeline}: frozen are {all}"),
         );
-        self.promotions.push_back(self.now);
+        if self.failover.as_ref().is_some_and(|failover| !failover.planned) {
+            self.promotions.push_back(self.now);
+        }
         while self.promotions.len() > 64 {
             self.promotions.pop_front();
         }

@@ -106,7 +106,7 @@ impl Controller {
     /// Why a standby of the right history is too old to read from.
     fn stale(&self, name: &NodeName, lag: Option<Duration>) -> Option<String> {
         // Without a primary nothing is written that a standby could lack more than it did.
-        let serving = matches!(self.phase, Phase::Steady { .. });
+        let serving = matches!(self.phase, Phase::Steady { .. } | Phase::Paused { .. });
         if !serving && self.was_fit(name) {
             return None;
         }

@@ -16,6 +16,9 @@
 //! | `discovery` | who is primary when that is not known |
 //! | `evidence`, `witness` | suspicion, the policy's judgement and the core's vetoes, what standbys say of the primary |
 //! | `failover`, `freeze`, `promote` | fence, freeze and choose, promote and verify |
+//! | `switchover` | a change of primary that somebody asked for, up to the stop of the old one |
+//! | `operator` | what a person asks for: whether it may be, and what would happen |
+//! | `rejoin` | former primaries and diverged standbys, back by a hook |
 //! | `standbys`, `sync` | standbys and synchronous replication while a primary serves |
 //! | `settings`, `conninfo` | what is set on nodes, and the proof that a frozen one is frozen |
 //! | `health`, `views` | what the data plane and people see |
@@ -32,13 +35,16 @@ mod failover;
 mod freeze;
 mod health;
 mod node;
+mod operator;
 mod phase;
 mod probes;
 mod promote;
 mod reconfigure;
 mod record;
+mod rejoin;
 mod settings;
 mod standbys;
+mod switchover;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -50,6 +56,7 @@ mod work;
 pub use action::{Action, ActionId, HookCall, HookKind, ProbeId, Promotion, SettingsChange};
 pub use controller::Controller;
 pub use event::{ActionFailure, ActionOutcome, Event, OperatorCommand, ServerLoss};
+pub use operator::Plan;
 pub use phase::Phase;
 pub use record::{Attempt, Decision, DecisionKind, Journal, JournalPhase, SavedSettings, SyncRule};
 pub use view::{ClusterView, Health, NodeView, ObservedRole, ReadFitness, Writes};

@@ -40,6 +40,8 @@ pub(super) struct NodeState {
     pub(super) successes: u32,
     /// When it was last seen streaming.
     pub(super) streamed: Option<Tick>,
+    /// When the primary last named it among those that stream from it.
+    pub(super) listed: Option<Tick>,
     /// The furthest position that it ever reported as the primary, and on which timeline.
     pub(super) flushed: Option<(TimelineId, Lsn)>,
 }

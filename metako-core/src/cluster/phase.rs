@@ -27,6 +27,22 @@ pub enum Phase {
         /// What is known and what is awaited, for people.
         reason: String,
     },
+    /// A switchover: writes are held, and open transactions come to their end.
+    Draining {
+        /// The present primary.
+        old: NodeName,
+        /// Who shall follow it.
+        to: NodeName,
+        /// Since when.
+        since: Tick,
+    },
+    /// A switchover: nothing is open any more, and the old primary is being stopped.
+    Stopping {
+        /// The old primary.
+        old: NodeName,
+        /// Since when.
+        since: Tick,
+    },
     /// Decided: no client may get an acknowledgement from the old primary any more.
     Fencing {
         /// The old primary.
@@ -63,10 +79,10 @@ pub enum Phase {
         /// Since when.
         since: Tick,
     },
-    /// An operator paused automatic decisions.
+    /// An operator paused automatic decisions. Writes go to the primary.
     Paused {
-        /// The primary, if one is known.
-        primary: Option<NodeName>,
+        /// It.
+        primary: NodeName,
     },
     /// Going on would risk data: a person has to decide.
     ManualNeeded {
@@ -79,10 +95,12 @@ pub enum Phase {
 
 impl Phase {
     /// The name of each phase, in the order of a failover.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 11] = [
         "discovering",
         "steady",
         "suspect",
+        "draining",
+        "stopping",
         "fencing",
         "freezing",
         "promoting",
@@ -97,6 +115,8 @@ impl Phase {
             Self::Discovering { .. } => "discovering",
             Self::Steady { .. } => "steady",
             Self::Suspect { .. } => "suspect",
+            Self::Draining { .. } => "draining",
+            Self::Stopping { .. } => "stopping",
             Self::Fencing { .. } => "fencing",
             Self::Freezing { .. } => "freezing",
             Self::Promoting { .. } => "promoting",

@@ -102,9 +102,8 @@ impl Controller {
                     calm.min(WAITING_INTERVAL)
                 }
             }
-            Phase::Discovering { .. } | Phase::ManualNeeded { .. } | Phase::Paused { .. } => {
-                calm.min(WAITING_INTERVAL)
-            }
+            Phase::Paused { .. } => calm,
+            Phase::Discovering { .. } | Phase::ManualNeeded { .. } => calm.min(WAITING_INTERVAL),
             _ => calm.min(SUSPECT_INTERVAL),
         }
     }

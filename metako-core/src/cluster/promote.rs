@@ -225,6 +225,16 @@ impl Controller {
             return self.need_person(None, reason);
         }
         self.stuck = self.awaited_voters(&candidate);
+        if self.stuck.is_some() {
+            if self.admit_voters(&candidate) {
+                return;
+            }
+            // Whom the first commit waits for may be one of them.
+            self.reconcile_displaced();
+        }
+        if self.writing.is_some() {
+            return;
+        }
         if self.restore_sync_of_candidate(&candidate) {
             return;
         }
@@ -244,13 +254,26 @@ impl Controller {
         differs
     }
 
+    /// While the first commit waits for standbys that do not stream, those that do become voters: in the journal first.
+    fn admit_voters(&mut self, candidate: &NodeName) -> bool {
+        let Some(mut journal) = self.journal.clone() else { return false };
+        let SyncRule::Quorum { voters, .. } = &mut journal.sync else { return false };
+        let newcomers = self.newcomers(candidate, voters);
+        if newcomers.is_empty() {
+            return false;
+        }
+        voters.extend(newcomers);
+        self.persist(journal, Then::GoOn);
+        true
+    }
+
     /// Whom the first commit waits for, if too few of them stream.
     fn awaited_voters(&self, candidate: &NodeName) -> Option<String> {
         let Some(SyncRule::Quorum { acks, voters }) = self.journal.as_ref().map(|journal| &journal.sync)
         else {
             return None;
         };
-        if self.streaming_to(candidate) >= *acks {
+        if self.streaming_to(candidate).iter().filter(|standby| voters.contains(standby)).count() >= *acks {
             return None;
         }
         let names = voters.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
@@ -264,10 +287,13 @@ impl Controller {
         let mut journal = journal.clone();
         let JournalPhase::Promoting { fork, .. } = journal.phase else { return };
         journal.phase = JournalPhase::Steady;
-        journal.primary = candidate.clone();
         journal.timeline = timeline;
         journal.fork = Some(fork);
         journal.attempts.clear();
+        journal.floor = None;
+        journal.primary = candidate.clone();
+        // What failed with the former primary may go well with this one.
+        self.rejoins.clear();
         self.persist(journal, Then::Serve);
     }
 

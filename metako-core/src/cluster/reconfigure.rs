@@ -15,6 +15,7 @@ impl Controller {
         policy: Arc<dyn FailoverPolicy>,
     ) {
         self.waiting = Some((settings, policy));
+        self.rejoins.clear();
         self.apply_settings_if_settled();
         if self.waiting.is_some() {
             let reason = "the new configuration waits until the present step is done".to_owned();
@@ -28,6 +29,7 @@ impl Controller {
             self.phase,
             Phase::Discovering { .. }
                 | Phase::Steady { .. }
+                | Phase::Paused { .. }
                 | Phase::Suspect { .. }
                 | Phase::ManualNeeded { .. }
         );

@@ -34,6 +34,16 @@ pub struct Journal {
     pub tainted: Vec<NodeName>,
     /// Former values of settings that metako changed, to be given back.
     pub saved: BTreeMap<NodeName, SavedSettings>,
+    /// Former primaries, and standbys whose history the cluster did not follow, until they stream again.
+    #[serde(default)]
+    pub displaced: Vec<NodeName>,
+    /// Where the primary was when it had answered its last transaction before a switchover stops it: nobody who has less is
+    /// promoted.
+    #[serde(default)]
+    pub floor: Option<Lsn>,
+    /// An operator paused automatic decisions.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// Where a failover stands, in the journal.
@@ -139,4 +149,12 @@ pub enum DecisionKind {
     Reconfigured,
     /// Synchronous standbys changed.
     SyncChanged,
+    /// An operator asked for another primary.
+    SwitchoverBegun,
+    /// A former primary, or a standby that had diverged, streams again.
+    Rejoined,
+    /// Automatic decisions are paused.
+    Paused,
+    /// They are not any more.
+    Resumed,
 }

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 
 use super::{SavedSettings, SettingsChange, SyncRule, conninfo};
-use crate::config::{ClusterSettings, Node};
+use crate::config::{ClusterSettings, Node, Secret};
 use crate::plugin::{NodeReport, ReportedRole, SettingValue};
 use crate::{Epoch, Lsn, NodeName};
 
 pub(super) const CONNINFO: &str = "primary_conninfo";
 pub(super) const SLOT: &str = "primary_slot_name";
-const RESTORE: &str = "restore_command";
+pub(super) const RESTORE: &str = "restore_command";
 const DELAYS: [&str; 2] = ["recovery_min_apply_delay", "max_standby_streaming_delay"];
 pub(super) const SYNC_NAMES: &str = "synchronous_standby_names";
 const TOKEN: &str = "metako_epoch_";
@@ -129,13 +129,18 @@ pub(super) fn follow(
     standby: &Node,
     upstream: &Node,
 ) -> SettingsChange {
-    let former = saved.get(CONNINFO).and_then(Option::as_deref);
     let mut set = vec![
-        (CONNINFO.to_owned(), Some(conninfo::rewrite(former, standby, upstream))),
+        (CONNINFO.to_owned(), Some(conninfo_to(saved, standby, upstream).reveal().to_owned())),
         (SLOT.to_owned(), Some(slot_of(cluster, saved, &standby.name))),
     ];
     set.extend(others(saved));
     SettingsChange { set, resume_replay: false }
+}
+
+/// The `primary_conninfo` by which `standby` reaches `upstream`.
+pub(super) fn conninfo_to(saved: &SavedSettings, standby: &Node, upstream: &Node) -> Secret {
+    let former = saved.get(CONNINFO).and_then(Option::as_deref);
+    Secret::new(conninfo::rewrite(former, standby, upstream))
 }
 
 fn others(saved: &SavedSettings) -> impl Iterator<Item = (String, Option<String>)> + '_ {
@@ -179,6 +184,35 @@ pub(super) fn sync_names(cluster: &ClusterSettings, rule: &SyncRule) -> String {
             format!("ANY {acks} ({})", voters.iter().map(quoted).collect::<Vec<_>>().join(","))
         }
     }
+}
+
+/// How many of whom `synchronous_standby_names` asks for, if that is written as [`sync_names`] writes it, of nodes that are
+/// configured.
+pub(super) fn read_sync_names(cluster: &ClusterSettings, names: &str) -> Option<(usize, Vec<NodeName>)> {
+    let (acks, list) = names.strip_prefix("ANY ")?.split_once(" (")?;
+    let mut rest = list.strip_suffix(')')?;
+    let mut found = Vec::new();
+    loop {
+        let mut name = String::new();
+        rest = rest.strip_prefix('"')?;
+        loop {
+            let (part, after) = rest.split_once('"')?;
+            name.push_str(part);
+            if let Some(after) = after.strip_prefix('"') {
+                name.push('"');
+                rest = after;
+            } else {
+                rest = after;
+                break;
+            }
+        }
+        found.push(cluster.nodes.iter().find(|node| node.application_name == name)?.name.clone());
+        match rest.strip_prefix(',') {
+            Some(after) => rest = after,
+            None => break,
+        }
+    }
+    if rest.is_empty() { Some((acks.parse().ok()?, found)) } else { None }
 }
 
 /// Sets `synchronous_standby_names` to what the rule says.

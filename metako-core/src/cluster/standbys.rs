@@ -1,11 +1,18 @@
 //! Standbys while a primary serves: those that were frozen or follow somebody else are brought back to it, those whose
 //! history differs are left alone and named.
 
+use std::time::Duration;
+
 use super::controller::Then;
 use super::work::Task;
 use super::{Action, Controller, DecisionKind, JournalPhase, Phase, SettingsChange, settings};
 use crate::plugin::NodeReport;
 use crate::{Lsn, NodeName, TimelineId};
+
+/// A standby of a standby that does not stream for so long is brought to the primary.
+const LEFT_BEHIND: Duration = Duration::from_secs(10);
+/// And says so in so many answers in a row: one that has just come back is given the time to connect.
+const LEFT_BEHIND_ANSWERS: u32 = 5;
 
 /// What is to be done with a standby.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,22 +28,23 @@ enum Remedy {
 
 /// The history that standbys are to have.
 #[derive(Debug, Clone, Copy)]
-struct Course {
-    timeline: TimelineId,
+pub(super) struct Course {
+    pub(super) timeline: TimelineId,
     /// Where the timeline began, if metako knows.
-    fork: Option<Lsn>,
+    pub(super) fork: Option<Lsn>,
 }
 
 impl Controller {
-    fn course(&self) -> Option<(NodeName, Course)> {
+    pub(super) fn course(&self) -> Option<(NodeName, Course)> {
         let journal = self.journal.as_ref()?;
         match (&self.phase, &journal.phase) {
             (Phase::Verifying { candidate, timeline, .. }, JournalPhase::Promoting { fork, .. }) => {
                 Some((candidate.clone(), Course { timeline: *timeline, fork: Some(*fork) }))
             }
-            (Phase::Steady { primary } | Phase::Suspect { primary, .. }, JournalPhase::Steady) => {
-                Some((primary.clone(), Course { timeline: journal.timeline, fork: journal.fork }))
-            }
+            (
+                Phase::Steady { primary } | Phase::Suspect { primary, .. } | Phase::Paused { primary },
+                JournalPhase::Steady,
+            ) => Some((primary.clone(), Course { timeline: journal.timeline, fork: journal.fork })),
             _ => None,
         }
     }
@@ -75,6 +83,22 @@ impl Controller {
                 && self.remedy(&standby, &primary, course) == Remedy::Unfreeze
             {
                 self.unfreeze(&standby);
+            }
+        }
+    }
+
+    /// Standbys that metako froze are given back to the primary, and nothing else is done.
+    pub(super) fn release_frozen(&mut self, primary: &NodeName) {
+        let Some((_, course)) = self.course() else { return };
+        for standby in self.all_but(primary) {
+            let frozen = self.report(&standby).is_some_and(settings::has_token);
+            if !frozen || !self.answered_since_touched(&standby) {
+                continue;
+            }
+            match self.remedy(&standby, primary, course) {
+                Remedy::Unfreeze => self.unfreeze(&standby),
+                Remedy::Repoint => self.repoint_with_slot(&standby, primary),
+                Remedy::Nothing | Remedy::LeaveAlone(_) => {}
             }
         }
     }
@@ -122,8 +146,13 @@ impl Controller {
         }
         match self.configured_upstream(report) {
             Some(upstream) if upstream == *primary => Remedy::Nothing,
-            // A cascade is as its owner made it, while its upstream is a standby in good order.
-            Some(upstream) if upstream != *standby && self.in_good_order(&upstream, primary, course) => {
+            // A cascade is as its owner made it, while its upstream is a standby in good order. One that does not stream is
+            // none: its upstream may be a former primary, on which its slot is no more.
+            Some(upstream)
+                if upstream != *standby
+                    && self.in_good_order(&upstream, primary, course)
+                    && !self.is_left_behind(standby, report) =>
+            {
                 Remedy::Nothing
             }
             Some(_) => Remedy::Repoint,
@@ -134,6 +163,16 @@ impl Controller {
             None if report.timeline < course.timeline => Remedy::Repoint,
             None => Remedy::Nothing,
         }
+    }
+
+    /// Whether a standby has not streamed for long, and gets nothing from elsewhere.
+    fn is_left_behind(&self, standby: &NodeName, report: &NodeReport) -> bool {
+        let Some(state) = self.nodes.get(standby) else { return false };
+        let since = state.streamed.unwrap_or(self.well_since).max(self.well_since);
+        report.streaming_receiver().is_none()
+            && state.successes >= LEFT_BEHIND_ANSWERS
+            && settings::setting(report, settings::RESTORE).is_none_or(str::is_empty)
+            && self.now.since(since) >= LEFT_BEHIND
     }
 
     fn in_good_order(&self, upstream: &NodeName, primary: &NodeName, course: Course) -> bool {

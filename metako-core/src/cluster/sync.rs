@@ -2,16 +2,21 @@
 //!
 //! An acknowledged commit must be on a standby that a failover asks. So a rule that demands more of commits is in force
 //! on the primary, confirmed by later positions, before a failover may rely on it; one that demands less is in the
-//! journal before it is in force. Voters that come or go while the primary serves are not handled yet: whoever
-//! is not among the voters is named in a decision.
+//! journal before it is in force. Of the same number of acknowledgements more voters demand less: whoever comes is in the
+//! journal first, whoever is gone leaves it last (research of the failover: "Sync set changes").
+
+use std::time::Duration;
 
 use super::controller::Then;
 use super::node::Moment;
-use super::work::Task;
+use super::work::{Lane, Task};
 use super::{Action, Controller, DecisionKind, SyncRule, settings};
 use crate::config::NoVoter;
 use crate::plugin::{ReportedRole, Sender};
 use crate::{Lsn, NodeName};
+
+/// A voter that does not stream for so long is gone: commits do not wait for it any more, if there are enough others.
+const LEFT_AFTER: Duration = Duration::from_secs(10);
 
 /// A rule that is being brought into force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,60 +43,111 @@ impl Controller {
         self.name_non_voters(&present, &primary);
         let Some(report) = self.sync_report(&primary) else { return };
         match (&present, &wanted) {
-            (SyncRule::Async, SyncRule::Async) => self.sync_step = None,
+            (SyncRule::Async, SyncRule::Async) => {
+                // With `failover.synchronous` the setting is metako's; without, only what it has set itself.
+                let clears = self.settings.failover.synchronous.is_some()
+                    || self.sync_step.as_ref().is_some_and(|step| step.rule == SyncRule::Async);
+                if clears && !report.names.is_empty() {
+                    return self.set_sync(&primary, &SyncRule::Async, "the journal asks for none");
+                }
+                self.sync_step = None;
+            }
             _ if present == wanted => {
                 self.sync_step = None;
                 if report.names != settings::sync_names(&self.settings, &present) {
                     self.restore_sync(&primary, &present, &report.names);
                 }
             }
-            (SyncRule::Quorum { acks: now, .. }, SyncRule::Quorum { acks: then, .. }) if then < now => {
+            (SyncRule::Quorum { .. }, SyncRule::Async) => {
+                self.write_rule(wanted, &primary);
+                self.sync_step = Some(SyncStep { rule: SyncRule::Async, set: None, mark: None });
+            }
+            (SyncRule::Quorum { acks: now, voters: had }, SyncRule::Quorum { acks: then, voters: have })
+                if then <= now && had.iter().all(|voter| have.contains(voter)) =>
+            {
                 self.write_rule(wanted, &primary);
             }
             _ => self.bring_into_force(wanted, &primary, &report),
         }
     }
 
-    /// The rule that the configuration asks for, with the voters that there are.
+    /// The rule that the configuration asks for, with the voters that there are. One thing changes at a time.
     fn wanted_rule(&self, present: &SyncRule, primary: &NodeName) -> SyncRule {
         let Some(synchronous) = &self.settings.failover.synchronous else { return SyncRule::Async };
-        let voters = match present {
-            SyncRule::Quorum { voters, .. } => voters.clone(),
-            SyncRule::Async => self.all_but(primary),
-        };
+        let degrades = synchronous.on_no_voter == NoVoter::Degrade;
         let acks = usize::try_from(synchronous.acks.0).unwrap_or(usize::MAX);
-        match present {
-            // More than there are voters would stop all commits; it waits until voters can be added.
-            SyncRule::Quorum { acks: present, .. } if acks > voters.len() => {
-                SyncRule::Quorum { acks: *present, voters }
-            }
-            _ if voters.is_empty() => SyncRule::Async,
+        let SyncRule::Quorum { acks: present, voters } = present else {
+            let voters = self.all_but(primary);
             // Degraded: commits go on alone until enough standbys are back.
-            SyncRule::Async
-                if synchronous.on_no_voter == NoVoter::Degrade && self.streaming_to(primary) < acks =>
-            {
+            let alone = degrades && self.streaming_to(primary).len() < acks;
+            return if voters.is_empty() || alone {
                 SyncRule::Async
-            }
-            _ => SyncRule::Quorum { acks, voters },
+            } else {
+                SyncRule::Quorum { acks, voters }
+            };
+        };
+        let streaming = self.streaming_to(primary);
+        let mut all = voters.clone();
+        all.extend(self.newcomers(primary, voters));
+        if all.len() > voters.len() {
+            return SyncRule::Quorum { acks: *present, voters: all };
         }
+        let left: Vec<NodeName> =
+            voters.iter().filter(|voter| !self.has_left(voter, &streaming)).cloned().collect();
+        if left.len() < voters.len() && left.len() >= *present {
+            return SyncRule::Quorum { acks: *present, voters: left };
+        }
+        if degrades && left.len() < *present {
+            return if left.is_empty() {
+                SyncRule::Async
+            } else {
+                SyncRule::Quorum { acks: left.len(), voters: voters.clone() }
+            };
+        }
+        // More than there are voters would stop all commits; it waits until voters can be added.
+        let too_many = acks > voters.len() || (degrades && acks > *present && acks > streaming.len());
+        SyncRule::Quorum { acks: if too_many { *present } else { acks }, voters: voters.clone() }
     }
 
-    /// How many standbys stream from the primary under the names by which commits wait for them.
-    pub(super) fn streaming_to(&self, primary: &NodeName) -> usize {
-        let Some(report) = self.sync_report(primary) else { return 0 };
-        let streams = |standby: &&NodeName| {
+    /// Whether commits may wait for a standby that streams: its history is the primary's.
+    fn may_vote(&self, standby: &NodeName) -> bool {
+        let report = self.report(standby);
+        report.is_some_and(|report| self.doubtful(standby, report).is_none() && !self.is_foreign(report))
+            && !self.work.busy(&Lane::Host(standby.clone()))
+    }
+
+    /// Standbys that stream from a node without being waited for, and may be.
+    pub(super) fn newcomers(&self, primary: &NodeName, voters: &[NodeName]) -> Vec<NodeName> {
+        let mut streaming = self.streaming_to(primary);
+        streaming.retain(|standby| !voters.contains(standby) && self.may_vote(standby));
+        streaming
+    }
+
+    /// Whether a voter is gone for good, as far as can be told: nobody waits for it without end.
+    fn has_left(&self, voter: &NodeName, streaming: &[NodeName]) -> bool {
+        let Some(state) = self.nodes.get(voter).filter(|_| self.node(voter).is_some()) else { return true };
+        let since = state.listed.unwrap_or(self.well_since).max(self.well_since);
+        !streaming.contains(voter) && self.now.since(since) >= LEFT_AFTER
+    }
+
+    /// The standbys that stream from the primary under the names by which commits wait for them.
+    pub(super) fn streaming_to(&self, primary: &NodeName) -> Vec<NodeName> {
+        let Some(report) = self.sync_report(primary) else { return Vec::new() };
+        let streams = |standby: &NodeName| {
             let name = self.node(standby).map(|node| &node.application_name);
             report.senders.iter().any(|sender| sender.streaming && Some(&sender.application_name) == name)
         };
-        self.all_but(primary).iter().filter(streams).count()
+        let mut standbys = self.all_but(primary);
+        standbys.retain(streams);
+        standbys
     }
 
     /// The setting is not what the journal says. If commits may have been acknowledged by fewer than that, no failover may
     /// rely on the rule before it is in force again.
     fn restore_sync(&mut self, primary: &NodeName, rule: &SyncRule, names: &str) {
         let SyncRule::Quorum { acks, voters } = rule else { return };
-        let demands_more = (*acks..=voters.len()).any(|acks| {
-            names == settings::sync_names(&self.settings, &SyncRule::Quorum { acks, voters: voters.clone() })
+        let demands_more = settings::read_sync_names(&self.settings, names).is_some_and(|(needed, among)| {
+            needed >= *acks && needed <= among.len() && among.iter().all(|name| voters.contains(name))
         });
         if demands_more {
             return self.set_sync(primary, rule, "the journal asks for less");
@@ -112,6 +168,11 @@ impl Controller {
         let mut step = step.unwrap_or(SyncStep { rule: rule.clone(), set: None, mark: None });
         let seen = step.set.is_some_and(|set| self.answered_after(primary, set)) && report.names == names;
         if !seen {
+            // What was in force before, and is not any more, says nothing of commits since.
+            step.mark = None;
+            if report.names != names {
+                step.set = None;
+            }
             self.sync_step = Some(step);
             return self.set_sync(primary, &rule, "the configuration asks for it");
         }
@@ -154,13 +215,15 @@ impl Controller {
             Some(primary),
             &format!("synchronous_standby_names on {primary} becomes `{names}`: {why}"),
         );
-        let node = primary.clone();
-        self.start(primary, Task::SetSync, |id| Action::SetSyncStandbys { id, node, change });
+        if let Some(id) = self.work.start(self.now, Lane::Node(primary.clone()), Task::SetSync, self.epoch) {
+            self.setting_sync = Some(rule.clone());
+            self.emit(Action::SetSyncStandbys { id, node: primary.clone(), change });
+        }
     }
 
     pub(super) fn on_sync_set(&mut self) {
-        let moment = self.moment();
-        if let Some(step) = &mut self.sync_step {
+        let (moment, set) = (self.moment(), self.setting_sync.take());
+        if let Some(step) = self.sync_step.as_mut().filter(|step| Some(&step.rule) == set.as_ref()) {
             step.set = Some(moment);
         }
     }

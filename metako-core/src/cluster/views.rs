@@ -24,14 +24,26 @@ impl Controller {
         let stuck = |usual: String| held(self.stuck.clone().unwrap_or(usual));
         match &self.phase {
             Phase::Steady { primary } => Writes::Open { primary: primary.clone() },
+            Phase::Paused { primary } => match &self.stuck {
+                None => Writes::Open { primary: primary.clone() },
+                Some(stuck) => held(stuck.clone()),
+            },
             Phase::Suspect { primary, reason, .. } => match (&self.stuck, self.confirmed) {
                 (None, true) => Writes::Open { primary: primary.clone() },
                 (Some(stuck), _) => held(stuck.clone()),
                 (None, false) => held(reason.clone()),
             },
             Phase::Discovering { reason } | Phase::ManualNeeded { reason, .. } => held(reason.clone()),
-            Phase::Paused { .. } => held("paused".to_owned()),
+            Phase::Draining { old, to, .. } => {
+                stuck(format!("{to} is to follow {old}: open transactions come to their end"))
+            }
+            Phase::Stopping { old, .. } => stuck(format!("{old} is being stopped for a switchover")),
             Phase::Fencing { old, .. } => stuck(format!("{old} failed and is being fenced")),
+            Phase::Freezing { old, .. }
+                if self.failover.as_ref().is_some_and(|failover| failover.planned) =>
+            {
+                stuck(format!("{old} is stopped for a switchover; standbys are being frozen"))
+            }
             Phase::Freezing { old, .. } => stuck(format!("{old} failed; standbys are being frozen")),
             Phase::Promoting { candidate, .. } => stuck(format!("{candidate} is being promoted")),
             Phase::Verifying { candidate, .. } => {

@@ -9,13 +9,21 @@ use crate::{Epoch, NodeName, Tick};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The same of a rejoin, which copies much of a database.
+const REJOIN_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(1));
 
 /// What may not run twice at once.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lane {
     Journal,
     Sever,
+    /// The fence does not wait for it.
+    Drain,
     Node(NodeName),
+    /// A checkpoint there may take minutes, beside everything else.
+    Checkpoint(NodeName),
+    /// The host of a node: a hook may take long, and SQL goes on beside it.
+    Host(NodeName),
 }
 
 /// What is done.
@@ -30,6 +38,11 @@ pub(super) enum Task {
     Verify,
     Repoint,
     SetSync,
+    Checkpoint,
+    Drain,
+    Stop,
+    Rejoin,
+    DropSlots,
 }
 
 impl Task {
@@ -45,6 +58,11 @@ impl Task {
             Self::Verify => "committing the first transaction of the epoch",
             Self::Repoint => "repointing",
             Self::SetSync => "setting the synchronous standbys",
+            Self::Checkpoint => "CHECKPOINT",
+            Self::Drain => "waiting for the end of open transactions",
+            Self::Stop => "hooks.stop",
+            Self::Rejoin => "hooks.rejoin",
+            Self::DropSlots => "dropping replication slots that nobody uses",
         }
     }
 }
@@ -96,9 +114,11 @@ impl Work {
     /// The job failed: the task pauses, longer each time.
     pub(super) fn failed(&mut self, now: Tick, job: &Job) {
         let pause = self.pauses.entry((job.lane.clone(), job.task)).or_default();
-        let span = FIRST_PAUSE * 2_u32.pow(pause.failures.min(7));
+        let (first, longest) =
+            if job.task == Task::Rejoin { REJOIN_PAUSES } else { (FIRST_PAUSE, LONGEST_PAUSE) };
+        let span = first * 2_u32.pow(pause.failures.min(7));
         pause.failures += 1;
-        pause.until = now + span.min(LONGEST_PAUSE);
+        pause.until = now + span.min(longest);
     }
 
     /// The job was done: it is not started again before `pause` has passed.

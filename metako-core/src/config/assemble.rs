@@ -130,6 +130,7 @@ pub(super) fn synchronous(file: &File) -> Option<Synchronous> {
 pub(super) fn assemble(file: File, secrets: Secrets, strategies: Strategies) -> Config {
     let path = |text: Option<String>| text.filter(|text| !text.is_empty()).map(PathBuf::from);
     let rule = synchronous(&file);
+    let withheld = password_variables(&file);
     let listen = file.listen.list().into_iter().filter_map(|text| address::parse(text).ok());
     let listen = listen.map(|address| address.to_string()).collect();
     let nodes = file.nodes.into_iter().zip(secrets.nodes).zip(secrets.replication);
@@ -162,6 +163,7 @@ pub(super) fn assemble(file: File, secrets: Secrets, strategies: Strategies) -> 
             hooks: Hooks {
                 stop: hook(file.hooks.stop, STOP_TIMEOUT),
                 rejoin: hook(file.hooks.rejoin, REJOIN_TIMEOUT),
+                withheld,
             },
         }),
         strategies,
@@ -275,6 +277,15 @@ fn failover(raw: &raw::Failover, synchronous: Option<Synchronous>) -> FailoverSe
         budget: (raw.budget.count, raw.budget.span.0),
         unknown_outcome: raw.unknown_outcome,
     }
+}
+
+fn password_variables(file: &File) -> Vec<String> {
+    let of_nodes = file.nodes.iter().flat_map(|node| {
+        let replication = node.replication.as_ref().map(|replication| &replication.secret);
+        std::iter::once(&node.secret).chain(replication)
+    });
+    let all = of_nodes.chain(file.users.iter().map(|user| &user.secret));
+    all.filter_map(|secret| secret.password_env.clone()).collect()
 }
 
 fn hook(raw: Option<raw::Hook>, timeout: Duration) -> Option<Hook> {

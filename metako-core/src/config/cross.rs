@@ -1,6 +1,7 @@
 //! Checks of keys against each other, after each of them fits the schema.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::address::{self, Address};
 use super::assemble::{self, Secrets, synchronous};
@@ -264,6 +265,30 @@ fn hooks(file: &File, checks: &mut Checks<'_>) {
             let message =
                 format!("found {path:?}; expected the absolute path of the data directory on its host");
             checks.problem(&[&node_key(index, "pgdata")], message);
+        }
+    }
+    data_directories(&file.nodes, checks);
+}
+
+/// A hook for one node would work on the data directory of the other.
+fn data_directories(nodes: &[Node], checks: &mut Checks<'_>) {
+    let mut known: BTreeMap<(String, Vec<&str>), usize> = BTreeMap::new();
+    for (index, node) in nodes.iter().enumerate() {
+        let (Some(host), Some(path)) = (&node.host, &node.pgdata) else { continue };
+        if path.is_empty() {
+            continue;
+        }
+        let parts = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+        match known.entry((address::canonical(host), parts)) {
+            Entry::Occupied(first) => {
+                let first = node_key(*first.get(), "pgdata");
+                let place = checks.named(&first);
+                let message = format!(
+                    "{path} is the data directory of another node on {host} already ({place}); expected one of its own"
+                );
+                checks.problem(&[&node_key(index, "pgdata"), &first], message);
+            }
+            Entry::Vacant(free) => drop(free.insert(index)),
         }
     }
 }

@@ -247,6 +247,7 @@ fn secrets_come_from_three_places_and_are_never_shown() {
     assert_eq!(config.cluster.nodes[0].password.reveal(), "tiger");
     assert_eq!(config.cluster.nodes[1].password.reveal(), "lion");
     assert!(!format!("{config:?}").contains("tiger"));
+    assert_eq!(config.cluster.hooks.withheld, ["PW"]);
     assert_eq!(
         problems(nodes),
         [
@@ -336,7 +337,8 @@ fn hooks_are_commands_with_time_limits() {
         let command = command.iter().map(|word| (*word).to_owned()).collect();
         Some(Hook { command, timeout: Duration::from_secs(seconds) })
     };
-    let expected = Hooks { stop: hook(&["/bin/stop", "now"], 60), rejoin: hook(&["rejoin"], 300) };
+    let expected =
+        Hooks { stop: hook(&["/bin/stop", "now"], 60), rejoin: hook(&["rejoin"], 300), withheld: Vec::new() };
     assert_eq!(cluster.hooks, expected);
     assert_eq!((cluster.nodes[0].pgdata.as_deref(), &cluster.nodes[1].pgdata), (Some("/data"), &None));
     let shown: Vec<String> =

@@ -289,6 +289,8 @@ pub struct Hooks {
     pub stop: Option<Hook>,
     /// Makes a former primary or a diverged standby follow the present primary.
     pub rejoin: Option<Hook>,
+    /// Variables of metako's environment that hold passwords (`password_env`), and are none of theirs.
+    pub withheld: Vec<String>,
 }
 
 /// A command, run without a shell.

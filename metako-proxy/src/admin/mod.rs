@@ -4,4 +4,4 @@ mod client;
 mod server;
 
 pub use client::{Answer, ClientError, call};
-pub use server::{Admin, Reply, serve};
+pub use server::{Admin, Order, Reply, serve};

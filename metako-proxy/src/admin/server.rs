@@ -11,6 +11,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use metako_core::cluster::OperatorCommand;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -30,8 +32,20 @@ pub trait Admin: Send + Sync {
     fn status(&self) -> Value;
     /// Reads the configuration again and puts it into force, or changes nothing.
     async fn reload(&self) -> Reply;
-    /// Takes a node for the primary on the operator's word.
-    async fn adopt(&self, node: &str) -> Reply;
+    /// Begins what an operator orders, or says what it would do.
+    async fn operate(&self, order: Order) -> Reply;
+    /// The decisions after the one with this number, as far as they are remembered.
+    fn decisions(&self, after: u64) -> Value;
+}
+
+/// The body of `POST /operate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// What is to be done.
+    pub command: OperatorCommand,
+    /// Only say what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// The answer to a command: facts, or a reason why not.
@@ -82,9 +96,19 @@ async fn answer<E: Env>(env: &E, request: Request<Incoming>, admin: Arc<dyn Admi
     let reply = match (&head.method, head.uri.path()) {
         (&Method::GET, "/status") => Ok(admin.status()),
         (&Method::POST, "/reload") => to_its_end(env, async move { admin.reload().await }).await,
-        (&Method::POST, "/adopt") => match node_of(&body) {
-            Ok(node) => to_its_end(env, async move { admin.adopt(&node).await }).await,
-            Err(why) => return refused(StatusCode::BAD_REQUEST, &why),
+        (&Method::POST, "/operate") => match serde_json::from_slice(&body) {
+            Ok(order) => to_its_end(env, async move { admin.operate(order).await }).await,
+            Err(error) => {
+                return refused(StatusCode::BAD_REQUEST, &format!("the body is no order: {error}"));
+            }
+        },
+        (&Method::GET, "/decisions") => match head.uri.query().and_then(|query| query.strip_prefix("after="))
+        {
+            Some(after) => match after.parse() {
+                Ok(after) => Ok(admin.decisions(after)),
+                Err(_) => return refused(StatusCode::BAD_REQUEST, "`after` is no number"),
+            },
+            None => Ok(admin.decisions(0)),
         },
         (method, path) => return refused(StatusCode::NOT_FOUND, &format!("there is no {method} {path}")),
     };
@@ -103,15 +127,6 @@ async fn to_its_end<E: Env>(env: &E, command: impl Future<Output = Reply> + Send
         let _ = sender.send(command.await);
     });
     reply.await.unwrap_or_else(|_| Err("metako panicked over it; its log says more".to_owned()))
-}
-
-fn node_of(body: &[u8]) -> Result<String, String> {
-    let body: Value =
-        serde_json::from_slice(body).map_err(|error| format!("the body is not JSON: {error}"))?;
-    body.get("node")
-        .and_then(Value::as_str)
-        .map(str::to_owned)
-        .ok_or_else(|| "the body names no `node`".to_owned())
 }
 
 fn refused(status: StatusCode, why: &str) -> Response<Full<Bytes>> {
@@ -159,8 +174,12 @@ mod tests {
             Ok(json!({ "schema": 1 }))
         }
 
-        async fn adopt(&self, _node: &str) -> Reply {
+        async fn operate(&self, _order: Order) -> Reply {
             Err("not here".to_owned())
+        }
+
+        fn decisions(&self, _after: u64) -> Value {
+            Value::Null
         }
     }
 

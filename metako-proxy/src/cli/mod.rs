@@ -1,14 +1,22 @@
 //! The command line: `metako [COMMAND] --config FILE`.
 
 mod check;
+mod history;
+mod operate;
 mod remote;
 mod strategies;
 
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use metako_core::NodeName;
+use metako_core::cluster::OperatorCommand;
+
+/// How long the end of the process waits for that of its tasks.
+const SHUTDOWN: Duration = Duration::from_secs(1);
 
 /// What a command ended with. 0 is success; clap itself exits with 2 on wrong usage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,14 +77,48 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what was decided and why, also of a proxy that does not run any more.
+    History {
+        /// So many of the last decisions.
+        #[arg(long, value_name = "COUNT", default_value_t = 50)]
+        last: usize,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make another node primary without a failed transaction or a lost row, while the present one is well.
+    Switchover {
+        /// The node; without it, the best.
+        #[arg(long, value_name = "NAME")]
+        to: Option<String>,
+        #[command(flatten)]
+        how: operate::How,
+    },
+    /// Promote a standby because the primary fails, where metako may not decide alone. Never while it may be alive.
+    Failover {
+        /// The node; without it, the best.
+        #[arg(long, value_name = "NAME")]
+        to: Option<String>,
+        #[command(flatten)]
+        how: operate::How,
+    },
+    /// Have the running proxy decide nothing: no failover, no change of any node. Clients are served.
+    Pause {
+        #[command(flatten)]
+        how: operate::How,
+    },
+    /// Have it decide again.
+    Resume {
+        #[command(flatten)]
+        how: operate::How,
+    },
     /// Take a node for the primary on your word, when the running proxy cannot make sure by itself.
     Adopt {
         /// The node.
         #[arg(long, value_name = "NAME")]
         primary: String,
-        /// Print facts as JSON.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        how: operate::How,
     },
     /// Start a throw-away cluster with metako in front of it; needs PostgreSQL's server programs.
     Demo(crate::demo::DemoOptions),
@@ -99,8 +141,9 @@ pub fn main() -> ExitCode {
         }
     };
     let exit = runtime.block_on(dispatch(cli));
-    // Control connections may sit in a blocking name look-up; they must not keep the process.
-    runtime.shutdown_background();
+    // What still runs, such as hooks, is ended before the process is. Control connections may sit in a blocking name
+    // look-up: they must not keep it for longer.
+    runtime.shutdown_timeout(SHUTDOWN);
     exit.into()
 }
 
@@ -111,7 +154,18 @@ async fn dispatch(cli: Cli) -> Exit {
         Command::Strategies { json } => strategies::strategies(json),
         Command::Status { json } => remote::status(&cli.config, json).await,
         Command::Reload { json } => remote::reload(&cli.config, json).await,
-        Command::Adopt { primary, json } => remote::adopt(&cli.config, &primary, json).await,
+        Command::History { last, json } => history::history(&cli.config, last, json),
+        Command::Switchover { to, how } => {
+            operate::run(&cli.config, OperatorCommand::Switchover { to: to.map(NodeName::from) }, how).await
+        }
+        Command::Failover { to, how } => {
+            operate::run(&cli.config, OperatorCommand::Failover { to: to.map(NodeName::from) }, how).await
+        }
+        Command::Pause { how } => operate::run(&cli.config, OperatorCommand::Pause, how).await,
+        Command::Resume { how } => operate::run(&cli.config, OperatorCommand::Resume, how).await,
+        Command::Adopt { primary, how } => {
+            operate::run(&cli.config, OperatorCommand::Adopt(NodeName::from(primary)), how).await
+        }
         Command::Demo(options) => crate::demo::run(options).await,
     }
 }

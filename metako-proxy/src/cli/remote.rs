@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use hyper::Method;
 use metako_core::config::{Problems, peek};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Exit, written};
 use crate::admin::{Answer, ClientError, call};
@@ -39,18 +39,6 @@ pub(super) async fn reload(config: &Path, as_json: bool) -> Exit {
     .await
 }
 
-/// `metako adopt`
-pub(super) async fn adopt(config: &Path, node: &str, as_json: bool) -> Exit {
-    let body = json!({ "node": node });
-    ask(config, Method::POST, "adopt", Some(&body), |facts| {
-        if as_json {
-            return Ok(facts.to_string());
-        }
-        Ok(format!("{node} is being adopted as the primary; `metako status` shows when writes are open"))
-    })
-    .await
-}
-
 async fn ask(
     config: &Path,
     method: Method,
@@ -58,39 +46,63 @@ async fn ask(
     body: Option<&Value>,
     show: impl Fn(&Value) -> Result<String, String>,
 ) -> Exit {
-    let socket = match admin_socket(config) {
-        Ok(socket) => socket,
-        Err(problem) => {
-            eprintln!("{problem}");
-            return Exit::Usage;
-        }
+    let facts = match exchange(config, method, command, body).await {
+        Ok(facts) => facts,
+        Err(exit) => return exit,
     };
+    match show(&facts) {
+        Ok(text) => written(writeln!(io::stdout(), "{text}"), Exit::Done),
+        Err(problem) => not_understood(&problem),
+    }
+}
+
+/// The running proxy is of another version, most likely.
+pub(super) fn not_understood(problem: &dyn std::fmt::Display) -> Exit {
+    eprintln!("metako: the running metako answered what this one does not understand: {problem}");
+    Exit::Failed
+}
+
+/// Sends a command to the running proxy. An error has been told to the user.
+pub(super) async fn exchange(
+    config: &Path,
+    method: Method,
+    command: &str,
+    body: Option<&Value>,
+) -> Result<Value, Exit> {
+    let socket = admin_socket(config).map_err(|problem| {
+        eprintln!("{problem}");
+        Exit::Usage
+    })?;
     match call(&TokioEnv::new(), &socket, method, command, body).await {
-        Ok(Answer::Done(facts)) => match show(&facts) {
-            Ok(text) => written(writeln!(io::stdout(), "{text}"), Exit::Done),
-            Err(problem) => {
-                eprintln!("metako: the running metako answered what this one does not understand: {problem}");
-                Exit::Failed
-            }
-        },
+        Ok(Answer::Done(facts)) => Ok(facts),
         Ok(Answer::Refused(why)) => {
             eprintln!("metako: {why}");
-            Exit::Failed
+            Err(Exit::Failed)
         }
         Err(error) => {
             eprintln!("metako: {error}");
-            match error {
+            Err(match error {
                 ClientError::Unreachable { .. } => Exit::Unreachable,
                 ClientError::TimedOut { .. } | ClientError::Garbled { .. } => Exit::Failed,
-            }
+            })
         }
     }
 }
 
 /// Where the proxy with this configuration listens; the rest of the file may be wrong.
 fn admin_socket(config: &Path) -> Result<PathBuf, Problems> {
+    let (state_dir, socket) = places(config)?;
+    Ok(state_dir::admin_socket(socket.as_deref().map(Path::new), &state_dir))
+}
+
+/// Where it keeps its state.
+pub(super) fn state_dir(config: &Path) -> Result<PathBuf, Problems> {
+    Ok(places(config)?.0)
+}
+
+fn places(config: &Path) -> Result<(PathBuf, Option<String>), Problems> {
     let text = read_text(config)?;
     let [state_dir, socket] = peek(&config.display().to_string(), &text, ["state_dir", "admin.socket"])?;
     let state_dir = state_dir::locate(state_dir.as_deref().map(Path::new), |name| std::env::var(name).ok());
-    Ok(state_dir::admin_socket(socket.as_deref().map(Path::new), &state_dir))
+    Ok((state_dir, socket))
 }

@@ -29,6 +29,8 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 const PROMOTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the first commit of an epoch may wait for its standbys. The controller asks again.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a checkpoint may take: it writes all that is dirty.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_mins(5);
 /// How long an idle connection may take to show that it is alive, before another is opened in its place.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
 /// Idle connections kept for a node.
@@ -50,14 +52,19 @@ pub enum Order {
     Promote(Promotion),
     /// Commit under the node's synchronous policy.
     Verify(Epoch),
+    /// Write a checkpoint.
+    Checkpoint,
+    /// Drop physical replication slots that are not in use.
+    DropSlots(Vec<String>),
 }
 
 impl Order {
     fn limit(&self) -> Duration {
         match self {
-            Self::Change { .. } => CHANGE_TIMEOUT,
+            Self::Change { .. } | Self::DropSlots(_) => CHANGE_TIMEOUT,
             Self::Promote(_) => PROMOTE_TIMEOUT,
             Self::Verify(_) => VERIFY_TIMEOUT,
+            Self::Checkpoint => CHECKPOINT_TIMEOUT,
         }
     }
 }
@@ -184,6 +191,14 @@ impl<E: Env> Servers for PgServers<E> {
                 }
                 Order::Promote(promotion) => promote(&connection, node, promotion).await,
                 Order::Verify(epoch) => self.verify(&connection, node, *epoch).await,
+                Order::DropSlots(slots) => {
+                    let rows = connection.rows(&sql::drop_slots(slots)).await;
+                    rows.map(|_| ActionOutcome::Done).map_err(|failure| refused_or_unknown(node, &failure))
+                }
+                Order::Checkpoint => {
+                    let rows = connection.rows("CHECKPOINT").await;
+                    rows.map(|_| ActionOutcome::Done).map_err(|failure| refused_or_unknown(node, &failure))
+                }
             }?;
             self.give_back(node, connection);
             Ok(outcome)

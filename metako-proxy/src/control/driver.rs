@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use metako_core::NodeName;
 use metako_core::cluster::{
-    Action, ActionFailure, ActionId, ActionOutcome, Controller, Event, OperatorCommand, ServerLoss,
+    Action, ActionFailure, ActionId, ActionOutcome, Controller, Event, OperatorCommand, Plan, ServerLoss,
 };
 use metako_core::config::{ClusterSettings, Node};
 use tokio::sync::{mpsc, oneshot};
@@ -90,8 +90,29 @@ pub struct DriverHandle {
 
 enum Command {
     Reconfigure(Box<ControlConfig>),
-    Operator(OperatorCommand),
+    Operator { command: OperatorCommand, dry_run: bool, reply: oneshot::Sender<Result<Accepted, String>> },
+    Settle,
     Stop(oneshot::Sender<()>),
+}
+
+/// What the controller says to a person's wish before it begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// What will happen, or would.
+    pub plan: Plan,
+    /// The number of the last decision before it: those that follow tell what comes of it.
+    pub after: u64,
+}
+
+/// Why a person's wish is not followed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OperatorError {
+    /// The controller refuses it, for this reason.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody is there to ask.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// What tasks report to the driver.
@@ -106,10 +127,18 @@ impl DriverHandle {
         self.send(Command::Reconfigure(Box::new(config))).await
     }
 
-    /// Hands a person's wish to the controller. Returns when the driver has been told; what comes of it shows in the view
-    /// and in the decisions.
-    pub async fn operator(&self, command: OperatorCommand) -> Result<(), Stopped> {
-        self.send(Command::Operator(command)).await
+    /// Asks the controller whether a person's wish can be followed, and has it begin unless it is a `dry_run`. Returns when
+    /// it was decided; what comes of it shows in the view and in the decisions.
+    pub async fn operator(&self, command: OperatorCommand, dry_run: bool) -> Result<Accepted, OperatorError> {
+        let (reply, decided) = oneshot::channel();
+        self.send(Command::Operator { command, dry_run, reply }).await?;
+        decided.await.map_err(|_| Stopped)?.map_err(OperatorError::Refused)
+    }
+
+    /// Says that metako is about to end, so that nothing is begun that it could not see through.
+    pub async fn settle(&self) {
+        // One that has ended begins nothing.
+        let _ = self.send(Command::Settle).await;
     }
 
     /// Ends the driver and returns when it has ended, its journal being on disk as far as the disk allows. An action that
@@ -125,6 +154,11 @@ impl DriverHandle {
     /// Resolves when the driver has ended, be it by a panic. Cancellation-safe.
     pub async fn ended(&self) {
         self.commands.closed().await;
+    }
+
+    /// The decisions after the one with this number, oldest first, as far as they are remembered.
+    pub fn decisions_after(&self, after: u64) -> Vec<Entry> {
+        self.history.after(after)
     }
 
     /// The last decisions, oldest first.
@@ -245,7 +279,8 @@ impl<E: Env> Driver<E> {
             biased;
             command = receive(&mut self.commands) => match command {
                 Command::Reconfigure(config) => self.offer(*config),
-                Command::Operator(command) => Event::Operator(command),
+                Command::Operator { command, dry_run, reply } => self.consider(command, dry_run, reply),
+                Command::Settle => Event::Stopping,
                 Command::Stop(ended) => return ControlFlow::Break(ended),
             },
             Some(report) = self.reports.recv() => match report {
@@ -256,6 +291,18 @@ impl<E: Env> Driver<E> {
             (node, loss) = receive(&mut self.evidence) => Event::ServerLost { node, loss },
         };
         ControlFlow::Continue(event)
+    }
+
+    fn consider(
+        &self,
+        command: OperatorCommand,
+        dry_run: bool,
+        reply: oneshot::Sender<Result<Accepted, String>>,
+    ) -> Event {
+        let plan = self.controller.examine(&command);
+        // Whoever asked may be gone: the wish stands all the same.
+        let _ = reply.send(plan.map(|plan| Accepted { plan, after: self.history.last() }));
+        if dry_run { Event::Timer } else { Event::Operator(command) }
     }
 
     fn offer(&mut self, config: ControlConfig) -> Event {
@@ -322,6 +369,17 @@ impl<E: Env> Driver<E> {
                 self.order(id, &node, Order::Promote(promotion))
             }
             Action::Verify { id, node, epoch } => self.order(id, &node, Order::Verify(epoch)),
+            Action::Checkpoint { id, node } => self.order(id, &node, Order::Checkpoint),
+            Action::DropSlots { id, node, slots } => self.order(id, &node, Order::DropSlots(slots)),
+            Action::Drain { id, node, epoch, limit } => {
+                let drained = self.fence.drain(&node, epoch);
+                self.spawn(id, async move {
+                    timeout(limit, drained).await.map(|()| ActionOutcome::Done).map_err(|_| {
+                        ActionFailure::Failed(format!("some are still open on {node} after {limit:?}"))
+                    })
+                });
+                None
+            }
             Action::Hook { id, call } => match hooks::Run::new(&self.settings, call) {
                 Ok(run) => {
                     self.spawn(id, run.run(self.env.clone()));

@@ -96,7 +96,7 @@ fn program(settings: &ClusterSettings, hook: &Hook, call: &HookCall) -> Result<H
         .map(|(name, value)| (name.to_owned(), Secret::new(value)))
         .chain([("METAKO_PRIMARY_CONNINFO".to_owned(), conninfo)])
         .collect();
-    Ok(HookProgram { command, environment, limit: hook.timeout })
+    Ok(HookProgram { command, environment, withheld: settings.hooks.withheld.clone(), limit: hook.timeout })
 }
 
 /// What a hook said, fit to be shown: no control characters, and no secret that it was handed (`sh -x` shows all).

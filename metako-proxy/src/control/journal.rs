@@ -290,6 +290,9 @@ mod tests {
             sync: SyncRule::Quorum { acks: 1, voters: vec![NodeName::from("b")] },
             attempts: vec![Attempt { node: NodeName::from("b"), timeline: TimelineId(2) }],
             tainted: vec![NodeName::from("c")],
+            displaced: vec![NodeName::from("a")],
+            paused: true,
+            floor: Some(Lsn(0x300_0060)),
             saved: BTreeMap::from([(
                 NodeName::from("b"),
                 BTreeMap::from([

@@ -104,6 +104,16 @@ impl History {
         self.state.lock().lines = None;
     }
 
+    /// The number of the last decision.
+    pub fn last(&self) -> u64 {
+        self.state.lock().next - 1
+    }
+
+    /// The decisions after the one with this number, oldest first, as far as they are in memory.
+    pub fn after(&self, after: u64) -> Vec<Entry> {
+        self.state.lock().recent.iter().filter(|entry| entry.seq > after).cloned().collect()
+    }
+
     /// The last decisions since the start, oldest first.
     pub fn recent(&self, count: usize) -> Vec<Entry> {
         let state = self.state.lock();
@@ -158,7 +168,11 @@ fn is_warning(kind: DecisionKind) -> bool {
         | Kind::Opened
         | Kind::Repointed
         | Kind::Reconfigured
-        | Kind::SyncChanged => false,
+        | Kind::SyncChanged
+        | Kind::SwitchoverBegun
+        | Kind::Rejoined
+        | Kind::Paused
+        | Kind::Resumed => false,
     }
 }
 
@@ -224,6 +238,28 @@ impl HistoryFile {
         self.bytes += line.len() as u64;
         Ok(())
     }
+}
+
+/// The last entries in a state directory, oldest first. Lines that are no entries are left out. Blocks.
+///
+/// # Errors
+///
+/// There is no history, or it cannot be read.
+pub fn read_history(directory: &Path, count: usize) -> io::Result<Vec<Entry>> {
+    let mut entries = entries_in(&directory.join(FILE))?;
+    if entries.len() < count {
+        match entries_in(&directory.join(OLD_FILE)) {
+            Ok(older) => entries.splice(..0, older).for_each(drop),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(entries.split_off(entries.len().saturating_sub(count)))
+}
+
+fn entries_in(path: &Path) -> io::Result<Vec<Entry>> {
+    let text = fs::read(path)?;
+    Ok(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
 fn open_for_append(path: &Path) -> io::Result<File> {

@@ -117,6 +117,16 @@ pub(super) fn create_slot(slot: &str) -> String {
     )
 }
 
+/// Drops those of the slots that are physical and not in use.
+pub(super) fn drop_slots(slots: &[String]) -> String {
+    let names: Vec<String> = slots.iter().map(|slot| literal(slot)).collect();
+    format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+         WHERE slot_type = 'physical' AND NOT active AND slot_name IN (NULL, {})",
+        names.join(", ")
+    )
+}
+
 /// CASE evaluates its arms in order and stops at the first that holds: so the call happens under its conditions or not at
 /// all. The lock is given up with the statement.
 pub(super) fn promote(token: &str) -> String {

@@ -40,7 +40,7 @@ use super::pools::{Lease, Who};
 use super::waiting::{Gone, Waiter, wait};
 use crate::backend::Notices;
 use crate::env::Env;
-use crate::login::{self, Client, MaybeTls, Protocol};
+use crate::login::{self, Client, MaybeTls, Protocol, Replication};
 
 /// Bytes of a ReadyForQuery.
 const READY: usize = 6;
@@ -52,13 +52,13 @@ pub(super) async fn serve<E: Env>(
     client: Client<MaybeTls<E::Stream>>,
 ) {
     let who = Arc::new(greeting::who_alone(&core, &client));
-    let (protocol, replicates) = (client.protocol, client.replication.is_some());
+    let (protocol, replication) = (client.protocol, client.replication);
     let Client { mut stream, leftover, unsent, .. } = client;
     let (mut input, mut output) = (leftover, Outbox::of(unsent));
     match find(&core, &handle, &who, &mut stream, (&mut input, &mut output)).await {
         Ok(Ok(lease)) => {
             drop(who);
-            relay(&core, &handle, lease, stream, (&input, output), protocol, replicates).await;
+            relay(&core, &handle, lease, stream, (&input, output), protocol, replication).await;
         }
         Ok(Err(report)) => say_behind(&mut stream, &mut output, &report.as_fatal()).await,
         Err(Gone) => {}
@@ -97,7 +97,7 @@ async fn relay<E: Env>(
     mut stream: MaybeTls<E::Stream>,
     (input, mut to_client): (&[u8], Outbox),
     protocol: Protocol,
-    replicates: bool,
+    replication: Option<Replication>,
 ) {
     let cancel = Arc::clone(&lease.conn().cancel);
     core.clients.take_process_id(&core.env, handle, cancel.process_id, protocol);
@@ -110,7 +110,7 @@ async fn relay<E: Env>(
     let knows_its_role = reported.iter().any(|(name, _)| name == "in_hot_standby");
     let mut tally = Tally::new(core.settings.load().config.limits.message_size);
     let (conn, _, traffic) = lease.parts();
-    let mut relay = Relay::new(core, handle, &mut stream, &mut conn.stream, to_client, replicates);
+    let mut relay = Relay::new(core, handle, &mut stream, &mut conn.stream, to_client, replication);
     let end = relay.run(&mut tally, &conn.registration.control, traffic, input).await;
     if relay.was_read_only() && !knows_its_role {
         core.evidence.report(&node, ServerLoss::ReadOnly);

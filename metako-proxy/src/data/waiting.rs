@@ -320,9 +320,9 @@ mod tests {
             assert!(early.is_err(), "{early:?}");
             drain = Some(register.drain(&"a".into(), Epoch(2)));
             clients.nudge_all();
-            finishing.await
+            tokio::time::timeout(Duration::from_secs(1), finishing).await
         };
-        assert!(!finished.await.unwrap());
+        assert!(!finished.await.expect("the drain is noticed").unwrap());
         drop(drain);
         let taking = async { client.read_exact(&mut [0; 100]).await };
         let (finished, taken) = tokio::join!(finish_notice(&mut waiter, &registration.control), taking);

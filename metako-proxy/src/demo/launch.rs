@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use metako_core::cluster::OperatorCommand;
+
 use super::{DemoOptions, Metako, Outcome, run_with};
 use crate::app::App;
 use crate::check::load_file;
@@ -29,6 +31,10 @@ async fn launch(path: &Path) -> Result<App<TokioEnv>, String> {
 impl Metako for App<TokioEnv> {
     fn status(&self) -> Status {
         Self::status(self)
+    }
+
+    async fn switchover(&self) -> Result<(), String> {
+        Self::operate(self, OperatorCommand::Switchover { to: None }).await
     }
 
     async fn shutdown(self) {

@@ -1,10 +1,10 @@
 //! `metako demo`: a throw-away cluster with metako in front of it, to be used or to be hurt.
 
 mod interrupt;
-mod kill_primary;
 mod launch;
 mod ledger;
 mod outcome;
+mod scenario;
 mod screen;
 mod session;
 mod traffic;
@@ -25,6 +25,8 @@ use crate::playground::{Builder, Cluster, PlaygroundError};
 
 /// How long metako may take to find the primary and open writes.
 const OPEN_LIMIT: Duration = Duration::from_mins(1);
+/// What stops and rejoins nodes on this machine.
+const HOOKS: &str = include_str!("../../../configs/hooks/local.sh");
 /// How often the state is looked at to be shown.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
 
@@ -50,12 +52,47 @@ pub struct DemoOptions {
 pub enum Scenario {
     /// SIGKILL to the primary's postmaster while 8 clients write and 4 read.
     KillPrimary,
+    /// SIGSTOP to all processes of the primary, and SIGCONT when another one serves.
+    FreezePrimary,
+    /// A planned change of primary.
+    Switchover,
+}
+
+impl Scenario {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::KillPrimary => "kill-primary",
+            Self::FreezePrimary => "freeze-primary",
+            Self::Switchover => "switchover",
+        }
+    }
+
+    /// What is done to the primary, for people.
+    fn what(self, primary: &str) -> String {
+        match self {
+            Self::KillPrimary => {
+                format!("SIGKILL to the postmaster of {primary} (its other processes end when they notice)")
+            }
+            Self::FreezePrimary => format!("SIGSTOP to all processes of {primary}"),
+            Self::Switchover => format!("switchover from {primary} to another node"),
+        }
+    }
+
+    /// How many replicas stream from the new primary when all is done.
+    fn replicas(self, cluster: &Cluster) -> usize {
+        match self {
+            Self::KillPrimary | Self::FreezePrimary => cluster.nodes().len() - 2,
+            Self::Switchover => cluster.nodes().len() - 1,
+        }
+    }
 }
 
 /// The metako under demonstration, in this process.
 pub trait Metako: Send {
     /// What `metako status` would show.
     fn status(&self) -> Status;
+    /// Begins a switchover to the best node.
+    fn switchover(&self) -> impl Future<Output = Result<(), String>> + Send;
     /// Stops it.
     fn shutdown(self) -> impl Future<Output = ()> + Send;
 }
@@ -106,6 +143,9 @@ pub enum DemoError {
         /// Why it failed.
         source: tokio_postgres::Error,
     },
+    /// metako does not begin the switchover.
+    #[error("no switchover: {0}")]
+    Switchover(String),
     /// The cluster could not be taken down.
     #[error("clearing up the cluster failed: {0}")]
     Clear(String),
@@ -168,8 +208,15 @@ async fn with_cluster<M: Metako>(
     interrupt: &mut Interrupt,
 ) -> Result<Option<Outcome>, DemoError> {
     let path = cluster.folder().join("metako.yaml");
-    let yaml = cluster.metako_yaml(&options.listen.to_string());
-    write_private(&path, &yaml).map_err(|source| DemoError::Write { path: path.clone(), source })?;
+    let mut yaml = cluster.metako_yaml(&options.listen.to_string());
+    if matches!(options.scenario, None | Some(Scenario::Switchover)) {
+        let script = cluster.folder().join("hook.sh");
+        // The servers' account runs it, which may be another.
+        write(&script, HOOKS, 0o644).map_err(|source| DemoError::Write { path: script.clone(), source })?;
+        yaml.push_str(&cluster.hooks_yaml(&script));
+    }
+    // It holds passwords.
+    write(&path, &yaml, 0o600).map_err(|source| DemoError::Write { path: path.clone(), source })?;
     let metako = launch(&path).await.map_err(DemoError::Start)?;
     let outcome = tokio::select! {
         outcome = with_metako(options, cluster, &metako, screen) => outcome,
@@ -194,7 +241,7 @@ async fn with_metako<M: Metako>(
 ) -> Result<Option<Outcome>, DemoError> {
     wait_open(metako).await?;
     screen.line(&how_to_connect(options, cluster))?;
-    let Some(Scenario::KillPrimary) = options.scenario else {
+    let Some(scenario) = options.scenario else {
         screen.line("Ctrl-C stops everything and removes the folder.\n")?;
         let mut clock = tokio::time::interval(SHOW_EVERY);
         loop {
@@ -202,7 +249,7 @@ async fn with_metako<M: Metako>(
             screen.nodes(&metako.status())?;
         }
     };
-    let outcome = kill_primary::run(options, cluster, metako, screen).await?;
+    let outcome = scenario::run(options, scenario, cluster, metako, screen).await?;
     screen.line(&outcome.to_string())?;
     Ok(Some(outcome))
 }
@@ -229,10 +276,9 @@ fn how_to_connect(options: &DemoOptions, cluster: &Cluster) -> String {
     )
 }
 
-/// The file holds passwords: it is for its owner alone.
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(text.as_bytes())
 }

@@ -34,12 +34,15 @@ const NOT_INHERITED: [&str; 5] =
 /// Runs a program to its end. It is supervised by a task of its own, which outlives the returned future for as long as
 /// it takes to end the program.
 pub(super) async fn run(program: HookProgram) -> io::Result<HookOutput> {
-    let HookProgram { command, environment, limit } = program;
+    let HookProgram { command, environment, withheld, limit } = program;
     let (name, arguments) = command
         .split_first()
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"))?;
     let (reader, writer) = io::pipe()?;
     let mut command = Command::new(name);
+    for name in NOT_INHERITED.into_iter().chain(withheld.iter().map(String::as_str)) {
+        command.env_remove(name);
+    }
     command
         .args(arguments)
         .envs(environment.iter().map(|(name, value)| (name, value.reveal())))
@@ -48,9 +51,6 @@ pub(super) async fn run(program: HookProgram) -> io::Result<HookOutput> {
         .stderr(writer)
         .process_group(0)
         .kill_on_drop(true);
-    for name in NOT_INHERITED {
-        command.env_remove(name);
-    }
     let output = Receiver::from_owned_fd(OwnedFd::from(reader))?;
     let group = Group::of(command.spawn()?)?;
     // It holds the other end of the pipe.
@@ -79,9 +79,11 @@ async fn supervise(
                 HookEnding::Lost
             }
         },
-        never = tail.read(&mut pipe) => match never {},
         () = sleep(limit) => HookEnding::TimedOut,
         () = answer.closed() => HookEnding::Lost,
+        // Last, because a program that prints without a pause uses up what tokio lets this task do at a time: nothing
+        // behind it would ever be looked at.
+        never = tail.read(&mut pipe) => match never {},
     };
     if !group.ended {
         group.end().await;

@@ -119,13 +119,14 @@ impl Cluster {
             let _ = writeln!(
                 yaml,
                 "  - {{ name: {}, host: 127.0.0.1, port: {}, role: {}, username: {}, password: \"{}\", \
-                 database: {}, sslmode: disable }}",
+                 database: {}, sslmode: disable, pgdata: \"{}\" }}",
                 node.name(),
                 node.port(),
                 if index == 0 { "primary" } else { "replica" },
                 Self::SUPERUSER,
                 self.superuser_password(),
                 Self::DATABASE,
+                node.data_dir().display(),
             );
         }
         let _ = writeln!(
@@ -139,6 +140,13 @@ impl Cluster {
             let _ = writeln!(yaml, "failover: {{ synchronous: any {acks} }}");
         }
         yaml
+    }
+
+    /// The section `hooks` of a configuration in which `script` serves both.
+    pub fn hooks_yaml(&self, script: &Path) -> String {
+        let (bin, script) = (self.nodes[0].programs().folder().display(), script.display());
+        let command = format!("{{ command: [env, \"PG_BIN={bin}\", sh, \"{script}\"] }}");
+        format!("hooks:\n  stop: {command}\n  rejoin: {command}\n")
     }
 }
 

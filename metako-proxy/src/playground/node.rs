@@ -96,6 +96,11 @@ impl Node {
         &self.0.data_dir
     }
 
+    /// PostgreSQL's programs that it runs.
+    pub(super) fn programs(&self) -> &Programs {
+        &self.0.programs
+    }
+
     /// `cluster_name`, which its processes show in their titles.
     pub(super) fn cluster_name(&self) -> &str {
         &self.0.cluster_name

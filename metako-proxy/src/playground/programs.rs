@@ -41,6 +41,11 @@ impl Programs {
         self.folder.join(program)
     }
 
+    /// Where they are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn in_folder(folder: &Path) -> Option<Self> {
         let complete = ["initdb", "postgres", "pg_basebackup"].iter().all(|name| folder.join(name).is_file());
         complete.then(|| Self { folder: folder.to_owned() })

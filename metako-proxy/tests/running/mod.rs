@@ -40,23 +40,28 @@ impl Metako {
         let port = free_port();
         let text = fill(configuration, port, folder.path());
         std::fs::write(folder.path().join("metako.yaml"), text).expect("the configuration is written");
-        let log = std::fs::File::create(folder.path().join("log")).expect("a log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_metako"))
-            .arg("--config")
-            .arg(folder.path().join("metako.yaml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("metako starts");
+        let child = spawn(folder.path());
         let mut metako = Self { child, folder, port };
-        eventually("the admin socket answers", || {
-            if let Some(status) = metako.child.try_wait().expect("metako can be waited for") {
-                panic!("metako ended with {status}:\n{}", metako.log());
-            }
-            metako.status().map(drop)
-        });
+        metako.wait_until_up();
         metako
+    }
+
+    /// Kills it if it still runs, and starts it again with what it has on disk.
+    pub(crate) fn start_again(&mut self) {
+        // It may have ended by itself; then there is nothing to kill.
+        let _ = self.child.kill();
+        self.child.wait().expect("metako can be waited for");
+        self.child = spawn(self.folder.path());
+        self.wait_until_up();
+    }
+
+    fn wait_until_up(&mut self) {
+        eventually("the admin socket answers", || {
+            if let Some(status) = self.child.try_wait().expect("metako can be waited for") {
+                panic!("metako ended with {status}:\n{}", self.log());
+            }
+            self.status().map(drop)
+        });
     }
 
     /// The configuration file.
@@ -107,6 +112,14 @@ impl Metako {
         })
     }
 
+    /// Waits until a failover may rely on what commits wait for.
+    pub(crate) fn wait_until_synchronous(&self) {
+        eventually("the synchronous standbys are in force", || {
+            let log = self.log();
+            if log.contains("a commit is acknowledged when") { Ok(()) } else { Err(log) }
+        });
+    }
+
     /// Everything that it logged.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
@@ -142,6 +155,18 @@ impl Drop for Metako {
             eprintln!("--- metako's log ---\n{}", self.log());
         }
     }
+}
+
+fn spawn(folder: &Path) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(folder.join("log"));
+    Command::new(env!("CARGO_BIN_EXE_metako"))
+        .arg("--config")
+        .arg(folder.join("metako.yaml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log.expect("a log file"))
+        .spawn()
+        .expect("metako starts")
 }
 
 /// A port that nothing listens on at the moment of asking.

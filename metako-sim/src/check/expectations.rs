@@ -28,6 +28,15 @@ pub(super) fn check(log: &Log, facts: &Facts, expect: &Expect, synchronous: bool
     if let Some(bounds) = expect.failovers.filter(|bounds| !bounds.admit(failovers)) {
         find("failovers", format!("{failovers} failovers, expected {bounds}"));
     }
+    for (check, what, found, bounds) in [
+        ("unknown", "writes of unknown outcome", facts.unknown, expect.unknown),
+        ("failed", "failed writes", facts.failed, expect.failed),
+        ("failed_reads", "failed reads", facts.reads_failed, expect.failed_reads),
+    ] {
+        if let Some(bounds) = bounds.filter(|bounds| !bounds.admit(found)) {
+            find(check, format!("{found} {what}, expected {bounds}"));
+        }
+    }
     if let Some(limit) = expect.max_write_gap {
         match facts.write_gap {
             Some(gap) if gap <= limit.0 => {}

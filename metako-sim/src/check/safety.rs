@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use metako_core::cluster::{Action, DecisionKind, JournalPhase, Writes};
+use metako_core::cluster::{Action, ActionId, DecisionKind, HookCall, HookKind, JournalPhase, Writes};
 use metako_core::{Epoch, NodeName, Tick, TimelineId};
 
 use super::Finding;
@@ -23,8 +23,14 @@ struct Watch {
     /// The phase of the journal on disk.
     journal: Option<JournalPhase>,
     epoch: Epoch,
-    /// Where writes are open now.
+    /// Where writes are open now, or were last.
     open_to: Option<NodeName>,
+    /// The node that writes were opened to, or that was promoted, last.
+    present: Option<NodeName>,
+    /// Stops that were called and have no answer yet. One that was given up may take effect whenever it likes.
+    stops: BTreeMap<ActionId, NodeName>,
+    /// Writes that were sent and have no answer yet, and to whom.
+    under_way: BTreeMap<u64, NodeName>,
 }
 
 /// Checks the whole log.
@@ -71,6 +77,11 @@ impl Watch {
                     self.find("journal_before_promotion", at, text);
                 }
             }
+            LogEvent::Action(Action::Hook { id, call }) => self.hook(at, *id, call),
+            LogEvent::Answered { id, .. } => {
+                self.stops.remove(id);
+            }
+            LogEvent::ProxyKilled => self.stops.clear(),
             LogEvent::Decision(decision) => match (decision.kind, &decision.node) {
                 (DecisionKind::FailoverBegun, _) => self.frozen.clear(),
                 (DecisionKind::Frozen, Some(node)) => {
@@ -86,8 +97,20 @@ impl Watch {
 
     fn client(&mut self, at: Tick, event: &ClientEvent) {
         match event {
-            ClientEvent::Sent { node, epoch, .. } => self.not_severed(at, node, *epoch, "a write was sent"),
-            ClientEvent::Acknowledged { node, timeline, epoch, .. } => {
+            ClientEvent::Sent { id, node, epoch } => {
+                self.not_severed(at, node, *epoch, "a write was sent");
+                self.under_way.insert(*id, node.clone());
+            }
+            ClientEvent::Held { id } | ClientEvent::Unknown { id, .. } | ClientEvent::Failed { id, .. } => {
+                self.under_way.remove(id);
+            }
+            ClientEvent::Acknowledged { id, node, timeline, epoch } => {
+                self.under_way.remove(id);
+                if self.open_to.as_ref().is_some_and(|open| open != node) {
+                    let text =
+                        format!("{node} acknowledged a write, but writes were opened to {:?}", self.open_to);
+                    self.find("only_the_primary_acknowledges", at, text);
+                }
                 self.not_severed(at, node, *epoch, "a write was acknowledged");
                 let owner =
                     self.acknowledged_by.entry(*epoch).or_insert_with(|| (node.clone(), *timeline)).clone();
@@ -120,6 +143,40 @@ impl Watch {
         }
     }
 
+    /// A hook is called.
+    fn hook(&mut self, at: Tick, id: ActionId, call: &HookCall) {
+        let node = &call.node;
+        match call.kind {
+            HookKind::Stop => {
+                self.stops.insert(id, node.clone());
+                self.nothing_under_way(at, node, "is to be stopped");
+            }
+            HookKind::Rejoin if self.present.as_ref() == Some(node) => {
+                let text = format!("{node} is to be rejoined, and is the primary");
+                self.find("the_primary_is_not_rejoined", at, text);
+            }
+            HookKind::Rejoin if call.upstream != self.present => {
+                let text = format!(
+                    "{node} is to be rejoined to {:?}, but {:?} is primary",
+                    call.upstream, self.present
+                );
+                self.find("the_primary_is_not_rejoined", at, text);
+            }
+            HookKind::Rejoin => {}
+        }
+    }
+
+    fn nothing_under_way(&mut self, at: Tick, node: &NodeName, what: &str) {
+        let open = self.under_way.values().filter(|to| *to == node).count();
+        if open > 0 {
+            self.find(
+                "stopped_without_open_writes",
+                at,
+                format!("{node} {what} while {open} writes are open on it"),
+            );
+        }
+    }
+
     fn view(&mut self, at: Tick, epoch: Epoch, writes: &Writes) {
         if epoch < self.epoch {
             let text = format!("the view has epoch {epoch} after epoch {}", self.epoch);
@@ -127,6 +184,7 @@ impl Watch {
         }
         self.epoch = self.epoch.max(epoch);
         if let Writes::Open { primary } = writes {
+            self.present = Some(primary.clone());
             let moved = self.open_to.replace(primary.clone()).filter(|before| before != primary);
             if let Some(before) = moved.filter(|before| self.severed.get(before) != Some(&epoch)) {
                 let text =
@@ -139,6 +197,7 @@ impl Watch {
     fn node(&mut self, at: Tick, node: &NodeName, change: &NodeChange) {
         match change {
             NodeChange::Promoted { timeline, ahead, .. } => {
+                self.present = Some(node.clone());
                 if let Some(further) = ahead.iter().find(|name| self.frozen.contains(*name)) {
                     let text = format!(
                         "{node} was promoted although {further}, which was frozen as well, has more WAL"
@@ -149,6 +208,9 @@ impl Watch {
                     let text = format!("{before} and {node} both began timeline {timeline}");
                     self.find("timeline_begun_once", at, text);
                 }
+            }
+            NodeChange::Stopping if self.stops.values().any(|stopped| stopped == node) => {
+                self.nothing_under_way(at, node, "stops");
             }
             NodeChange::DivergedUnnoticed { upstream } => {
                 let text = format!("{node} streams from {upstream}, whose history is another");

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use metako_core::cluster::{
-    Action, ActionId, Decision, DecisionKind, Journal, JournalPhase, Phase, Promotion, SyncRule, Writes,
+    Action, ActionFailure, ActionId, Decision, DecisionKind, HookCall, HookKind, Journal, JournalPhase,
+    Phase, Promotion, SyncRule, Writes,
 };
 use metako_core::config::HumanDuration;
 use metako_core::{Epoch, Lsn, NodeName, SystemId, Tick, TimelineId};
@@ -75,6 +76,9 @@ fn journal(epoch: u64, phase: JournalPhase) -> LogEvent {
         attempts: Vec::new(),
         tainted: Vec::new(),
         saved: BTreeMap::new(),
+        displaced: Vec::new(),
+        paused: false,
+        floor: None,
     }))
 }
 
@@ -203,6 +207,9 @@ fn each_expectation_is_compared() {
     let expect = |failovers, gap, primary: &str, streaming| Expect {
         failovers: Some(Bounds::Exactly(failovers)),
         acknowledged_lost: None,
+        unknown: None,
+        failed: None,
+        failed_reads: None,
         max_write_gap: Some(millis(gap)),
         finally: Finally { primary: Some(vec![primary.to_owned()]), replicas_streaming: Some(streaming) },
     };
@@ -210,6 +217,23 @@ fn each_expectation_is_compared() {
     let findings = check(&log, &facts, &expect(0, 299, "a", 1), true);
     let checks: Vec<&str> = findings.iter().map(|finding| finding.check).collect();
     assert_eq!(checks, ["failovers", "max_write_gap", "finally.primary", "finally.replicas_streaming"]);
+}
+
+#[test]
+fn writes_and_reads_that_went_wrong_are_compared() {
+    let event = |event| LogEvent::Client(event);
+    let log = log_of(vec![
+        event(ClientEvent::Unknown { id: 1, reason: "scripted" }),
+        event(ClientEvent::Failed { id: 2, reason: "scripted" }),
+        event(ClientEvent::ReadFailed { client: 0, reason: "scripted" }),
+    ]);
+    let findings = |number| -> Vec<&str> {
+        let bounds = Some(Bounds::Exactly(number));
+        let expect = Expect { unknown: bounds, failed: bounds, failed_reads: bounds, ..Expect::default() };
+        check(&log, &Facts::of(&log), &expect, false).iter().map(|finding| finding.check).collect()
+    };
+    assert_eq!(findings(0), ["unknown", "failed", "failed_reads"]);
+    assert!(findings(1).is_empty());
 }
 
 #[test]
@@ -238,4 +262,46 @@ fn while_writes_are_closed_the_node_promoted_last_must_have_what_was_acknowledge
     assert_eq!(facts(vec![promoted("b", 2)]), BTreeSet::from([2]));
     assert!(facts(vec![promoted("c", 2)]).is_empty());
     assert!(facts(Vec::new()).is_empty());
+}
+
+#[test]
+fn an_acknowledgement_of_another_than_the_primary_is_found() {
+    let events = vec![view(1, "a"), severed("a", 2), view(2, "b"), acknowledged(1, "c", 3)];
+    assert_eq!(found(events), ["only_the_primary_acknowledges"]);
+}
+
+fn hook(kind: HookKind, node: &str, upstream: Option<&str>) -> LogEvent {
+    let call = HookCall {
+        kind,
+        node: name(node),
+        upstream: upstream.map(name),
+        epoch: Epoch(2),
+        timeline: TimelineId(1),
+        slot: None,
+        conninfo: None,
+    };
+    LogEvent::Action(Action::Hook { id: ActionId(1), call })
+}
+
+#[test]
+fn a_stop_while_a_write_is_open_is_found() {
+    let stop = || hook(HookKind::Stop, "a", None);
+    let stops = || LogEvent::Node { node: name("a"), change: NodeChange::Stopping };
+    let check = "stopped_without_open_writes";
+    assert_eq!(found(vec![view(1, "a"), sent(1, "a", 1), stop()]), [check]);
+    assert_eq!(found(vec![view(1, "a"), stop(), sent(1, "a", 1), stops()]), [check]);
+    assert!(found(vec![view(1, "a"), sent(1, "a", 1), acknowledged(1, "a", 1), stop(), stops()]).is_empty());
+    let given_up =
+        || LogEvent::Answered { id: ActionId(1), outcome: Err(ActionFailure::Unknown(String::new())) };
+    assert!(found(vec![view(1, "a"), stop(), given_up(), sent(1, "a", 1), stops()]).is_empty());
+}
+
+#[test]
+fn a_rejoin_of_the_primary_or_to_another_is_found() {
+    let rejoin = |node, upstream| hook(HookKind::Rejoin, node, Some(upstream));
+    let check = "the_primary_is_not_rejoined";
+    assert_eq!(found(vec![view(1, "a"), rejoin("a", "b")]), [check]);
+    assert_eq!(found(vec![view(1, "a"), rejoin("c", "b")]), [check]);
+    assert_eq!(found(vec![view(1, "a"), promoted("b", 2), rejoin("c", "a")]), [check]);
+    assert!(found(vec![view(1, "a"), promoted("b", 2), rejoin("a", "b")]).is_empty());
 }

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use metako_core::cluster::{
-    Action, ActionFailure, ActionId, ActionOutcome, Decision, Journal, Phase, ProbeId, ServerLoss, Writes,
+    Action, ActionFailure, ActionId, ActionOutcome, Decision, HookKind, Journal, OperatorCommand, Phase,
+    ProbeId, ServerLoss, Writes,
 };
 use metako_core::plugin::{NodeReport, ProbeFailure};
 use metako_core::{Epoch, Lsn, NodeName, Tick, TimelineId};
@@ -26,6 +27,22 @@ pub struct Entry {
 pub enum LogEvent {
     /// A fault of the scenario began or ended.
     Fault(String),
+    /// A person asked for something.
+    Asked {
+        /// What.
+        command: OperatorCommand,
+        /// Why it is not done, if it is not.
+        refusal: Option<String>,
+    },
+    /// A hook began or ended on a node's host.
+    Hook {
+        /// The host's node.
+        node: NodeName,
+        /// Which hook.
+        kind: HookKind,
+        /// What became of it.
+        change: HookChange,
+    },
     /// Something changed in a node.
     Node {
         /// The node.
@@ -95,11 +112,36 @@ pub enum LogEvent {
     End(Box<EndState>),
 }
 
+/// What can become of a hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HookChange {
+    /// It began on the host.
+    Began,
+    /// It ended, well or badly.
+    Ended(Result<(), String>),
+}
+
 /// What can change in a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeChange {
     /// Its processes died.
     Killed,
+    /// It was told to stop in order: its sessions are gone, its walsenders go on to the end.
+    Stopping,
+    /// It stopped in order.
+    Stopped {
+        /// How far its WAL reaches.
+        position: Lsn,
+    },
+    /// A checkpoint was written.
+    Checkpointed,
+    /// Its data directory is now a copy of another node's, and it a standby of that node.
+    Copied {
+        /// Of whom.
+        upstream: NodeName,
+        /// How far the copy reaches.
+        position: Lsn,
+    },
     /// It was started and recovers.
     Starting,
     /// It takes connections.

@@ -4,11 +4,11 @@ use std::fmt;
 
 use metako_core::Lsn;
 use metako_core::cluster::{
-    Action, DecisionKind, Journal, JournalPhase, Phase, SettingsChange, SyncRule, Writes,
+    Action, DecisionKind, Journal, JournalPhase, OperatorCommand, Phase, SettingsChange, SyncRule, Writes,
 };
 use metako_core::plugin::{NodeReport, ReportedRole};
 
-use super::{ClientEvent, EndState, Entry, LogEvent, NodeChange};
+use super::{ClientEvent, EndState, Entry, HookChange, LogEvent, NodeChange};
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -20,6 +20,18 @@ impl fmt::Display for LogEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fault(text) => write!(f, "fault    {text}"),
+            Self::Asked { command, refusal: None } => write!(f, "asked    {}", Command(command)),
+            Self::Asked { command, refusal: Some(why) } => {
+                write!(f, "asked    {}: refused: {why}", Command(command))
+            }
+            Self::Hook { node, kind, change } => {
+                write!(f, "hook     {} on the host of {node} ", kind.name())?;
+                match change {
+                    HookChange::Began => f.write_str("began"),
+                    HookChange::Ended(Ok(())) => f.write_str("is done"),
+                    HookChange::Ended(Err(why)) => write!(f, "failed: {why}"),
+                }
+            }
             Self::Node { node, change } => write!(f, "{node:<8} {change}"),
             Self::Action(action) => write_action(f, action),
             Self::Answered { id, outcome: Ok(outcome) } => write!(f, "answer   #{}: {outcome:?}", id.0),
@@ -57,6 +69,12 @@ impl fmt::Display for NodeChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Killed => f.write_str("killed"),
+            Self::Stopping => f.write_str("shuts down"),
+            Self::Stopped { position } => write!(f, "stopped in order at {position}"),
+            Self::Checkpointed => f.write_str("wrote a checkpoint"),
+            Self::Copied { upstream, position } => {
+                write!(f, "is a copy of {upstream} up to {position}, and its standby")
+            }
             Self::Starting => f.write_str("starting"),
             Self::Ready { primary, timeline, position } => {
                 let role = if *primary { "primary" } else { "standby" };
@@ -122,6 +140,9 @@ fn write_action(f: &mut fmt::Formatter<'_>, action: &Action) -> fmt::Result {
         Action::Unfreeze { id, node, change } => {
             write!(f, "action   #{} unfreeze {node}:{}", id.0, Change(change))
         }
+        Action::DropSlots { id, node, slots } => {
+            write!(f, "action   #{} drop slots {slots:?} on {node}", id.0)
+        }
         Action::Prepare { id, node, slots, change } => {
             write!(f, "action   #{} prepare {node}: slots {slots:?}{}", id.0, Change(change))
         }
@@ -136,6 +157,10 @@ fn write_action(f: &mut fmt::Formatter<'_>, action: &Action) -> fmt::Result {
         }
         Action::SetSyncStandbys { id, node, change } => {
             write!(f, "action   #{} synchronous standbys of {node}:{}", id.0, Change(change))
+        }
+        Action::Checkpoint { id, node } => write!(f, "action   #{} checkpoint {node}", id.0),
+        Action::Drain { id, node, epoch, limit } => {
+            write!(f, "action   #{} drain {node} before epoch {epoch} within {}ms", id.0, limit.as_millis())
         }
         Action::Hook { id, call } => {
             write!(f, "action   #{} hook {} of {}", id.0, call.kind.name(), call.node)?;
@@ -199,11 +224,39 @@ impl fmt::Display for Change<'_> {
     }
 }
 
+struct Command<'a>(&'a OperatorCommand);
+
+impl fmt::Display for Command<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            OperatorCommand::Adopt(node) => write!(f, "adopt {node}"),
+            OperatorCommand::Switchover { to: Some(to) } => write!(f, "switchover to {to}"),
+            OperatorCommand::Switchover { to: None } => f.write_str("switchover"),
+            OperatorCommand::Failover { to: Some(to) } => write!(f, "failover to {to}"),
+            OperatorCommand::Failover { to: None } => f.write_str("failover"),
+            OperatorCommand::Pause => f.write_str("pause"),
+            OperatorCommand::Resume => f.write_str("resume"),
+        }
+    }
+}
+
 struct JournalText<'a>(&'a Journal);
 
 impl fmt::Display for JournalText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Journal { epoch, primary, timeline, phase, sync, attempts, tainted, saved, .. } = self.0;
+        let Journal {
+            epoch,
+            primary,
+            timeline,
+            phase,
+            sync,
+            attempts,
+            tainted,
+            saved,
+            displaced,
+            paused,
+            ..
+        } = self.0;
         write!(f, "epoch {epoch}, primary {primary}, timeline {timeline}, ")?;
         match phase {
             JournalPhase::Steady => f.write_str("steady")?,
@@ -222,6 +275,12 @@ impl fmt::Display for JournalText<'_> {
         }
         if !tainted.is_empty() {
             write!(f, ", tainted {tainted:?}")?;
+        }
+        if !displaced.is_empty() {
+            write!(f, ", displaced {displaced:?}")?;
+        }
+        if *paused {
+            f.write_str(", paused")?;
         }
         if saved.is_empty() { Ok(()) } else { write!(f, ", settings kept of {:?}", saved.keys()) }
     }

@@ -85,6 +85,9 @@ pub(crate) fn probe_failed(answer: Answer) -> Result<NodeReport, ProbeFailure> {
         Answer::Refused => Err(ProbeFailure::Refused("nothing listens".to_owned())),
         Answer::Reset => Err(ProbeFailure::Lost("connection reset".to_owned())),
         Answer::Starting => Err(ProbeFailure::StartingUp("the database system is starting up".to_owned())),
+        Answer::ShuttingDown => {
+            Err(ProbeFailure::ShuttingDown("the database system is shutting down".to_owned()))
+        }
         Answer::Action(outcome) => Err(ProbeFailure::Unexpected(format!("{outcome:?}"))),
     }
 }

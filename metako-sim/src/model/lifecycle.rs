@@ -10,7 +10,9 @@ use crate::message::{Answer, Body, Message, Place, QueryAnswer};
 use crate::stage::Stage;
 
 /// How many of the last records a restarted node replays again.
-const REDO_RECORDS: usize = 20;
+pub(super) const REDO_RECORDS: usize = 20;
+/// From going on until the postmaster has seen a signal: backends read their sockets meanwhile.
+const STOP_SEEN: Duration = Duration::from_millis(2);
 
 impl Cluster {
     /// SIGKILL to all processes: what is not on disk is gone, and the kernel closes all connections.
@@ -19,13 +21,20 @@ impl Cluster {
             return;
         }
         stage.log_node(&self.name(index), NodeChange::Killed);
+        self.nodes[index].wal.crash(REDO_RECORDS);
+        self.processes_end(stage, index);
+    }
+
+    /// Nothing of the node runs any more, and the kernel closes all connections.
+    pub(super) fn processes_end(&mut self, stage: &mut Stage, index: usize) {
         let node = &mut self.nodes[index];
         let dead_run = node.run;
         node.process = Process::Stopped;
         node.run += 1;
         node.frozen = false;
+        node.stop_pending = false;
+        node.closed_log = false;
         node.promoting = false;
-        node.wal.crash(REDO_RECORDS);
         node.flushing = false;
         node.replaying = false;
         node.restart_receiver = false;
@@ -47,7 +56,7 @@ impl Cluster {
     /// Starts a stopped node: it recovers, and is then what it was before.
     pub(crate) fn start(&mut self, stage: &mut Stage, index: usize) {
         let node = &mut self.nodes[index];
-        if node.process != Process::Stopped {
+        if node.process != Process::Stopped || node.locked {
             return;
         }
         node.process = Process::Starting;
@@ -64,6 +73,7 @@ impl Cluster {
         node.process = Process::Running;
         if node.primary {
             node.wal.finish_recovery();
+            node.control_timeline = node.wal.timeline();
         }
         let change = NodeChange::Ready {
             primary: node.primary,
@@ -96,6 +106,9 @@ impl Cluster {
         for event in missed {
             stage.after(Duration::ZERO, event);
         }
+        if std::mem::take(&mut self.nodes[index].stop_pending) {
+            self.after(stage, index, STOP_SEEN, NodeEvent::StopSeen);
+        }
     }
 
     /// A message that reaches a node which does not run, or a connection of an earlier run of it. Gives it back if the
@@ -105,6 +118,7 @@ impl Cluster {
         let Message { from, to, body } = message;
         let stopped = node.process == Process::Stopped;
         let starting = node.process == Process::Starting;
+        let stopping = node.process == Process::Stopping;
         let answer = match &body {
             Body::Call { call, server_run, .. } => {
                 let answer = |answer| Some(Body::Answer { call: *call, answer });
@@ -112,6 +126,7 @@ impl Cluster {
                     false => answer(Answer::Reset),
                     true if stopped => answer(Answer::Refused),
                     true if starting => answer(Answer::Starting),
+                    true if stopping => answer(Answer::ShuttingDown),
                     true => None,
                 }
             }
@@ -120,12 +135,16 @@ impl Cluster {
                 match *server_run == node.run {
                     false => answer(QueryAnswer::Reset),
                     true if stopped => answer(QueryAnswer::Refused),
-                    true if starting => answer(QueryAnswer::Starting),
+                    true if starting || stopping => answer(QueryAnswer::Starting),
                     true => None,
                 }
             }
-            Body::Connect { link, .. } if stopped || starting => {
-                let why = if stopped { "connection refused" } else { "the database system is starting up" };
+            Body::Connect { link, .. } if node.process != Process::Running => {
+                let why = match node.process {
+                    Process::Stopped => "connection refused",
+                    Process::Stopping => "the database system is shutting down",
+                    Process::Starting | Process::Running => "the database system is starting up",
+                };
                 Some(Body::Connected { link: *link, result: Err(why.to_owned()) })
             }
             Body::Wal { link, .. } | Body::StandbyStatus { link, .. } if stopped || starting => {

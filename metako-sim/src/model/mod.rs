@@ -11,6 +11,7 @@ mod node;
 mod replay;
 mod replication;
 mod server;
+mod shutdown;
 mod sync_names;
 mod wal;
 
@@ -19,11 +20,11 @@ mod tests;
 
 use metako_core::{Lsn, NodeName};
 
-use crate::message::{Body, LinkId, Place};
+use crate::message::{Body, CallId, LinkId, Place};
 use crate::stage::{Event, Stage};
 
 pub(crate) use access::{Access, probe_failed};
-pub(crate) use node::{Node, NodeSpec, Rates};
+pub(crate) use node::{Node, NodeSpec, Process, Rates};
 pub(crate) use sync_names::SyncNames;
 
 /// Something that happens within a node, at a time of its own.
@@ -52,6 +53,14 @@ pub(crate) enum NodeEvent {
     ResumeStreaming { link: LinkId },
     /// A promotion ends.
     PromotionEnds,
+    /// A checkpoint is written, which a call asked for.
+    CheckpointEnds { call: CallId },
+    /// The request to stop, which came while the node was frozen, is seen.
+    StopSeen,
+    /// All sessions have ended: the shutdown checkpoint is written.
+    SessionsEnded,
+    /// Walsenders that nobody confirms anything to give up.
+    SendersGiveUp,
     /// An answer that took time is ready.
     Send { to: Place, body: Body },
 }
@@ -119,6 +128,10 @@ impl Cluster {
             NodeEvent::CheckReceiver { link } => self.check_receiver(stage, index, link),
             NodeEvent::ResumeStreaming { link } => self.resume_streaming(stage, index, link),
             NodeEvent::PromotionEnds => self.promotion_ends(stage, index),
+            NodeEvent::CheckpointEnds { call } => self.checkpoint_ends(stage, index, call),
+            NodeEvent::StopSeen => self.stop(stage, index),
+            NodeEvent::SessionsEnded => self.sessions_ended(stage, index),
+            NodeEvent::SendersGiveUp => self.senders_give_up(stage, index),
             NodeEvent::Send { to, body } => stage.send(Place::Node(index), to, body),
         }
     }

@@ -38,6 +38,8 @@ pub(crate) enum Process {
     Stopped,
     Starting,
     Running,
+    /// A shutdown in order is under way: no session is left, walsenders go on.
+    Stopping,
 }
 
 /// What `pg_last_wal_receive_lsn()` says.
@@ -107,6 +109,14 @@ pub(crate) struct Node {
     pub(crate) system_id: SystemId,
     pub(crate) process: Process,
     pub(crate) frozen: bool,
+    /// The postmaster was told to stop while it was frozen: it sees that when it goes on.
+    pub(crate) stop_pending: bool,
+    /// The shutdown's last record is written.
+    pub(crate) closed_log: bool,
+    /// A hook works on its data directory: it cannot be started.
+    pub(crate) locked: bool,
+    /// The timeline in its control file: where the last checkpoint was written.
+    pub(crate) control_timeline: TimelineId,
     /// Counts the lives of its processes.
     pub(crate) run: u32,
     pub(crate) started: Tick,
@@ -144,6 +154,10 @@ impl Node {
             system_id: SystemId(7_234_567_890_123_456_789),
             process: Process::Running,
             frozen: false,
+            stop_pending: false,
+            closed_log: false,
+            locked: false,
+            control_timeline: TimelineId(1),
             run: 1,
             started: Tick::ZERO,
             primary: true,

@@ -37,6 +37,10 @@ impl Cluster {
         node.flushing = false;
         node.wal.flush_to(end);
         self.wake_senders(stage, index);
+        self.end_stop_if_sent(stage, index);
+        if self.nodes[index].process == Process::Stopped {
+            return;
+        }
         if self.nodes[index].primary {
             self.release_waiters(stage, index);
         } else {
@@ -128,6 +132,7 @@ impl Cluster {
         if node.primary {
             self.release_waiters(stage, index);
         }
+        self.end_stop_if_sent(stage, index);
     }
 
     /// What the startup process does when it has replayed everything: stops a receiver whose settings changed, starts one
@@ -335,6 +340,7 @@ impl Cluster {
     /// The other side closed a replication connection.
     pub(super) fn closed(&mut self, stage: &mut Stage, index: usize, link: LinkId) {
         self.nodes[index].senders.retain(|sender| sender.link != link);
+        self.end_stop_if_sent(stage, index);
         if self.nodes[index].receiver.as_ref().is_some_and(|receiver| receiver.link == link) {
             self.receiver_failed(stage, index, link, "the upstream closed the connection");
         }

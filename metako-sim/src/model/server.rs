@@ -16,6 +16,8 @@ use crate::stage::Stage;
 
 /// From a reload until all processes have read the settings.
 const RELOAD: Span = Span::millis(1, 10);
+/// Writing a checkpoint.
+const CHECKPOINT: Span = Span::millis(5, 400);
 
 impl Cluster {
     /// A client's request.
@@ -42,6 +44,17 @@ impl Cluster {
                 self.answer_later(stage, index, Body::Answer { call, answer: Answer::Action(Ok(outcome)) });
             }
             Request::Verify(epoch) => self.verify(stage, index, call, epoch),
+            Request::DropSlots(slots) => {
+                let receivers = self.nodes.iter().filter_map(|node| node.receiver.as_ref());
+                let used: Vec<String> = receivers
+                    .filter(|receiver| receiver.upstream == index)
+                    .filter_map(|receiver| receiver.slot.clone())
+                    .collect();
+                self.nodes[index].slots.retain(|slot| !slots.contains(slot) || used.contains(slot));
+                let answer = Answer::Action(Ok(ActionOutcome::Done));
+                self.answer_later(stage, index, Body::Answer { call, answer });
+            }
+            Request::Checkpoint => self.checkpoint(stage, index, call),
         }
     }
 
@@ -63,6 +76,28 @@ impl Cluster {
     pub(super) fn append_other(&mut self, stage: &mut Stage, index: usize) -> Lsn {
         self.others += 1;
         self.append(stage, index, Payload::Other(self.others))
+    }
+
+    /// CHECKPOINT, or a restartpoint on a standby; other requests do not wait for it.
+    fn checkpoint(&mut self, stage: &mut Stage, index: usize, call: CallId) {
+        if self.nodes[index].promoting {
+            let problem = "the node is being promoted".to_owned();
+            let answer = Answer::Action(Err(ActionFailure::Unknown(problem)));
+            return self.answer_later(stage, index, Body::Answer { call, answer });
+        }
+        let delay = stage.chance.duration(Purpose::Checkpoint, index as u64, CHECKPOINT);
+        self.after(stage, index, delay, NodeEvent::CheckpointEnds { call });
+    }
+
+    pub(super) fn checkpoint_ends(&mut self, stage: &mut Stage, index: usize, call: CallId) {
+        let node = &mut self.nodes[index];
+        node.control_timeline = if node.primary { node.wal.timeline() } else { node.wal.flushed_timeline() };
+        stage.log_node(&node.name, NodeChange::Checkpointed);
+        if self.nodes[index].primary {
+            self.append_other(stage, index);
+        }
+        let answer = Answer::Action(Ok(ActionOutcome::Done));
+        stage.send(Place::Node(index), Place::Proxy, Body::Answer { call, answer });
     }
 
     /// Answers the commits that need to wait no longer.
@@ -159,6 +194,9 @@ impl Cluster {
 
     pub(super) fn promotion_ends(&mut self, stage: &mut Stage, index: usize) {
         let node = &mut self.nodes[index];
+        if !node.promoting {
+            return;
+        }
         let (timeline, fork) = node.wal.begin_timeline();
         node.promoting = false;
         node.primary = true;

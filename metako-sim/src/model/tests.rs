@@ -390,3 +390,77 @@ fn what_was_acknowledged_but_not_shipped_dies_with_the_primary() {
     }
     assert!(lost > 0, "an acknowledgement may outrun the walsender");
 }
+
+#[test]
+fn a_stop_in_order_sends_everything_and_takes_nothing_new() {
+    let mut lab = Lab::new("");
+    for _ in 0..20 {
+        lab.write(0);
+    }
+    lab.pass(5);
+    lab.cluster.stop(&mut lab.stage, 0);
+    lab.to_proxy.clear();
+    lab.write(0);
+    lab.pass(10);
+    assert_eq!(lab.answers(), [QueryAnswer::Starting], "57P03");
+    lab.pass(1_000);
+    let [stopped, one, other] = [0, 1, 2].map(|node| lab.cluster.node(node).wal.clone());
+    assert_eq!(lab.cluster.node(0).process, super::Process::Stopped);
+    assert_eq!((one.flushed(), other.flushed()), (stopped.flushed(), stopped.flushed()));
+    assert!(stopped.is_prefix_of(&one) && stopped.is_prefix_of(&other));
+    assert_eq!(lab.streams_from(1), None);
+    lab.cluster.start(&mut lab.stage, 0);
+    lab.pass(2_000);
+    assert!(lab.report(0).is_primary());
+}
+
+#[test]
+fn a_standby_that_confirms_nothing_holds_a_stop_up_for_a_minute() {
+    let mut lab = Lab::new("");
+    lab.cluster.freeze(&mut lab.stage, 1);
+    lab.cluster.stop(&mut lab.stage, 0);
+    lab.pass(50_000);
+    assert_eq!(lab.cluster.node(0).process, super::Process::Stopping);
+    lab.pass(11_000);
+    assert_eq!(lab.cluster.node(0).process, super::Process::Stopped);
+}
+
+#[test]
+fn a_frozen_node_stops_when_it_goes_on() {
+    let mut lab = Lab::new("");
+    lab.cluster.freeze(&mut lab.stage, 0);
+    lab.cluster.stop(&mut lab.stage, 0);
+    lab.pass(1_000);
+    assert_eq!(lab.cluster.node(0).process, super::Process::Running);
+    lab.cluster.thaw(&mut lab.stage, 0);
+    lab.pass(4_000);
+    assert_eq!(lab.cluster.node(0).process, super::Process::Stopped);
+}
+
+#[test]
+fn a_copy_follows_its_upstream_with_what_it_was_told() {
+    let mut lab = Lab::new("");
+    lab.freeze_standby(1);
+    lab.freeze_standby(2);
+    lab.promote(1, "token");
+    for _ in 0..5 {
+        lab.write(0);
+        lab.write(1);
+    }
+    lab.pass(500);
+    lab.cluster.kill(&mut lab.stage, 0);
+    assert!(!lab.cluster.control_file_is_current(1), "only a checkpoint writes the timeline there");
+    lab.call(1, Request::Checkpoint);
+    lab.pass(500);
+    assert!(lab.cluster.control_file_is_current(1));
+    lab.cluster.lock(0, true);
+    lab.cluster.start(&mut lab.stage, 0);
+    assert_eq!(lab.cluster.node(0).process, super::Process::Stopped, "a hook is at work there");
+    lab.cluster.lock(0, false);
+    lab.cluster.copy(&mut lab.stage, 0, 1, "host=b port=5432 application_name=a", "");
+    lab.cluster.start(&mut lab.stage, 0);
+    lab.pass(2_000);
+    assert_eq!(lab.streams_from(0), Some(1));
+    assert!(!lab.report(0).is_primary());
+    assert!(lab.cluster.node(0).wal.is_prefix_of(&lab.cluster.node(1).wal));
+}

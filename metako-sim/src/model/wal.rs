@@ -215,6 +215,13 @@ impl Wal {
         self.highest = self.highest.max(upstream.highest);
     }
 
+    /// What a copy of this node's data directory has: all that is on disk, not replayed beyond the last checkpoint.
+    pub(crate) fn copied(&self, redo_records: usize) -> Self {
+        let mut copy = self.clone();
+        copy.crash(redo_records);
+        copy
+    }
+
     /// Whether this log is a beginning of the other. Records are unique, so the last one tells.
     pub(crate) fn is_prefix_of(&self, other: &Self) -> bool {
         match self.records.last() {

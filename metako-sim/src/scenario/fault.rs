@@ -1,6 +1,8 @@
 //! What can go wrong.
 
 use metako_core::config::HumanDuration;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 /// A fault: when, what, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,28 @@ pub enum Fault {
     },
     /// The proxy is killed, loses all but its synced journal, and starts again when the fault ends.
     KillProxy,
+    /// No fault: a person asks metako for something.
+    Ask {
+        /// What.
+        what: Ask,
+        /// Which node is to be primary; by default the best.
+        to: Option<Target>,
+    },
+}
+
+/// What a person can ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Ask {
+    /// Another primary, while the present one is well.
+    Switchover,
+    /// Another primary, because the present one fails.
+    Failover,
+    /// No more decisions.
+    Pause,
+    /// Decisions again.
+    Resume,
 }
 
 /// One end of a link.

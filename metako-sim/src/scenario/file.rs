@@ -6,7 +6,7 @@ use metako_core::config::{HumanDuration, Places, Problem, Problems, read};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::fault::{Fault, FaultSpec};
+use super::fault::{Ask, Fault, FaultSpec};
 use super::span::Span;
 use super::types::{ClusterSpec, Expect, LinkTimings, Load, Run, Scenario, Timings};
 
@@ -116,6 +116,10 @@ struct RawFault {
     cut: Option<Vec<String>>,
     /// Whether only the way from the first to the second is cut.
     one_way: Option<bool>,
+    /// Ask metako for something, as a person does.
+    ask: Option<Ask>,
+    /// Which node is to be primary.
+    to: Option<String>,
 }
 
 impl Scenario {
@@ -209,6 +213,15 @@ impl Checks {
         if raw.one_way.is_some() && raw.cut.is_none() {
             self.problem(&format!("{key}.one_way"), "belongs to `cut`, which is not there");
         }
+        if raw.ask.is_some() && raw.lasting.is_some() {
+            self.problem(&format!("{key}.for"), "a question does not last; leave this out");
+        }
+        if raw.to.is_some() && !matches!(raw.ask, Some(Ask::Switchover | Ask::Failover)) {
+            self.problem(
+                &format!("{key}.to"),
+                "belongs to `ask: switchover` or `ask: failover`, which is not there",
+            );
+        }
         if raw.start.is_some() && raw.lasting.is_some() {
             self.problem(&format!("{key}.for"), "a start does not last; leave this out");
         }
@@ -219,6 +232,7 @@ impl Checks {
         }));
         faults.extend(raw.start.as_deref().map(|name| Fault::Start(name.into())));
         faults.extend(raw.freeze.as_deref().map(|name| Fault::Freeze(name.into())));
+        faults.extend(raw.ask.map(|what| Fault::Ask { what, to: raw.to.as_deref().map(Into::into) }));
         match raw.cut.as_deref() {
             Some([from, to]) => {
                 faults.push(Fault::Cut { from: from.as_str().into(), to: to.as_str().into(), one_way });
@@ -233,8 +247,10 @@ impl Checks {
         match <[Fault; 1]>::try_from(faults) {
             Ok([fault]) => Some(FaultSpec { at: raw.at, lasting: raw.lasting, fault }),
             Err(faults) => {
-                let message =
-                    format!("expected one of `kill`, `start`, `freeze`, `cut`; found {}", faults.len());
+                let message = format!(
+                    "expected one of `kill`, `start`, `freeze`, `cut`, `ask`; found {}",
+                    faults.len()
+                );
                 self.problem(key, message);
                 None
             }
@@ -263,6 +279,8 @@ run: { for: 20s }
 faults:
   - { at: 5s, kill: primary, for: 3s }
   - { at: 6s, cut: [metako, pg3], one_way: true }
+  - { at: 7s, ask: switchover, to: pg2 }
+  - { at: 8s, ask: pause }
 expect: { failovers: 1, acknowledged_lost: { max: 2 }, finally: { primary: [pg2] } }
 ";
         let scenario = Scenario::load("s.yaml", text).expect("valid");
@@ -271,6 +289,9 @@ expect: { failovers: 1, acknowledged_lost: { max: 2 }, finally: { primary: [pg2]
         assert_eq!(scenario.faults[0].fault, Fault::Kill(Target::Primary));
         let to = End::Node(Target::Named("pg3".to_owned()));
         assert_eq!(scenario.faults[1].fault, Fault::Cut { from: End::Proxy, to, one_way: true });
+        let to = Some(Target::Named("pg2".to_owned()));
+        assert_eq!(scenario.faults[2].fault, Fault::Ask { what: Ask::Switchover, to });
+        assert_eq!(scenario.faults[3].fault, Fault::Ask { what: Ask::Pause, to: None });
         assert!(scenario.expect.acknowledged_lost.is_some_and(|bounds| bounds.admit(2) && !bounds.admit(3)));
     }
 
@@ -284,20 +305,28 @@ faults:
   - { at: 5s, kill: a, one_way: true }
   - { at: 5s, cut: [a] }
   - { at: 5s, start: a, for: 1s }
+  - { at: 5s, ask: pause, for: 1s }
+  - { at: 5s, ask: resume, to: a }
+  - { at: 5s, kill: a, to: b }
 ";
         assert_eq!(
             problems(text),
             "s.yaml:2:31: cluster.defaults.fsync: expected a duration or two of them, the shorter first, such as 200ms or 1ms..3ms
-s.yaml:4:5: faults[0]: expected one of `kill`, `start`, `freeze`, `cut`; found 0
-s.yaml:5:5: faults[1]: expected one of `kill`, `start`, `freeze`, `cut`; found 2
+s.yaml:4:5: faults[0]: expected one of `kill`, `start`, `freeze`, `cut`, `ask`; found 0
+s.yaml:5:5: faults[1]: expected one of `kill`, `start`, `freeze`, `cut`, `ask`; found 2
 s.yaml:6:33: faults[2].one_way: belongs to `cut`, which is not there
 s.yaml:7:20: faults[3].cut: found 1 ends; expected two, such as [metako, primary]
-s.yaml:8:30: faults[4].for: a start does not last; leave this out"
+s.yaml:8:30: faults[4].for: a start does not last; leave this out
+s.yaml:9:32: faults[5].for: a question does not last; leave this out
+s.yaml:10:32: faults[6].to: belongs to `ask: switchover` or `ask: failover`, which is not there
+s.yaml:11:28: faults[7].to: belongs to `ask: switchover` or `ask: failover`, which is not there"
         );
     }
 
     #[test]
     fn unknown_keys_get_a_suggestion() {
+        let asked = problems("scenario: x\nfaults: [{ at: 1s, ask: switch }]\n");
+        assert!(asked.contains("s.yaml:2:25: faults[0].ask:") && asked.contains("switchover"), "{asked}");
         let text = "scenario: x\nfault: []\nworkload: [{ writer: 3 }]\nrun: { for: 20 }\n";
         let problems = problems(text);
         for part in

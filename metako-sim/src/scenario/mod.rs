@@ -5,7 +5,7 @@ mod file;
 mod span;
 mod types;
 
-pub use fault::{End, Fault, FaultSpec, Target};
+pub use fault::{Ask, End, Fault, FaultSpec, Target};
 pub use span::Span;
 pub(crate) use span::micros;
 pub use types::{Bounds, ClusterSpec, Expect, Finally, LinkTimings, Load, Range, Run, Scenario, Timings};

@@ -120,6 +120,12 @@ pub struct Expect {
     /// How many acknowledged writes may be missing at the end. By default none under synchronous replication, and any
     /// number, which is reported, under asynchronous.
     pub acknowledged_lost: Option<Bounds>,
+    /// How many writes may end with an unknown outcome; not checked if not given.
+    pub unknown: Option<Bounds>,
+    /// How many writes may fail; not checked if not given.
+    pub failed: Option<Bounds>,
+    /// How many reads may fail; not checked if not given.
+    pub failed_reads: Option<Bounds>,
     /// The longest time without an acknowledged write.
     pub max_write_gap: Option<HumanDuration>,
     /// How things stand at the end.

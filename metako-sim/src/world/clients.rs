@@ -294,6 +294,7 @@ impl World {
                 self.hold_and_try_again(client);
             }
         }
+        self.drain_on();
         match answer {
             QueryAnswer::Refused => self.report_loss(node, ServerLoss::Refused),
             QueryAnswer::ReadOnly => self.report_loss(node, ServerLoss::ReadOnly),
@@ -307,6 +308,11 @@ impl World {
         let ok = matches!(answer, QueryAnswer::Done { .. });
         let took = self.stage.now.since(since);
         self.recipe.balancer.observe(&Outcome { node: name.as_str(), took, ok });
+        self.read_ended(client, node, name, answer);
+        self.drain_on();
+    }
+
+    fn read_ended(&mut self, client: u32, node: usize, name: NodeName, answer: QueryAnswer) {
         match answer {
             QueryAnswer::Done { primary, timeline } => {
                 self.log_client(ClientEvent::Read { client, node: name, primary, timeline });
@@ -346,6 +352,7 @@ impl World {
         if lost {
             self.report_loss(node, ServerLoss::Broken);
         }
+        self.drain_on();
     }
 
     /// The fence: no byte of an older epoch's connection to that node gets to a client any more.
@@ -355,6 +362,22 @@ impl World {
             connection.node == node && connection.epoch < epoch
         });
         self.stage.log(LogEvent::Severed { node: name.clone(), epoch });
+        self.drain_on();
+    }
+
+    /// Closes connections to a node of epochs before this one on which nothing is under way. Tells how many are left.
+    pub(super) fn close_idle(&mut self, node: usize, epoch: Epoch) -> usize {
+        let old = |connection: &mut Connection| connection.node == node && connection.epoch < epoch;
+        let mut left = 0;
+        for client in self.clients.numbers() {
+            let state = self.clients.get(client);
+            if matches!(state.state, State::InFlight { .. }) {
+                left += usize::from(state.connection.as_mut().is_some_and(old));
+            } else {
+                state.connection.take_if(old);
+            }
+        }
+        left
     }
 
     fn drop_connections(&mut self, reason: &'static str, which: impl Fn(&Connection) -> bool) -> bool {

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metako_core::Tick;
 use metako_core::cluster::{
     Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Controller, Event as ControllerEvent,
-    ProbeId, ServerLoss,
+    HookCall, HookKind, OperatorCommand, ProbeId, ServerLoss,
 };
 use metako_core::config::{ClusterSettings, Split};
 use metako_core::plugin::{FailoverPolicy, HealthProbe, LoadBalancer, ProbeFailure};
+use metako_core::{Epoch, NodeName, Tick};
 
 use super::{ProxyEvent, World};
 use crate::chance::Purpose;
@@ -24,6 +24,8 @@ use crate::stage::Event;
 const JOURNAL: Span = Span::micros(500, 5_000);
 /// Closing sockets.
 const SEVER: Duration = Duration::from_micros(200);
+/// After this a connection to a host that is not reached is given up.
+const NO_CONNECTION: Duration = Duration::from_secs(5);
 
 /// What the proxy is started with.
 pub(super) struct Recipe {
@@ -40,13 +42,23 @@ pub(super) struct Proxy {
     pub(super) view: Arc<ClusterView>,
     pub(super) probe: Arc<dyn HealthProbe>,
     calls: BTreeMap<CallId, Call>,
+    drain: Option<Drain>,
     timer: Option<Tick>,
+}
+
+/// Connections to a node of epochs before this one are closed as soon as nothing is under way on them.
+#[derive(Debug, Clone, Copy)]
+struct Drain {
+    id: ActionId,
+    node: usize,
+    epoch: Epoch,
 }
 
 /// A question to a node that is not answered yet.
 struct Call {
     node: usize,
-    server_run: u32,
+    /// The run of the server that the connection leads to; none if it leads to its host.
+    server_run: Option<u32>,
     purpose: CallPurpose,
     sent: Tick,
     limit: Duration,
@@ -76,7 +88,8 @@ impl World {
         let controller = Controller::new(Arc::clone(settings), Arc::clone(policy), journal, self.stage.now);
         let view = controller.view();
         let probe = Arc::clone(probe);
-        self.proxy = Some(Proxy { controller, view, probe, calls: BTreeMap::new(), timer: None });
+        self.proxy =
+            Some(Proxy { controller, view, probe, calls: BTreeMap::new(), drain: None, timer: None });
         self.feed(ControllerEvent::Timer);
     }
 
@@ -116,6 +129,7 @@ impl World {
                     self.feed(ControllerEvent::Timer);
                 }
             }
+            ProxyEvent::DrainTimedOut(id) => self.drain_timed_out(id),
             ProxyEvent::CallTimedOut(call) => self.call_timed_out(call),
             ProxyEvent::JournalSynced { id, journal } => {
                 self.stage.log(LogEvent::JournalSynced(journal.clone()));
@@ -154,16 +168,16 @@ impl World {
             | Action::SetSyncStandbys { id, node, change } => {
                 self.act(node.as_str(), id, apply(Vec::new(), change));
             }
+            Action::DropSlots { id, node, slots } => self.act(node.as_str(), id, Request::DropSlots(slots)),
             Action::Prepare { id, node, slots, change } => self.act(node.as_str(), id, apply(slots, change)),
             Action::Promote { id, promotion } => {
                 let node = promotion.node.clone();
                 self.act(node.as_str(), id, Request::Promote(promotion));
             }
             Action::Verify { id, node, epoch } => self.act(node.as_str(), id, Request::Verify(epoch)),
-            Action::Hook { id, .. } => {
-                let outcome = Err(ActionFailure::Failed("hooks are not simulated yet".to_owned()));
-                self.proxy_after(Duration::ZERO, ProxyEvent::Done { id, outcome });
-            }
+            Action::Checkpoint { id, node } => self.act(node.as_str(), id, Request::Checkpoint),
+            Action::Drain { id, node, epoch, limit } => self.drain(id, &node, epoch, limit),
+            Action::Hook { id, call } => self.run_hook(id, call),
             Action::Publish { view } => self.publish(view),
             Action::Record { decision } => self.stage.log(LogEvent::Decision(decision)),
         }
@@ -186,7 +200,43 @@ impl World {
         self.release_held();
     }
 
-    fn proxy_after(&mut self, delay: Duration, event: ProxyEvent) {
+    /// Lets what is under way on connections of older epochs come to its end.
+    fn drain(&mut self, id: ActionId, node: &NodeName, epoch: Epoch, limit: Duration) {
+        let (Some(node), Some(proxy)) = (self.cluster.find(node.as_str()), &mut self.proxy) else {
+            return self.no_such_node(node);
+        };
+        proxy.drain = Some(Drain { id, node, epoch });
+        self.proxy_after(limit, ProxyEvent::DrainTimedOut(id));
+        self.drain_on();
+    }
+
+    /// Something came to its end: closes what is to be closed, and answers when that was the last.
+    pub(super) fn drain_on(&mut self) {
+        let Some(Drain { id, node, epoch }) = self.proxy.as_ref().and_then(|proxy| proxy.drain) else {
+            return;
+        };
+        if self.close_idle(node, epoch) == 0 {
+            if let Some(proxy) = &mut self.proxy {
+                proxy.drain = None;
+            }
+            self.proxy_after(SEVER, ProxyEvent::Done { id, outcome: Ok(ActionOutcome::Done) });
+        }
+    }
+
+    fn drain_timed_out(&mut self, id: ActionId) {
+        let Some(proxy) = &mut self.proxy else { return };
+        if let Some(drain) = proxy.drain.take_if(|drain| drain.id == id) {
+            let open = self.close_idle(drain.node, drain.epoch);
+            let outcome = Err(ActionFailure::Failed(format!("{open} transactions are still open")));
+            self.done(id, outcome);
+        }
+    }
+
+    fn no_such_node(&mut self, name: &NodeName) {
+        self.stage.log(LogEvent::Broken(format!("the controller named `{name}`, which is no node")));
+    }
+
+    pub(super) fn proxy_after(&mut self, delay: Duration, event: ProxyEvent) {
         self.stage.after(delay, Event::Proxy { run: self.proxy_run, event });
     }
 
@@ -197,18 +247,59 @@ impl World {
 
     fn call(&mut self, node: &str, purpose: CallPurpose, request: Request, limit: Duration) {
         let (Some(node), Some(proxy)) = (self.cluster.find(node), &mut self.proxy) else {
-            return self
-                .stage
-                .log(LogEvent::Broken(format!("the controller named `{node}`, which is no node")));
+            return self.no_such_node(&NodeName::from(node));
         };
         self.calls_made += 1;
         let call = self.calls_made;
-        let server_run = self.cluster.node(node).run;
+        let run = self.cluster.node(node).run;
         let lingers = self.stage.chance.between(Purpose::Linger, node as u64, 0, 1) == 1;
-        let (sent, arrived) = (self.stage.now, false);
+        let (sent, arrived, server_run) = (self.stage.now, false, Some(run));
         proxy.calls.insert(call, Call { node, server_run, purpose, sent, limit, arrived, lingers });
+        let server_run = run;
         self.stage.send(Place::Proxy, Place::Node(node), Body::Call { call, server_run, lingers, request });
         self.proxy_after(limit, ProxyEvent::CallTimedOut(call));
+    }
+
+    /// A command that runs on a node's host, as over ssh.
+    fn run_hook(&mut self, id: ActionId, hook: HookCall) {
+        let hooks = &self.recipe.settings.hooks;
+        let configured = match hook.kind {
+            HookKind::Stop => &hooks.stop,
+            HookKind::Rejoin => &hooks.rejoin,
+        };
+        let Some(limit) = configured.as_ref().map(|hook| hook.timeout) else {
+            let problem = format!("hooks.{} is called, which is not configured", hook.kind.name());
+            return self.stage.log(LogEvent::Broken(problem));
+        };
+        let (Some(node), Some(proxy)) = (self.cluster.find(hook.node.as_str()), &mut self.proxy) else {
+            return self.no_such_node(&hook.node);
+        };
+        self.calls_made += 1;
+        let (call, here, there) = (self.calls_made, Place::Proxy, Place::Node(node));
+        let reached = !self.stage.is_cut(here, there) && !self.stage.is_cut(there, here);
+        let limit = if reached { limit } else { NO_CONNECTION.min(limit) };
+        let (sent, server_run, purpose) = (self.stage.now, None, CallPurpose::Action(id));
+        let (arrived, lingers) = (true, false);
+        proxy.calls.insert(call, Call { node, server_run, purpose, sent, limit, arrived, lingers });
+        if reached {
+            self.begin_hook(call, node, hook);
+        }
+        self.proxy_after(limit, ProxyEvent::CallTimedOut(call));
+    }
+
+    /// Whether the proxy still waits for the answer to a call.
+    pub(super) fn awaits(&self, call: CallId) -> bool {
+        self.proxy.as_ref().is_some_and(|proxy| proxy.calls.contains_key(&call))
+    }
+
+    /// What a person asks for.
+    pub(super) fn ask(&mut self, command: OperatorCommand) {
+        let refusal = match &self.proxy {
+            Some(proxy) => proxy.controller.examine(&command).err(),
+            None => Some("metako does not run".to_owned()),
+        };
+        self.stage.log(LogEvent::Asked { command: command.clone(), refusal });
+        self.feed(ControllerEvent::Operator(command));
     }
 
     pub(super) fn call_answered(&mut self, call: CallId, answer: Answer) {
@@ -231,6 +322,7 @@ impl World {
                     Answer::Action(outcome) => outcome,
                     Answer::Refused => failed("connection refused"),
                     Answer::Starting => failed("the database system is starting up"),
+                    Answer::ShuttingDown => failed("the database system is shutting down"),
                     Answer::Reset => Err(ActionFailure::Unknown("connection reset".to_owned())),
                     Answer::Probe(_) => failed("a report came in place of an answer"),
                 };
@@ -269,7 +361,7 @@ impl World {
     /// The connections to that run of a server are closed by its kernel.
     pub(super) fn calls_reset(&mut self, index: usize, server_run: u32) {
         let Some(proxy) = &mut self.proxy else { return };
-        let lost = |call: &Call| call.node == index && call.server_run == server_run;
+        let lost = |call: &Call| call.node == index && call.server_run == Some(server_run);
         let lost: Vec<CallId> =
             proxy.calls.iter().filter(|(_, call)| lost(call)).map(|(id, _)| *id).collect();
         for call in lost {

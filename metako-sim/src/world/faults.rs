@@ -1,9 +1,11 @@
 //! Faults of the scenario, as they begin and end.
 
+use metako_core::cluster::OperatorCommand;
+
 use super::World;
 use crate::log::LogEvent;
 use crate::message::Place;
-use crate::scenario::{End, Fault, Target};
+use crate::scenario::{Ask, End, Fault, Target};
 
 /// What ends with a fault.
 #[derive(Debug)]
@@ -35,6 +37,10 @@ impl World {
                 world.cluster.freeze(&mut world.stage, node);
                 Some(Undo::Thaw(node))
             }),
+            Fault::Ask { what, to } => {
+                self.ask_for(*what, to.as_ref());
+                None
+            }
             Fault::Cut { from, to, one_way } => Some(self.cut(from, to, *one_way)),
         };
         self.undo[index] = undo;
@@ -64,6 +70,20 @@ impl World {
                 }
             }
         }
+    }
+
+    fn ask_for(&mut self, what: Ask, to: Option<&Target>) {
+        let named = to.map(|target| self.target(target));
+        if named == Some(None) {
+            return self.log_fault(&format!("ask {what:?} to {to:?}: there is none now"));
+        }
+        let to = named.flatten().map(|index| self.cluster.node(index).name.clone());
+        self.ask(match what {
+            Ask::Switchover => OperatorCommand::Switchover { to },
+            Ask::Failover => OperatorCommand::Failover { to },
+            Ask::Pause => OperatorCommand::Pause,
+            Ask::Resume => OperatorCommand::Resume,
+        });
     }
 
     fn on_node(

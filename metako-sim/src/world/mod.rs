@@ -4,6 +4,7 @@
 mod clients;
 mod driver;
 mod faults;
+mod hooks;
 mod setup;
 
 use metako_core::cluster::{ActionFailure, ActionId, ActionOutcome, Journal};
@@ -32,6 +33,8 @@ pub(crate) enum ProxyEvent {
     Timer,
     /// A call was not answered in time.
     CallTimedOut(CallId),
+    /// Transactions were waited for long enough.
+    DrainTimedOut(ActionId),
     /// The journal is on disk.
     JournalSynced { id: ActionId, journal: Box<Journal> },
     /// An action within the proxy is done.
@@ -48,6 +51,8 @@ pub(crate) struct World {
     proxy: Option<Proxy>,
     proxy_run: u32,
     calls_made: CallId,
+    /// Hooks that run on hosts, by the call that began them.
+    hooks: hooks::Hooks,
     /// What the proxy finds on its disk when it starts.
     journal: Option<Journal>,
     clients: Clients,
@@ -101,6 +106,7 @@ impl World {
             Event::Node { node, run, event } => self.node_event(node, run, event),
             Event::Proxy { run, event } if run == self.proxy_run => self.proxy_event(event),
             Event::Proxy { .. } => {}
+            Event::Hook { call } => self.hook_goes_on(call),
             Event::Client { client, timer } => self.client_timer(client, timer),
             Event::FaultBegins(index) => self.fault_begins(index),
             Event::FaultEnds(index) => self.fault_ends(index),

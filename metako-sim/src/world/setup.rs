@@ -9,6 +9,7 @@ use metako_core::plugin::BuildError;
 use super::World;
 use super::clients::Clients;
 use super::driver::Recipe;
+use super::hooks;
 use crate::model::{Cluster, NodeSpec, Rates, SyncNames};
 use crate::scenario::{End, Fault, Scenario, Span, Target, Timings};
 use crate::stage::Stage;
@@ -73,6 +74,7 @@ impl World {
             proxy: None,
             proxy_run: 0,
             calls_made: 0,
+            hooks: hooks::Hooks::default(),
             journal: None,
             undo: scenario.faults.iter().map(|_| None).collect(),
             faults: scenario.faults.clone(),
@@ -166,6 +168,7 @@ fn named_nodes(fault: &Fault) -> Vec<&str> {
             of(target).into_iter().collect()
         }
         Fault::Cut { from, to, .. } => [of_end(from), of_end(to)].into_iter().flatten().collect(),
+        Fault::Ask { to, .. } => to.iter().filter_map(of).collect(),
         Fault::KillProxy => Vec::new(),
     }
 }

@@ -11,6 +11,8 @@ use metako_strategies as _;
 
 pub(crate) const SYNCHRONOUS: &str = include_str!("../../scenarios/synchronous.yaml");
 pub(crate) const ASYNCHRONOUS: &str = include_str!("../../scenarios/asynchronous.yaml");
+pub(crate) const HOOKED: &str = include_str!("../../scenarios/hooked.yaml");
+pub(crate) const HOOKED_ASYNCHRONOUS: &str = include_str!("../../scenarios/hooked-asynchronous.yaml");
 
 struct Secrets;
 

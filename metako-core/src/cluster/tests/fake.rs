@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::{
-    Acks, ClusterSettings, FailoverMode, FailoverSettings, Hooks, NoVoter, Node, NodeTls, Priority,
+    Acks, ClusterSettings, FailoverMode, FailoverSettings, Hook, Hooks, NoVoter, Node, NodeTls, Priority,
     ReplicationAddress, Secret, SslMode, Synchronous, UnknownOutcome,
 };
 use crate::plugin::{Assessment, Electable, Evidence, FailoverPolicy, PrimaryEvidence};
@@ -59,6 +59,13 @@ pub(super) fn settings() -> ClusterSettings {
         },
         hooks: Hooks::default(),
     }
+}
+
+/// With both hooks.
+pub(super) fn hooked(mut settings: ClusterSettings) -> ClusterSettings {
+    let hook = |name: &str| Some(Hook { command: vec![name.to_owned()], timeout: Duration::from_mins(1) });
+    settings.hooks = Hooks { stop: hook("stop-it"), rejoin: hook("rejoin-it"), withheld: Vec::new() };
+    settings
 }
 
 pub(super) fn synchronous(acks: u32, on_no_voter: NoVoter) -> ClusterSettings {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::cluster::{
     Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Controller, Decision, DecisionKind, Event,
-    Journal, JournalPhase, OperatorCommand, SettingsChange, Writes,
+    HookCall, HookKind, Journal, JournalPhase, OperatorCommand, SettingsChange, Writes,
 };
 use crate::config::ClusterSettings;
 use crate::plugin::{NodeReport, ProbeFailure, Receiver, ReportedRole, Sender, SettingValue};
@@ -43,6 +43,10 @@ pub(super) struct Lab {
     pub(super) latency: Duration,
     /// How far commits were acknowledged under the synchronous rule of the journal.
     pub(super) acknowledged: Lsn,
+    /// It streams and gets nothing new.
+    pub(super) lagging: Option<NodeName>,
+    /// Clients have transactions open that do not end.
+    pub(super) open_transactions: bool,
     /// The phases that followed each other in views.
     pub(super) transitions: BTreeSet<(&'static str, &'static str)>,
     later: BTreeMap<(Tick, u64), Event>,
@@ -70,6 +74,8 @@ impl Lab {
             kept: Vec::new(),
             latency: Duration::ZERO,
             acknowledged: Lsn(0),
+            open_transactions: false,
+            lagging: None,
             transitions: BTreeSet::new(),
             later: BTreeMap::new(),
             count: 0,
@@ -230,14 +236,40 @@ impl Lab {
                 let first = self.promoted.entry(promotion.epoch).or_insert_with(|| promotion.node.clone());
                 assert_eq!(*first, promotion.node, "two promotions in one epoch");
             }
+            Action::Hook { call, .. } => {
+                let journal = self.disk.as_ref().unwrap();
+                assert_eq!(call.epoch, journal.epoch, "a hook of an epoch that is not on disk");
+                match call.kind {
+                    HookKind::Stop => {
+                        assert_eq!(
+                            (&journal.phase, &journal.primary),
+                            (&JournalPhase::Fencing, &call.node),
+                            "a stop that is not in the journal"
+                        );
+                        assert!(self.held().is_some(), "a stop while writes are open");
+                    }
+                    HookKind::Rejoin => {
+                        let primary = match &journal.phase {
+                            JournalPhase::Steady => &journal.primary,
+                            JournalPhase::Promoting { candidate, .. } => candidate,
+                            JournalPhase::Fencing => panic!("a rejoin while nobody is primary"),
+                        };
+                        assert_ne!(call.node, *primary, "the primary is no standby");
+                        assert_eq!(call.upstream.as_ref(), Some(primary));
+                        assert!(self.nodes[primary].primary, "{primary} is promoted");
+                        assert!(journal.displaced.contains(&call.node), "{} was not displaced", call.node);
+                        assert!(!journal.tainted.contains(&call.node), "{} needs to be cloned", call.node);
+                    }
+                }
+            }
             Action::Publish { view } => {
                 assert!(view.version > self.view.version || self.view.version == 0);
                 if let Writes::Open { primary } = &view.writes {
                     let journal = self.disk.as_ref().unwrap();
-                    assert_eq!(
-                        (&journal.primary, journal.epoch),
-                        (primary, view.epoch),
-                        "open without a journal"
+                    // The epoch of a switchover is on disk for a moment before it is known to be.
+                    assert!(
+                        journal.primary == *primary && view.epoch <= journal.epoch,
+                        "open without a journal: {view:?}, {journal:?}"
                     );
                     assert_eq!(journal.phase, JournalPhase::Steady);
                     if self.view.primary() != Some(primary) {
@@ -356,7 +388,22 @@ impl Lab {
                 self.disk = Some(journal.clone());
                 done(*id)
             }
-            Action::Sever { id, .. } => done(*id),
+            Action::Checkpoint { id, node } => {
+                let up = self.nodes.get(node).is_some_and(|fake| fake.line == Line::Up && fake.primary);
+                let refused = || Err(ActionFailure::Failed("no connection".to_owned()));
+                Some(Event::Done { id: *id, outcome: if up { Ok(ActionOutcome::Done) } else { refused() } })
+            }
+            Action::Drain { id, .. } if self.open_transactions => {
+                Some(Event::Done { id: *id, outcome: Err(ActionFailure::Failed("one is open".to_owned())) })
+            }
+            Action::Hook { id, call } => {
+                match call.kind {
+                    HookKind::Stop => self.stop(&call.node),
+                    HookKind::Rejoin => self.rejoin(call),
+                }
+                done(*id)
+            }
+            Action::Sever { id, .. } | Action::Drain { id, .. } | Action::DropSlots { id, .. } => done(*id),
             Action::Freeze { id, node, change }
             | Action::Unfreeze { id, node, change }
             | Action::Prepare { id, node, change, .. }
@@ -396,12 +443,35 @@ impl Lab {
                 };
                 Some(Event::Done { id: *id, outcome })
             }
-            Action::Hook { id, .. } => {
-                let outcome = Err(ActionFailure::Failed("no hooks here".to_owned()));
-                Some(Event::Done { id: *id, outcome })
-            }
             Action::Publish { .. } | Action::Record { .. } => None,
         }
+    }
+
+    /// A clean stop: those who stream get everything first.
+    fn stop(&mut self, node: &NodeName) {
+        self.stream();
+        if let Some(fake) = self.nodes.get_mut(node) {
+            fake.line = Line::Refused;
+            fake.reachable_by_others = false;
+        }
+    }
+
+    fn rejoin(&mut self, call: &HookCall) {
+        let Some(upstream) = call.upstream.as_ref().and_then(|name| self.nodes.get(name)).cloned() else {
+            return;
+        };
+        let Some(fake) = self.nodes.get_mut(&call.node) else { return };
+        let conninfo = call.conninfo.as_ref().unwrap().reveal().to_owned();
+        let slot = call.slot.clone().unwrap();
+        *fake = Fake {
+            timeline: upstream.timeline,
+            received: Some(upstream.position()),
+            replayed: upstream.position(),
+            started_at: fake.started_at + 1,
+            ..Fake::new(fake.port, false)
+        };
+        fake.settings.insert("primary_conninfo".to_owned(), conninfo);
+        fake.settings.insert("primary_slot_name".to_owned(), slot);
     }
 
     fn change(&mut self, node: &NodeName, change: &SettingsChange) {
@@ -426,7 +496,9 @@ impl Lab {
     pub(super) fn stream(&mut self) {
         let names: Vec<NodeName> = self.nodes.keys().cloned().collect();
         for name in names {
-            if let Some(upstream) = self.upstream(&name).cloned() {
+            if let Some(upstream) =
+                self.upstream(&name).filter(|_| self.lagging.as_ref() != Some(&name)).cloned()
+            {
                 let fake = self.nodes.get_mut(&name).unwrap();
                 fake.timeline = fake.timeline.max(upstream.timeline);
                 fake.received = Some(upstream.position().max(fake.position()));
@@ -561,9 +633,12 @@ pub(super) fn name_of(action: &Action) -> &'static str {
         Action::Verify { .. } => "verify",
         Action::Repoint { .. } => "repoint",
         Action::SetSyncStandbys { .. } => "set_sync",
-        Action::Hook { .. } => "hook",
         Action::Publish { .. } => "publish",
         Action::Record { .. } => "record",
+        Action::DropSlots { .. } => "drop_slots",
+        Action::Checkpoint { .. } => "checkpoint",
+        Action::Drain { .. } => "drain",
+        Action::Hook { call, .. } => call.kind.name(),
     }
 }
 
@@ -571,14 +646,17 @@ fn lane_of(action: &Action) -> Option<(ActionId, String)> {
     match action {
         Action::Persist { id, .. } => Some((*id, "journal".to_owned())),
         Action::Sever { id, .. } => Some((*id, "sever".to_owned())),
+        Action::Drain { id, .. } => Some((*id, "drain".to_owned())),
+        Action::Checkpoint { id, node } => Some((*id, format!("a checkpoint of {node}"))),
+        Action::Hook { id, call } => Some((*id, format!("the host of {}", call.node))),
         Action::Freeze { id, node, .. }
         | Action::Unfreeze { id, node, .. }
         | Action::Prepare { id, node, .. }
         | Action::Repoint { id, node, .. }
         | Action::SetSyncStandbys { id, node, .. }
+        | Action::DropSlots { id, node, .. }
         | Action::Verify { id, node, .. } => Some((*id, node.to_string())),
         Action::Promote { id, promotion } => Some((*id, promotion.node.to_string())),
-        Action::Hook { id, call } => Some((*id, call.node.to_string())),
         Action::Probe { .. } | Action::Publish { .. } | Action::Record { .. } => None,
     }
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::fake::{Eager, Line, settings, synchronous};
+use super::fake::{Eager, Line, hooked, settings, synchronous};
 use super::lab::{Lab, Treat};
-use crate::cluster::{ActionId, ActionOutcome, Event, ProbeId, ServerLoss};
+use crate::cluster::{ActionId, ActionOutcome, Event, OperatorCommand, ProbeId, ServerLoss};
 use crate::config::{ClusterSettings, NoVoter};
 use crate::plugin::ProbeFailure;
 
@@ -25,12 +25,27 @@ enum Step {
     Adopt(usize),
     Noise(u64),
     Reload(usize),
+    Ask(usize, usize),
+    Open(bool),
 }
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const LINES: [Line; 6] = [Line::Up, Line::Refused, Line::Silent, Line::Starting, Line::Full, Line::NoLogin];
-const TASKS: [&str; 10] = [
-    "probe", "persist", "sever", "freeze", "unfreeze", "prepare", "promote", "verify", "repoint", "set_sync",
+const TASKS: [&str; 14] = [
+    "probe",
+    "persist",
+    "sever",
+    "freeze",
+    "unfreeze",
+    "prepare",
+    "promote",
+    "verify",
+    "repoint",
+    "set_sync",
+    "checkpoint",
+    "drain",
+    "stop",
+    "rejoin",
 ];
 const TREATS: [Treat; 4] = [Treat::Keep, Treat::Fail, Treat::Unknown, Treat::DoneUnknown];
 
@@ -49,15 +64,17 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..3_usize).prop_map(Step::Adopt),
         1 => (0_u64..500).prop_map(Step::Noise),
         1 => (0..3_usize).prop_map(Step::Reload),
+        4 => (0..4_usize, 0..4_usize).prop_map(|(what, node)| Step::Ask(what, node)),
+        1 => any::<bool>().prop_map(Step::Open),
     ]
 }
 
 fn configuration(which: usize) -> ClusterSettings {
-    match which {
+    hooked(match which {
         0 => settings(),
         1 => synchronous(1, NoVoter::Block),
         _ => synchronous(1, NoVoter::Degrade),
-    }
+    })
 }
 
 fn take(lab: &mut Lab, step: &Step) {
@@ -88,6 +105,16 @@ fn take(lab: &mut Lab, step: &Step) {
             lab.event(Event::ServerLost { node: NAMES[*node].into(), loss: ServerLoss::Broken });
         }
         Step::Adopt(node) => lab.adopt(NAMES[*node]),
+        Step::Ask(what, node) => {
+            let to = NAMES.get(*node).map(|name| (*name).into());
+            lab.event(Event::Operator(match what {
+                0 => OperatorCommand::Switchover { to },
+                1 => OperatorCommand::Failover { to },
+                2 => OperatorCommand::Pause,
+                _ => OperatorCommand::Resume,
+            }));
+        }
+        Step::Open(open) => lab.open_transactions = *open,
         Step::Noise(number) => {
             let result = Err(ProbeFailure::Refused("noise".to_owned()));
             lab.event(Event::Probed { id: ProbeId(number / 2), node: "b".into(), sent: lab.now, result });
@@ -103,16 +130,19 @@ fn take(lab: &mut Lab, step: &Step) {
 }
 
 /// The transitions that there are, one line for each phase; a call can pass through several phases at once.
-const TRANSITIONS: [(&str, &[&str]); 8] = [
-    ("discovering", &["steady", "suspect", "manual_needed"]),
+const TRANSITIONS: [(&str, &[&str]); 11] = [
+    ("discovering", &["steady", "paused", "suspect", "manual_needed"]),
     // After a broken connection everybody may have answered before suspicion is spoken out: then it is decided at once.
-    ("steady", &["suspect", "fencing", "manual_needed"]),
-    ("suspect", &["steady", "fencing", "manual_needed"]),
-    ("fencing", &["freezing", "steady", "suspect"]),
-    ("freezing", &["promoting", "steady", "suspect", "manual_needed"]),
+    ("steady", &["suspect", "fencing", "manual_needed", "draining", "paused"]),
+    ("suspect", &["steady", "paused", "fencing", "manual_needed"]),
+    ("draining", &["stopping", "steady", "suspect"]),
+    ("stopping", &["freezing", "suspect"]),
+    ("fencing", &["freezing", "steady", "paused", "suspect"]),
+    ("freezing", &["promoting", "steady", "paused", "suspect", "manual_needed"]),
     ("promoting", &["verifying", "manual_needed"]),
-    ("verifying", &["steady", "manual_needed"]),
-    ("manual_needed", &["steady", "suspect", "verifying", "discovering"]),
+    ("verifying", &["steady", "paused", "manual_needed"]),
+    ("paused", &["suspect", "fencing"]),
+    ("manual_needed", &["steady", "paused", "suspect", "fencing", "verifying", "discovering"]),
 ];
 
 fn check_transitions(lab: &Lab) {
@@ -155,6 +185,7 @@ proptest! {
         check_transitions(&lab);
         // A strict cluster whose standbys diverged waits for somebody to rejoin them, and says so.
         let waits = which == 1 && lab.held().is_some_and(|reason| reason.contains("its first commit waits for"));
+        // What a paused one waits for is a person.
         let settled = lab.primary().is_some() || lab.phase() == "manual_needed" || waits;
         prop_assert!(settled, "stuck in {}: {:?} {:#?}", lab.phase(), lab.held(), lab.controller);
     }

@@ -5,8 +5,10 @@ mod failover;
 mod fake;
 mod lab;
 mod laws;
+mod rejoin;
 mod standbys;
 mod suspicion;
+mod switchover;
 mod synchronous;
 
 pub(super) use fake::node;

@@ -192,6 +192,9 @@ fn journal(cluster: &str, epoch: u64) -> Journal {
         attempts: Vec::new(),
         tainted: Vec::new(),
         saved: BTreeMap::new(),
+        displaced: Vec::new(),
+        paused: false,
+        floor: None,
     }
 }
 
@@ -524,7 +527,8 @@ async fn a_driver_asks_its_nodes_by_itself_and_stops_when_told() {
     timeout(Duration::from_mins(1), up).await.expect("both nodes answer");
     handle.stop().await;
     running.await.unwrap();
-    assert_eq!(handle.operator(OperatorCommand::Adopt(NodeName::from("a"))).await, Err(Stopped));
+    let adopt = OperatorCommand::Adopt(NodeName::from("a"));
+    assert_eq!(handle.operator(adopt, false).await, Err(Stopped.into()));
     handle.stop().await;
 }
 

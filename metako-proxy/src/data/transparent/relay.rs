@@ -17,6 +17,7 @@ use crate::data::buffers::{Outbox, poll_read, with_scratch};
 use crate::data::clients::Handle;
 use crate::data::conn::{Control, Standing};
 use crate::env::Env;
+use crate::login::Replication;
 use crate::shared::NodeTraffic;
 
 /// How long a server may go on for a client that vanished, and as long again once its statement was cancelled.
@@ -64,8 +65,8 @@ pub(super) struct Relay<'a, E: Env, C, S> {
     server: &'a mut S,
     to_client: Outbox,
     to_server: Outbox,
-    /// It never comes to rest: nothing waits for that.
-    replicates: bool,
+    /// What replicates never comes to rest: nothing waits for that.
+    replication: Option<Replication>,
     client_half: Half,
     /// The end of the client's stream was passed on.
     passed_on: bool,
@@ -94,7 +95,7 @@ where
         client: &'a mut C,
         server: &'a mut S,
         to_client: Outbox,
-        replicates: bool,
+        replication: Option<Replication>,
     ) -> Self {
         Self {
             core,
@@ -103,7 +104,7 @@ where
             server,
             to_client,
             to_server: Outbox::default(),
-            replicates,
+            replication,
             client_half: Half::Open,
             passed_on: false,
             server_half: ServerHalf::Open,
@@ -148,7 +149,7 @@ where
         }
         let standing = counting.control.standing();
         let drains = standing == Standing::Draining;
-        if standing == Standing::Severed || (drains && self.replicates) {
+        if standing == Standing::Severed || (drains && self.replication.is_some()) {
             return Poll::Ready(End::Severed);
         }
         loop {

@@ -11,6 +11,7 @@ fn shell(script: &str, folder: &Path, limit: Duration) -> HookProgram {
     HookProgram {
         command: vec!["sh".to_owned(), "-c".to_owned(), script.to_owned(), "sh".to_owned(), folder],
         environment: vec![("METAKO_WORD".to_owned(), Secret::new("a word"))],
+        withheld: vec!["CARGO_MANIFEST_DIR".to_owned(), "METAKO_WORD".to_owned()],
         limit,
     }
 }
@@ -47,8 +48,10 @@ async fn gone(pid: Pid) {
 
 #[tokio::test]
 async fn output_environment_and_status_come_back() {
+    assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "there is something to withhold");
     let folder = tempfile::tempdir().unwrap();
-    let script = "echo \"$METAKO_WORD\"; echo \"${NOTIFY_SOCKET-none}\" >&2; cat; exit 3";
+    let script =
+        "echo \"$METAKO_WORD\"; echo \"${NOTIFY_SOCKET-none}${CARGO_MANIFEST_DIR-}\" >&2; cat; exit 3";
     let output = run(shell(script, folder.path(), LIMIT)).await.unwrap();
     assert_eq!((output.ending, output.output.as_str()), (HookEnding::Exited(3), "a word\nnone\n"));
     let output = run(shell("kill -9 $$", folder.path(), LIMIT)).await.unwrap();
@@ -78,6 +81,20 @@ async fn after_its_time_a_program_is_ended_with_all_that_it_started() {
     assert_eq!((output.ending, output.output.as_str()), (HookEnding::TimedOut, "begun\n"));
     assert!(begun.elapsed() >= Duration::from_secs(2));
     gone(pid_in(&folder.path().join("pid")).await).await;
+}
+
+#[tokio::test]
+async fn a_program_that_prints_without_a_pause_is_ended_after_its_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let begun = Instant::now();
+    let output = run(shell("exec yes", folder.path(), Duration::from_millis(300))).await.unwrap();
+    assert_eq!(output.ending, HookEnding::TimedOut);
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    // Nobody waits for it any more.
+    let call = tokio::spawn(run(shell("echo $$ >\"$1/pid\"; exec yes", folder.path(), LIMIT)));
+    let pid = pid_in(&folder.path().join("pid")).await;
+    call.abort();
+    gone(pid).await;
 }
 
 #[tokio::test]

@@ -45,12 +45,12 @@ fn core() -> Arc<Core<TokioEnv>> {
 /// A relay between two streams in memory, whose far ends the scene has. Gives how it ended, what it knew, and when that
 /// was.
 async fn with_relay(scene: impl AsyncFnOnce(DuplexStream, DuplexStream)) -> (End, Tally, Duration) {
-    with_relay_of(false, async |client, server, _| scene(client, server).await).await
+    with_relay_of(None, async |client, server, _| scene(client, server).await).await
 }
 
 /// The same, of a client that replicates or does not, with what drains its server.
 async fn with_relay_of(
-    replicates: bool,
+    replication: Option<Replication>,
     scene: impl AsyncFnOnce(DuplexStream, DuplexStream, &dyn Fn() -> Drain),
 ) -> (End, Tally, Duration) {
     let begun = tokio::time::Instant::now();
@@ -67,7 +67,7 @@ async fn with_relay_of(
     let (client_end, mut client) = duplex(1 << 10);
     let (server_end, mut server) = duplex(1 << 20);
     let mut tally = Tally::new(1 << 20);
-    let mut relay = Relay::new(&core, &handle, &mut client, &mut server, Outbox::default(), replicates);
+    let mut relay = Relay::new(&core, &handle, &mut client, &mut server, Outbox::default(), replication);
     let relaying = async {
         let end = relay.run(&mut tally, &registration.control, &traffic, &[]).await;
         (end, begun.elapsed())
@@ -123,7 +123,8 @@ const QUERY: &[u8] = b"Q\0\0\0\x0dselect 1\0";
 async fn pass(from: &mut DuplexStream, to: &mut DuplexStream, bytes: &[u8]) {
     from.write_all(bytes).await.unwrap();
     let mut got = vec![0; bytes.len()];
-    to.read_exact(&mut got).await.unwrap();
+    let passed = tokio::time::timeout(Duration::from_mins(1), to.read_exact(&mut got)).await;
+    passed.expect("it is passed on").unwrap();
     assert_eq!(got, bytes);
 }
 
@@ -138,7 +139,7 @@ async fn goes_on(server: &mut DuplexStream) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn a_drained_server_goes_when_nothing_is_open_there_and_no_message_is_cut() {
-    let (end, tally, _) = with_relay_of(false, async |mut client, mut server, drain| {
+    let (end, tally, _) = with_relay_of(None, async |mut client, mut server, drain| {
         pass(&mut client, &mut server, QUERY).await;
         let drain = drain();
         assert!(goes_on(&mut server).await, "an answer is outstanding");
@@ -167,15 +168,15 @@ async fn a_drained_server_goes_when_nothing_is_open_there_and_no_message_is_cut(
 
 #[tokio::test(start_paused = true)]
 async fn replication_is_drained_at_once() {
-    for replicates in [true, false] {
-        let (end, tally, _) = with_relay_of(replicates, async |mut client, mut server, drain| {
+    for replication in [Some(Replication::Physical), None] {
+        let (end, tally, _) = with_relay_of(replication, async |mut client, mut server, drain| {
             pass(&mut client, &mut server, QUERY).await;
             pass(&mut server, &mut client, b"W\0\0\0\x07\0\0\0").await;
             let _drain = drain();
             assert!(goes_on(&mut server).await);
         })
         .await;
-        assert_eq!(matches!(end, End::Severed), replicates, "{end:?}");
+        assert_eq!(matches!(end, End::Severed), replication.is_some(), "{end:?}");
         assert!(tally.is_streaming());
     }
 }

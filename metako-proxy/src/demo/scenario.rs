@@ -1,4 +1,4 @@
-//! The scenario `kill-primary`.
+//! The scenarios: traffic, something done to the primary, the recovery, and what clients saw of it.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use tokio_postgres::{Config, NoTls};
 use super::outcome::Outcome;
 use super::screen::Screen;
 use super::traffic::{Seen, TABLE, Traffic};
-use super::{DemoError, DemoOptions, Metako, SHOW_EVERY};
+use super::{DemoError, DemoOptions, Metako, SHOW_EVERY, Scenario};
 use crate::playground::{Cluster, Node, PlaygroundError};
 
 /// Traffic before the kill.
@@ -20,9 +20,10 @@ const LIMIT: Duration = Duration::from_mins(1);
 /// How long a node may take to answer the demo's own questions.
 const ASK_LIMIT: Duration = Duration::from_secs(20);
 
-/// Runs traffic, kills the primary, waits for the recovery, and counts.
+/// Runs traffic, does to the primary what the scenario says, waits for the recovery, and counts.
 pub(super) async fn run<M: Metako>(
     options: &DemoOptions,
+    scenario: Scenario,
     cluster: &Cluster,
     metako: &M,
     screen: &mut Screen,
@@ -37,18 +38,25 @@ pub(super) async fn run<M: Metako>(
     let mut news = News::new(metako);
     watch(BEFORE, metako, screen, &mut news, async || false).await?;
 
-    let killed = &cluster.nodes()[0];
     screen.line(&format!(
-        "\nSIGKILL to the postmaster of {} after {} acknowledged rows (its other processes end when they notice)",
-        killed.name(),
+        "\n{} after {} acknowledged rows",
+        scenario.what(cluster.nodes()[0].name()),
         traffic.acknowledged()
     ))?;
     let hurt = Instant::now();
     news.count_from_now();
-    killed.kill_9()?;
+    hurt_primary(scenario, cluster, metako).await?;
     let recovered =
-        watch(LIMIT, metako, screen, &mut news, async || is_recovered(cluster, metako).await).await?;
+        watch(LIMIT, metako, screen, &mut news, async || is_recovered(scenario, cluster, metako).await)
+            .await?;
     if recovered {
+        if scenario == Scenario::FreezePrimary {
+            screen.line(&format!(
+                "\n{} goes on (SIGCONT), and takes itself for the primary",
+                cluster.nodes()[0].name()
+            ))?;
+            cluster.nodes()[0].thaw()?;
+        }
         screen.line(&format!("\nrecovered; traffic goes on for {AFTER:?}"))?;
         watch(AFTER, metako, screen, &mut news, async || false).await?;
     } else {
@@ -56,7 +64,16 @@ pub(super) async fn run<M: Metako>(
     }
     let end = Instant::now();
     let seen = traffic.finish().await;
-    count(options, cluster, &seen, hurt, end).await
+    count(options, scenario, cluster, &seen, hurt, end).await
+}
+
+async fn hurt_primary<M: Metako>(scenario: Scenario, cluster: &Cluster, metako: &M) -> Result<(), DemoError> {
+    let primary = &cluster.nodes()[0];
+    match scenario {
+        Scenario::KillPrimary => Ok(primary.kill_9()?),
+        Scenario::FreezePrimary => Ok(primary.freeze()?),
+        Scenario::Switchover => metako.switchover().await.map_err(DemoError::Switchover),
+    }
 }
 
 fn client_config(options: &DemoOptions, cluster: &Cluster) -> Config {
@@ -92,13 +109,13 @@ async fn make_table(config: &Config, cluster: &Cluster) -> Result<(), DemoError>
     Ok(())
 }
 
-/// A new primary takes writes by metako's word, and every surviving replica streams from it by its own.
-async fn is_recovered<M: Metako>(cluster: &Cluster, metako: &M) -> bool {
+/// A new primary takes writes by metako's word, and every node that should stream from it does by its own.
+async fn is_recovered<M: Metako>(scenario: Scenario, cluster: &Cluster, metako: &M) -> bool {
     let Some(primary) = metako.status().primary else { return false };
     let Some(node) = cluster.nodes()[1..].iter().find(|node| node.name() == primary.as_str()) else {
         return false;
     };
-    streaming(node).await.is_ok_and(|count| count == cluster.nodes().len() - 2)
+    streaming(node).await.is_ok_and(|count| count == scenario.replicas(cluster))
 }
 
 /// Shows what happens for so long, or until `done`; the answer is whether it was done.
@@ -160,13 +177,14 @@ impl News {
 /// Compares what clients were told with what the nodes have.
 async fn count(
     options: &DemoOptions,
+    scenario: Scenario,
     cluster: &Cluster,
     seen: &Seen,
     hurt: Instant,
     end: Instant,
 ) -> Result<Outcome, DemoError> {
     let before = cluster.nodes()[0].name();
-    let primary = final_primary(cluster).await;
+    let primary = final_primary(scenario, cluster).await;
     let table = match primary {
         Some(node) => Some(rows(node).await?),
         None => None,
@@ -184,7 +202,7 @@ async fn count(
     let millis = |gap: Duration| u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
     Ok(Outcome {
         schema: 1,
-        scenario: "kill-primary",
+        scenario: scenario.name(),
         synchronous: options.synchronous,
         promoted: primary.map(Node::name).filter(|name| *name != before).map(str::to_owned),
         write_gap_ms: seen.writes.gap(hurt, end).map(millis),
@@ -195,7 +213,7 @@ async fn count(
         acknowledged_rows: seen.writes.acknowledged.len(),
         acknowledged_rows_lost: table.as_ref().map(|table| seen.writes.lost(table)),
         nodes_streaming,
-        nodes_surviving: cluster.nodes().len() - 2,
+        nodes_surviving: scenario.replicas(cluster),
         unknown_outcomes: seen.writes.unknown.len(),
         refused_rows_there: table.as_ref().map(|table| seen.writes.refused_but_there(table)),
         idle_sessions_kept: seen.idle_kept,
@@ -204,10 +222,12 @@ async fn count(
     })
 }
 
-/// The one node that says that it is no standby. Two of them are no primary to be asked.
-async fn final_primary(cluster: &Cluster) -> Option<&Node> {
+/// The one node that says that it is no standby. Two of them are no primary to be asked; but one that was frozen
+/// does not know better.
+async fn final_primary(scenario: Scenario, cluster: &Cluster) -> Option<&Node> {
     let mut found = None;
-    for node in cluster.nodes() {
+    let thawed = usize::from(scenario == Scenario::FreezePrimary);
+    for node in &cluster.nodes()[thawed..] {
         let answer = ask(node, "SELECT pg_is_in_recovery()").await;
         if answer.is_ok_and(|answer| answer == ["f"]) && found.replace(node).is_some() {
             return None;
