@@ -1,5 +1,6 @@
 use super::fake::{Eager, Line, settings};
-use super::lab::{Lab, Treat, name_of};
+use super::lab::{Lab, Treat};
+use super::names::name_of;
 use crate::cluster::{Action, DecisionKind, Event, JournalPhase, ObservedRole};
 use crate::config::Priority;
 use crate::{Epoch, Lsn, TimelineId};

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use crate::cluster::{
     Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Controller, Decision, DecisionKind, Event,
-    HookCall, HookKind, Journal, JournalPhase, OperatorCommand, SettingsChange, Writes,
+    HookKind, Journal, JournalPhase, OperatorCommand, SettingsChange, Writes,
 };
 use crate::config::ClusterSettings;
 use crate::plugin::{NodeReport, ProbeFailure, Receiver, ReportedRole, Sender, SettingValue};
 use crate::{Epoch, Lsn, NodeName, Tick};
 
 use super::fake::{Eager, Fake, Line};
+use super::names::{lane_of, name_of};
 
 /// What the lab does with an action of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -163,6 +164,16 @@ impl Lab {
     pub(super) fn adopt(&mut self, name: &str) {
         self.acknowledged = Lsn(0);
         self.event(Event::Operator(OperatorCommand::Adopt(name.into())));
+    }
+
+    /// A person asks for it.
+    pub(super) fn order(&mut self, command: OperatorCommand) {
+        self.event(Event::Operator(command));
+    }
+
+    /// Why the controller refuses it.
+    pub(super) fn refusal(&self, command: &OperatorCommand) -> String {
+        self.controller.examine(command).expect_err("it is refused")
     }
 
     /// Lets so many milliseconds pass.
@@ -447,33 +458,6 @@ impl Lab {
         }
     }
 
-    /// A clean stop: those who stream get everything first.
-    fn stop(&mut self, node: &NodeName) {
-        self.stream();
-        if let Some(fake) = self.nodes.get_mut(node) {
-            fake.line = Line::Refused;
-            fake.reachable_by_others = false;
-        }
-    }
-
-    fn rejoin(&mut self, call: &HookCall) {
-        let Some(upstream) = call.upstream.as_ref().and_then(|name| self.nodes.get(name)).cloned() else {
-            return;
-        };
-        let Some(fake) = self.nodes.get_mut(&call.node) else { return };
-        let conninfo = call.conninfo.as_ref().unwrap().reveal().to_owned();
-        let slot = call.slot.clone().unwrap();
-        *fake = Fake {
-            timeline: upstream.timeline,
-            received: Some(upstream.position()),
-            replayed: upstream.position(),
-            started_at: fake.started_at + 1,
-            ..Fake::new(fake.port, false)
-        };
-        fake.settings.insert("primary_conninfo".to_owned(), conninfo);
-        fake.settings.insert("primary_slot_name".to_owned(), slot);
-    }
-
     fn change(&mut self, node: &NodeName, change: &SettingsChange) {
         let Some(fake) = self.nodes.get_mut(node) else { return };
         for (name, value) in &change.set {
@@ -610,53 +594,7 @@ impl Lab {
         }
     }
 
-    /// The names of those that the view lets serve reads.
-    pub(super) fn readers(&self) -> Vec<&str> {
-        let fit = |node: &&crate::cluster::NodeView| node.reads == crate::cluster::ReadFitness::Fit;
-        self.view.nodes.iter().filter(fit).map(|node| node.name.as_str()).collect()
-    }
-
     pub(super) fn kinds(&self) -> BTreeSet<DecisionKind> {
         self.decisions.iter().map(|decision| decision.kind).collect()
-    }
-}
-
-pub(super) fn name_of(action: &Action) -> &'static str {
-    match action {
-        Action::Probe { .. } => "probe",
-        Action::Persist { .. } => "persist",
-        Action::Sever { .. } => "sever",
-        Action::Freeze { .. } => "freeze",
-        Action::Unfreeze { .. } => "unfreeze",
-        Action::Prepare { .. } => "prepare",
-        Action::Promote { .. } => "promote",
-        Action::Verify { .. } => "verify",
-        Action::Repoint { .. } => "repoint",
-        Action::SetSyncStandbys { .. } => "set_sync",
-        Action::Publish { .. } => "publish",
-        Action::Record { .. } => "record",
-        Action::DropSlots { .. } => "drop_slots",
-        Action::Checkpoint { .. } => "checkpoint",
-        Action::Drain { .. } => "drain",
-        Action::Hook { call, .. } => call.kind.name(),
-    }
-}
-
-fn lane_of(action: &Action) -> Option<(ActionId, String)> {
-    match action {
-        Action::Persist { id, .. } => Some((*id, "journal".to_owned())),
-        Action::Sever { id, .. } => Some((*id, "sever".to_owned())),
-        Action::Drain { id, .. } => Some((*id, "drain".to_owned())),
-        Action::Checkpoint { id, node } => Some((*id, format!("a checkpoint of {node}"))),
-        Action::Hook { id, call } => Some((*id, format!("the host of {}", call.node))),
-        Action::Freeze { id, node, .. }
-        | Action::Unfreeze { id, node, .. }
-        | Action::Prepare { id, node, .. }
-        | Action::Repoint { id, node, .. }
-        | Action::SetSyncStandbys { id, node, .. }
-        | Action::DropSlots { id, node, .. }
-        | Action::Verify { id, node, .. } => Some((*id, node.to_string())),
-        Action::Promote { id, promotion } => Some((*id, promotion.node.to_string())),
-        Action::Probe { .. } | Action::Publish { .. } | Action::Record { .. } => None,
     }
 }

@@ -3,8 +3,11 @@
 mod discovery;
 mod failover;
 mod fake;
+mod hosts;
 mod lab;
 mod laws;
+mod names;
+mod operator;
 mod rejoin;
 mod standbys;
 mod suspicion;

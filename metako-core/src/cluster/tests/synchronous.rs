@@ -1,7 +1,8 @@
 //! Failover with synchronous replication.
 
 use super::fake::{Eager, Line, settings, synchronous};
-use super::lab::{Lab, Treat, name_of};
+use super::lab::{Lab, Treat};
+use super::names::name_of;
 use crate::cluster::{Event, SyncRule};
 use crate::config::{ClusterSettings, FailoverMode, NoVoter};
 use crate::{NodeName, TimelineId};
