@@ -23,6 +23,8 @@ struct Watch {
     /// The phase of the journal on disk.
     journal: Option<JournalPhase>,
     epoch: Epoch,
+    /// The newest epoch that is on disk.
+    durable: Epoch,
     /// Where writes are open now, or were last.
     open_to: Option<NodeName>,
     /// The node that writes were opened to, or that was promoted, last.
@@ -64,6 +66,7 @@ impl Watch {
                     self.find("epochs_only_grow", at, text);
                 }
                 self.epoch = self.epoch.max(journal.epoch);
+                self.durable = self.durable.max(journal.epoch);
                 self.journal = Some(journal.phase.clone());
             }
             LogEvent::Action(Action::Promote { promotion, .. }) => {
@@ -81,7 +84,11 @@ impl Watch {
             LogEvent::Answered { id, .. } => {
                 self.stops.remove(id);
             }
-            LogEvent::ProxyKilled => self.stops.clear(),
+            LogEvent::ProxyKilled => {
+                self.stops.clear();
+                // An epoch that was not on disk, in which nothing was opened, is begun again.
+                self.epoch = self.durable;
+            }
             LogEvent::Decision(decision) => match (decision.kind, &decision.node) {
                 (DecisionKind::FailoverBegun, _) => self.frozen.clear(),
                 (DecisionKind::Frozen, Some(node)) => {
