@@ -246,6 +246,10 @@ async fn with_metako<M: Metako>(
         let mut clock = tokio::time::interval(SHOW_EVERY);
         loop {
             clock.tick().await;
+            for node in cluster.nodes() {
+                // One that was killed by hand is a child of this process, and in the way of its rejoin until it is reaped.
+                node.is_running();
+            }
             screen.nodes(&metako.status())?;
         }
     };
