@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test where they stand")]
 
+mod running;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -193,17 +195,7 @@ async fn a_primary_that_wrote_on_and_was_killed_is_rewound() {
 async fn a_stop_ends_what_outlived_a_killed_postmaster() {
     let bench = Bench::start(Builder::new().replicas(0)).await;
     let node = bench.old.clone();
-    let busy = std::thread::spawn({
-        let node = node.clone();
-        // Loops without ever looking whether the postmaster lives.
-        move || node.sql("DO $$ BEGIN LOOP PERFORM 1; END LOOP; END $$")
-    });
-    let active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO %' AND state = 'active'";
-    until("the busy backend", LIMIT, || match node.sql(active) {
-        Ok(Some(count)) if count == "1" => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
-    .unwrap();
+    let busy = running::busy_backend(&node);
     node.kill_9().unwrap();
     assert!(node.processes() > 0);
     assert_done(&bench.local("stop", &node, 1).await);

@@ -1,5 +1,7 @@
 //! Throw-away clusters on real PostgreSQL processes.
 
+mod running;
+
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -62,17 +64,7 @@ fn with_any_1_a_commit_waits_while_both_replicas_are_frozen() {
 fn a_backend_may_outlive_its_killed_postmaster_and_all_can_be_killed() {
     let cluster = Builder::new().replicas(0).start_blocking().unwrap();
     let node = cluster.node("node-1").clone();
-    let busy = std::thread::spawn({
-        let node = node.clone();
-        // Loops without ever looking whether the postmaster lives.
-        move || node.sql("DO $$ BEGIN LOOP PERFORM 1; END LOOP; END $$")
-    });
-    let active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO %' AND state = 'active'";
-    until("the busy backend", LIMIT, || match node.sql(active) {
-        Ok(Some(count)) if count == "1" => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
-    .unwrap();
+    let busy = running::busy_backend(&node);
     node.kill_9().unwrap();
     until("the end of all but the busy backend", LIMIT, || match node.processes() {
         1 => Ok(()),

@@ -7,9 +7,9 @@ use super::node::Moment;
 use super::witness::Witness;
 use super::work::Lane;
 use super::{Controller, DecisionKind, Phase, SyncRule};
-use crate::NodeName;
 use crate::config::{FailoverMode, Priority};
 use crate::plugin::{Assessment, Evidence, NodeReport, PrimaryEvidence, WitnessCount};
+use crate::{NodeName, TimelineId};
 
 /// Good answers in a row that lift a suspicion.
 const CLEAN_ROUNDS: u32 = 3;
@@ -260,15 +260,17 @@ impl Controller {
     /// Why the next timeline cannot be begun: a node has it already, so that there would be two of the same number, which
     /// not even `pg_rewind` can tell apart.
     pub(super) fn timeline_in_use(&self) -> Option<String> {
-        let timeline = self.journal.as_ref()?.timeline;
+        let (name, timeline) = self.node_beyond(self.journal.as_ref()?.timeline)?;
+        Some(format!(
+            "{name} is on timeline {timeline} already, which somebody began: a promotion could make it a second time"
+        ))
+    }
+
+    /// A node of the cluster that was last seen on a later timeline, and on which.
+    pub(super) fn node_beyond(&self, timeline: TimelineId) -> Option<(&NodeName, TimelineId)> {
         self.nodes.iter().find_map(|(name, state)| {
             let report = state.report.as_ref().filter(|report| !self.is_foreign(report))?;
-            (report.timeline > timeline).then(|| {
-                format!(
-                    "{name} is on timeline {} already, which somebody began: a promotion could make it a second time",
-                    report.timeline
-                )
-            })
+            (report.timeline > timeline).then_some((name, report.timeline))
         })
     }
 
@@ -409,7 +411,7 @@ impl Controller {
         if self.node(standby).is_none_or(|node| node.priority == Priority::Never) {
             return Some("is never to be promoted (priority)".to_owned());
         }
-        if journal.tainted.contains(standby) {
+        if self.is_tainted(standby) {
             return Some("holds history that the cluster did not follow".to_owned());
         }
         if report.is_primary() {

@@ -172,7 +172,7 @@ impl Controller {
     }
 
     fn can_freeze(&self, standby: &NodeName, report: Option<&NodeReport>) -> bool {
-        let tainted = self.journal.as_ref().is_some_and(|journal| journal.tainted.contains(standby));
+        let tainted = self.is_tainted(standby);
         report.is_some_and(|report| !report.is_primary() && !self.is_foreign(report) && !tainted)
     }
 

@@ -8,7 +8,7 @@ use super::witness::Witness;
 use super::work::{Lane, Task};
 use super::{Action, Attempt, Controller, DecisionKind, JournalPhase, Phase, SyncRule, settings};
 use crate::config::{NoVoter, Priority};
-use crate::plugin::{Electable, PrimaryEvidence, ReportedRole};
+use crate::plugin::{Electable, PrimaryEvidence};
 use crate::{Lsn, NodeName, Tick, TimelineId};
 
 /// A choice that has still to be confirmed by a look at all frozen standbys, taken after it.
@@ -287,15 +287,14 @@ impl Controller {
         let node = self.node(standby)?;
         let report = self.report(standby)?;
         let Priority::Rank(priority) = node.priority else { return None };
-        let replayed = match &report.role {
-            ReportedRole::Standby { replayed, .. } => replayed.unwrap_or_default(),
-            ReportedRole::Primary { .. } => return None,
-        };
+        if report.is_primary() {
+            return None;
+        }
         Some(Electable {
             node: standby.clone(),
             timeline: report.timeline,
             position,
-            backlog: position.0.saturating_sub(replayed.0),
+            backlog: position.0.saturating_sub(report.replayed().unwrap_or_default().0),
             priority,
             zone: node.zone.clone(),
         })

@@ -38,11 +38,10 @@ impl Controller {
             OperatorCommand::Switchover { to } => self.examine_switchover(to.as_ref()),
             OperatorCommand::Failover { to } => self.examine_failover(to.as_ref()),
             OperatorCommand::Pause => match &self.phase {
-                Phase::Steady { .. } if self.hooked_node().is_some() => Err(format!(
-                    "a hook works on {}: ask again when it has ended",
-                    self.hooked_node().map_or_else(String::new, ToString::to_string)
-                )),
                 Phase::Steady { .. } if self.planned.is_none() => {
+                    if let Some(node) = self.hooked_node() {
+                        return Err(format!("a hook works on {node}: ask again when it has ended"));
+                    }
                     let step =
                         "no failover and no change of any node until `metako resume`; clients are served";
                     Ok(self.plan(None, vec![step.to_owned()]))

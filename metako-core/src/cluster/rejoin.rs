@@ -9,8 +9,8 @@ use super::work::{Lane, Task};
 use super::{
     Action, ActionFailure, Controller, DecisionKind, HookCall, HookKind, Phase, SettingsChange, settings,
 };
-use crate::plugin::{NodeReport, PrimaryEvidence, ReportedRole};
-use crate::{Lsn, NodeName};
+use crate::NodeName;
+use crate::plugin::{NodeReport, PrimaryEvidence};
 
 /// How long a node has after a rejoin to stream, before it is rejoined again.
 pub(super) const SETTLE: Duration = Duration::from_secs(30);
@@ -54,10 +54,7 @@ impl Controller {
             return self.persist(journal, Then::GoOn);
         }
         // Where somebody else has promoted a node, who is to follow whom is for a person to say.
-        let elsewhere = self.nodes.iter().any(|(name, state)| {
-            let report = state.report.as_ref().filter(|report| !self.is_foreign(report));
-            *name != primary && report.is_some_and(|report| report.timeline > course.timeline)
-        });
+        let elsewhere = self.node_beyond(course.timeline).is_some();
         if !hooked || elsewhere {
             return;
         }
@@ -85,12 +82,13 @@ impl Controller {
             !report.is_primary()
                 && !self.is_foreign(report)
                 && report.timeline.next() == course.timeline
-                && course.fork.is_some_and(|fork| replayed(report).is_some_and(|at| at > fork))
+                // What it only received may be of a timeline that it does not tell yet.
+                && course.fork.is_some_and(|fork| report.replayed().is_some_and(|at| at > fork))
         });
         past && !self.is_tainted(node)
     }
 
-    fn is_tainted(&self, node: &NodeName) -> bool {
+    pub(super) fn is_tainted(&self, node: &NodeName) -> bool {
         self.journal.as_ref().is_some_and(|journal| journal.tainted.contains(node))
     }
 
@@ -187,13 +185,5 @@ impl Controller {
             let target = node.clone();
             self.start(&node, Task::DropSlots, |id| Action::DropSlots { id, node: target, slots });
         }
-    }
-}
-
-/// How far a standby has replayed: what it only received may be of a timeline that it does not tell yet.
-fn replayed(report: &NodeReport) -> Option<Lsn> {
-    match &report.role {
-        ReportedRole::Standby { replayed, .. } => *replayed,
-        ReportedRole::Primary { .. } => None,
     }
 }

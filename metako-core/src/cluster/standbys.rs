@@ -187,7 +187,7 @@ impl Controller {
     /// Why a standby's history may not be a part of the primary's.
     fn lineage_doubt(&self, standby: &NodeName, report: &NodeReport, course: Course) -> Option<String> {
         let position = report.position();
-        if self.journal.as_ref().is_some_and(|journal| journal.tainted.contains(standby)) {
+        if self.is_tainted(standby) {
             return Some(
                 "it holds history that the cluster did not follow: it needs pg_rewind or a base backup"
                     .to_owned(),

@@ -126,7 +126,7 @@ impl Controller {
             .is_some_and(|(report, position)| position >= end && report.streaming_receiver().is_some());
         if caught_up {
             return match self.may_switch_over(&old, &to) {
-                Ok(()) => self.begin_stop(&old, &to, end),
+                Ok(()) => self.begin_stop(&old, &to, done, end),
                 Err(why) => self.abort_switchover(&why, Then::Serve),
             };
         }
@@ -158,15 +158,13 @@ impl Controller {
 
     /// Nothing is open, and the candidate has everything: from the journal's entry on, a failover goes to its end whatever
     /// happens to metako, unless the old primary turns out to be well.
-    fn begin_stop(&mut self, old: &NodeName, to: &NodeName, end: Lsn) {
+    fn begin_stop(&mut self, old: &NodeName, to: &NodeName, drained: Moment, end: Lsn) {
         self.drain = None;
-        self.suspected = self.moment();
+        self.suspected = drained;
         let Some(_) = self.begin_fencing(old, Some(end)) else { return };
-        let expected = self.all_but(old).into_iter().filter(|standby| self.freezable(standby)).collect();
         if let Some(failover) = &mut self.failover {
             failover.planned = true;
             failover.wished = Some(to.clone());
-            failover.expected = expected;
         }
         let reason = format!(
             "no transaction is open and {to} has all WAL: {old} is fenced and stopped by hooks.stop, then the others are frozen"

@@ -4,7 +4,7 @@ use super::{
     ClusterView, Controller, DecisionKind, Health, NodeView, ObservedRole, Phase, ReadFitness, Writes,
 };
 use crate::config::Node;
-use crate::plugin::{NodeReport, ReportedRole};
+use crate::plugin::NodeReport;
 use crate::{Lsn, NodeName};
 
 impl Controller {
@@ -56,10 +56,7 @@ impl Controller {
         let state = self.nodes.get(&node.name);
         let report = state.and_then(|state| state.report.as_ref());
         let lag = self.replay_lag(&node.name);
-        let replayed = report.and_then(|report| match &report.role {
-            ReportedRole::Standby { replayed, .. } => *replayed,
-            ReportedRole::Primary { .. } => None,
-        });
+        let replayed = report.and_then(NodeReport::replayed);
         let receiver = self.report(&node.name).and_then(|report| report.streaming_receiver());
         NodeView {
             name: node.name.clone(),

@@ -131,6 +131,14 @@ impl NodeReport {
         }
     }
 
+    /// How far a standby has replayed, if it says so.
+    pub fn replayed(&self) -> Option<Lsn> {
+        match &self.role {
+            ReportedRole::Primary { .. } => None,
+            ReportedRole::Standby { replayed, .. } => *replayed,
+        }
+    }
+
     /// The receiver that streams right now, if any.
     pub fn streaming_receiver(&self) -> Option<&Receiver> {
         match &self.role {

@@ -4,9 +4,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use metako_proxy::playground::{Builder, Cluster};
+use metako_proxy::playground::{Builder, Cluster, Node, PlaygroundError};
 use serde_json::Value;
 
 /// How long a test waits for a condition before it fails with what it saw last.
@@ -167,6 +168,20 @@ fn spawn(folder: &Path) -> Child {
         .stderr(log.expect("a log file"))
         .spawn()
         .expect("metako starts")
+}
+
+/// A statement at work on the node that loops without ever looking whether the postmaster lives.
+pub(crate) fn busy_backend(node: &Node) -> JoinHandle<Result<Option<String>, PlaygroundError>> {
+    let busy = std::thread::spawn({
+        let node = node.clone();
+        move || node.sql("DO $$ BEGIN LOOP PERFORM 1; END LOOP; END $$")
+    });
+    let active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO %' AND state = 'active'";
+    eventually("the backend is busy", || match node.sql(active) {
+        Ok(Some(count)) if count == "1" => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    busy
 }
 
 /// A port that nothing listens on at the moment of asking.

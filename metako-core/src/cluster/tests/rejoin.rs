@@ -13,6 +13,17 @@ fn after_failover() -> Lab {
     lab
 }
 
+/// The same, after the last attempt to rejoin a.
+fn given_up() -> Lab {
+    let mut lab = after_failover();
+    lab.treat.insert("rejoin", Treat::Unknown);
+    lab.forget();
+    lab.restart();
+    lab.pass(600_000);
+    assert_eq!(rejoins(&lab), 5);
+    lab
+}
+
 fn rejoins(lab: &Lab) -> usize {
     lab.did("rejoin").len()
 }
@@ -66,22 +77,14 @@ fn a_standby_past_the_fork_is_rejoined() {
 
 #[test]
 fn a_rejoin_that_fails_is_tried_a_few_times_and_left_to_a_person() {
-    let mut lab = after_failover();
-    lab.treat.insert("rejoin", Treat::Unknown);
-    lab.forget();
-    lab.restart();
-    lab.pass(600_000);
-    assert_eq!(rejoins(&lab), 5);
+    let lab = given_up();
     assert!(lab.said(DecisionKind::Refused).join("").contains("left to a person"));
     assert_eq!(lab.primary(), Some("c"));
 }
 
 #[test]
 fn one_that_comes_back_after_the_last_attempt_is_rejoined_all_the_same() {
-    let mut lab = after_failover();
-    lab.treat.insert("rejoin", Treat::Unknown);
-    lab.restart();
-    lab.pass(600_000);
+    let mut lab = given_up();
     lab.forget();
     lab.pass(600_000);
     assert_eq!(rejoins(&lab), 0);
@@ -201,12 +204,7 @@ fn slots_of_others_do_not_stay_on_a_node_that_is_a_standby_again() {
 
 #[test]
 fn a_rejoin_that_failed_too_often_is_tried_again_with_another_primary() {
-    let mut lab = after_failover();
-    lab.treat.insert("rejoin", Treat::Unknown);
-    lab.forget();
-    lab.restart();
-    lab.pass(600_000);
-    assert_eq!(rejoins(&lab), 5);
+    let mut lab = given_up();
     lab.treat.clear();
     lab.kill("c");
     lab.pass(10_000);
