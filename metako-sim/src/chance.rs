@@ -48,6 +48,8 @@ pub enum Purpose {
     Hook,
     /// What a person asks for in a random scenario.
     Ask,
+    /// Whom somebody else promotes in a random scenario.
+    Manager,
 }
 
 /// One draw, without state: equal arguments give equal bits.

@@ -18,6 +18,8 @@ pub struct Menu {
     pub proxy: bool,
     /// Whether a person asks for something: a switchover, a failover, a pause and its end.
     pub operator: bool,
+    /// Whether somebody else promotes a node, soon after the first fault.
+    pub manager: bool,
 }
 
 /// All faults end by then.
@@ -39,6 +41,9 @@ pub fn scenario(seed: u64, nodes: &[&str], menu: Menu) -> Scenario {
     let cluster = cluster(&mut dice, nodes);
     if menu.operator {
         faults.extend(questions(seed, nodes, &faults));
+    }
+    if menu.manager {
+        faults.extend(promotion(seed, nodes, &faults));
     }
     let settle = if menu.operator { SETTLE_WITH_HOOKS } else { SETTLE };
     Scenario {
@@ -140,6 +145,15 @@ fn questions(seed: u64, nodes: &[&str], faults: &[FaultSpec]) -> Vec<FaultSpec> 
     asked
 }
 
+/// Whom somebody else promotes, and when: their draws are not those of the faults.
+fn promotion(seed: u64, nodes: &[&str], faults: &[FaultSpec]) -> Option<FaultSpec> {
+    let mut dice = Dice { purpose: Purpose::Manager, chance: Chance::new(seed), drawn: 0 };
+    let first = faults.first()?;
+    let at = first.at.0 + Duration::from_millis(dice.between(0, 5_000));
+    let target = Target::Named((*nodes.get(dice.index(nodes.len() as u64))?).to_owned());
+    Some(FaultSpec { at: HumanDuration(at), lasting: None, fault: Fault::Promote(target) })
+}
+
 fn cut(dice: &mut Dice, from: End, nodes: &[&str]) -> Fault {
     let to = if dice.between(0, 3) == 0 { End::AllNodes } else { End::Node(dice.node(nodes)) };
     let one_way = dice.between(0, 2) == 0;
@@ -154,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_seed_always_gives_the_same_scenario_and_all_faults_end() {
-        let menu = Menu { faults_max: 3, proxy: true, operator: true };
+        let menu = Menu { faults_max: 3, proxy: true, operator: true, manager: false };
         for seed in 0..200 {
             let drawn = scenario(seed, &["a", "b", "c"], menu);
             assert_eq!(drawn, scenario(seed, &["a", "b", "c"], menu));
@@ -171,7 +185,7 @@ mod tests {
     fn an_operator_shifts_no_fault() {
         for seed in 0..200 {
             let draw = |operator| {
-                let menu = Menu { faults_max: 1, proxy: true, operator };
+                let menu = Menu { faults_max: 1, proxy: true, operator, manager: false };
                 scenario(seed, &["a", "b", "c"], menu)
             };
             let (without, with) = (draw(false), draw(true));

@@ -5,12 +5,13 @@ mod support;
 use std::time::Duration;
 
 use metako_core::cluster::DecisionKind;
+use metako_core::config::FailoverMode;
 use metako_core::{NodeName, Tick};
 use metako_sim::generate::{Menu, scenario};
-use metako_sim::log::{ClientEvent, Entry, LogEvent};
+use metako_sim::log::{ClientEvent, Entry, LogEvent, NodeChange};
 use metako_sim::scenario::{Bounds, Expect, Scenario};
 use metako_sim::{Outcome, run};
-use support::{ASYNCHRONOUS, HOOKED, HOOKED_ASYNCHRONOUS, SYNCHRONOUS, config};
+use support::{ASYNCHRONOUS, HOOKED, HOOKED_ASYNCHRONOUS, OBSERVED, SYNCHRONOUS, changed_nodes, config};
 
 const NODES: [&str; 3] = ["pg1", "pg2", "pg3"];
 
@@ -82,6 +83,33 @@ fn out_of_place_at_the_end(outcome: &Outcome) -> Vec<String> {
     ill
 }
 
+/// Where others promote: metako changes nothing, and at the end serves whoever was promoted last, or the one that was never
+/// away, or calls a person.
+fn not_observed_at_the_end(outcome: &Outcome) -> Vec<String> {
+    let mut ill = Vec::new();
+    if changed_nodes(outcome) {
+        ill.push("  a node was changed".to_owned());
+    }
+    let mut promoted = None;
+    let mut told = false;
+    for Entry { event, .. } in outcome.log.entries() {
+        match event {
+            LogEvent::Node { node, change: NodeChange::Promoted { .. } } => promoted = Some(node.clone()),
+            LogEvent::Decision(decision) => told |= decision.reason.contains("adopt --primary"),
+            _ => {}
+        }
+    }
+    let open = outcome.log.end().and_then(|state| state.primary.clone());
+    let wanted = promoted.unwrap_or_else(|| NodeName::from(NODES[0]));
+    if open.as_ref() != Some(&wanted) && !told {
+        ill.push(format!("  writes are open to {open:?}, and {wanted} was promoted last"));
+    }
+    if open.is_some() {
+        ill.extend(ill_at_the_end(outcome, true).into_iter().filter(|what| what.contains("no write")));
+    }
+    ill
+}
+
 /// Runs seeds and gives what the broken ones say.
 fn broken(configuration: &str, seeds: std::ops::Range<u64>, menu: Menu) -> Vec<String> {
     let config = config(configuration);
@@ -95,7 +123,9 @@ fn broken(configuration: &str, seeds: std::ops::Range<u64>, menu: Menu) -> Vec<S
                 Expect { acknowledged_lost: none, unknown: none, failed: none, ..Expect::default() };
         }
         let outcome = run(&config, &scenario, seed).expect("the scenario fits the configuration");
-        let mut ill = if config.cluster.hooks.rejoin.is_some() {
+        let mut ill = if config.cluster.failover.mode == FailoverMode::Observe {
+            not_observed_at_the_end(&outcome)
+        } else if config.cluster.hooks.rejoin.is_some() {
             out_of_place_at_the_end(&outcome)
         } else {
             ill_at_the_end(&outcome, config.cluster.failover.synchronous.is_some())
@@ -122,19 +152,25 @@ fn broken(configuration: &str, seeds: std::ops::Range<u64>, menu: Menu) -> Vec<S
 
 #[test]
 fn one_or_two_faults_break_no_rule_under_synchronous_replication() {
-    let broken = broken(SYNCHRONOUS, 0..150, Menu { faults_max: 2, proxy: false, operator: false });
+    let broken =
+        broken(SYNCHRONOUS, 0..150, Menu { faults_max: 2, proxy: false, operator: false, manager: false });
     assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
 }
 
 #[test]
 fn one_or_two_faults_break_no_rule_under_asynchronous_replication() {
-    let broken = broken(ASYNCHRONOUS, 0..75, Menu { faults_max: 2, proxy: false, operator: false });
+    let broken =
+        broken(ASYNCHRONOUS, 0..75, Menu { faults_max: 2, proxy: false, operator: false, manager: false });
     assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
 }
 
 #[test]
 fn a_proxy_that_is_killed_as_well_goes_on_from_its_journal() {
-    let broken = broken(SYNCHRONOUS, 1_000..1_075, Menu { faults_max: 3, proxy: true, operator: false });
+    let broken = broken(
+        SYNCHRONOUS,
+        1_000..1_075,
+        Menu { faults_max: 3, proxy: true, operator: false, manager: false },
+    );
     assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
 }
 
@@ -150,7 +186,7 @@ fn impatient(configuration: &str) -> String {
 #[test]
 fn hooks_that_are_given_up_and_go_on_break_no_rule() {
     for configuration in [HOOKED, HOOKED_ASYNCHRONOUS] {
-        let menu = Menu { faults_max: 2, proxy: true, operator: true };
+        let menu = Menu { faults_max: 2, proxy: true, operator: true, manager: false };
         let broken = broken(&impatient(configuration), 4_000..4_030, menu);
         assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
     }
@@ -159,8 +195,11 @@ fn hooks_that_are_given_up_and_go_on_break_no_rule() {
 #[test]
 fn what_a_person_asks_for_without_a_fault_fails_nobody_and_loses_nothing() {
     for configuration in [HOOKED, HOOKED_ASYNCHRONOUS] {
-        let broken =
-            broken(configuration, 2_000..2_040, Menu { faults_max: 0, proxy: false, operator: true });
+        let broken = broken(
+            configuration,
+            2_000..2_040,
+            Menu { faults_max: 0, proxy: false, operator: true, manager: false },
+        );
         assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
     }
 }
@@ -168,15 +207,26 @@ fn what_a_person_asks_for_without_a_fault_fails_nobody_and_loses_nothing() {
 #[test]
 fn what_a_person_asks_for_among_faults_breaks_no_rule_and_every_node_is_in_its_place_afterwards() {
     for configuration in [HOOKED, HOOKED_ASYNCHRONOUS] {
-        let broken = broken(configuration, 3_000..3_060, Menu { faults_max: 2, proxy: true, operator: true });
+        let broken = broken(
+            configuration,
+            3_000..3_060,
+            Menu { faults_max: 2, proxy: true, operator: true, manager: false },
+        );
         assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
     }
+}
+
+#[test]
+fn whom_others_promote_among_faults_is_followed_and_no_node_is_changed() {
+    let menu = Menu { faults_max: 3, proxy: true, operator: false, manager: true };
+    let broken = broken(OBSERVED, 5_000..5_100, menu);
+    assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
 }
 
 /// Seeds that found a fault once, with what it was.
 #[test]
 fn seeds_that_once_broke_stay_well() {
-    const MENU: Menu = Menu { faults_max: 4, proxy: true, operator: false };
+    const MENU: Menu = Menu { faults_max: 4, proxy: true, operator: false, manager: false };
     // A call-off met a freeze under way: the standby's own settings were forgotten. A slot was believed to exist under a
     // name that was never sent.
     const ONCE: [(&str, u64); 2] = [(SYNCHRONOUS, 21_048), (ASYNCHRONOUS, 30_810)];
@@ -203,12 +253,14 @@ fn by_hand() {
         "hooked-two" => &HOOKED.replace("any 1", "any 2"),
         "hooked-two-degrade" => &HOOKED.replace("any 1", "{ mode: quorum, acks: 2, on_no_voter: degrade }"),
         "synchronous" => SYNCHRONOUS,
+        "observed" => OBSERVED,
         _ => ASYNCHRONOUS,
     };
     let menu = Menu {
         faults_max: var("FAULTS", "2").parse().expect("a number"),
         proxy: var("PROXY", "0") == "1",
         operator: var("OPERATOR", "1") == "1",
+        manager: var("MANAGER", "0") == "1",
     };
     let broken = broken(configuration, seeds, menu);
     println!("{} broken:\n{}", broken.len(), broken.join("\n"));

@@ -5,12 +5,16 @@ mod support;
 use std::process::Command;
 
 use metako_sim::{Outcome, run};
-use support::{ASYNCHRONOUS, HOOKED, HOOKED_ASYNCHRONOUS, SYNCHRONOUS, config, scenario};
+use support::{
+    ASYNCHRONOUS, HOOKED, HOOKED_ASYNCHRONOUS, OBSERVED, SYNCHRONOUS, changed_nodes, config, scenario,
+};
 
 const PRIMARY_DIES: &str = include_str!("../scenarios/primary-dies.yaml");
 const PRIMARY_DIES_ASYNCHRONOUS: &str = include_str!("../scenarios/primary-dies-asynchronous.yaml");
 const PROXY_CUT_OFF: &str = include_str!("../scenarios/proxy-cut-off.yaml");
 const PRIMARY_FREEZES: &str = include_str!("../scenarios/primary-freezes.yaml");
+const SOMEBODY_PROMOTES: &str = include_str!("../scenarios/somebody-promotes.yaml");
+const STALE_PRIMARY_AT_START: &str = include_str!("../scenarios/stale-primary-at-start.yaml");
 const OLD_PRIMARY_RETURNS: &str = include_str!("../scenarios/old-primary-returns.yaml");
 const SWITCHOVER: &str = include_str!("../scenarios/switchover.yaml");
 const SWITCHOVER_PRIMARY_DIES: &str = include_str!("../scenarios/switchover-primary-dies.yaml");
@@ -82,6 +86,21 @@ fn a_primary_that_freezes_is_replaced() {
 #[test]
 fn an_old_primary_that_returns_gets_no_traffic() {
     met(SYNCHRONOUS, OLD_PRIMARY_RETURNS);
+}
+
+#[test]
+fn a_promotion_by_others_is_followed() {
+    for outcome in met(OBSERVED, SOMEBODY_PROMOTES) {
+        assert!(outcome.facts.acknowledged > 1_000, "{:?}", outcome.facts);
+        assert!(!changed_nodes(&outcome));
+    }
+}
+
+#[test]
+fn a_primary_that_was_replaced_while_metako_was_away_is_not_served() {
+    for outcome in met(OBSERVED, STALE_PRIMARY_AT_START) {
+        assert!(!changed_nodes(&outcome));
+    }
 }
 
 #[test]

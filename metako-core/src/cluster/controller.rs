@@ -51,8 +51,12 @@ pub struct Controller {
     pub(super) touched: BTreeMap<NodeName, Moment>,
     /// The primary whose settings as a standby were reset, and in which epoch.
     pub(super) primary_reset: Option<(Epoch, NodeName)>,
-    /// The former primary, while its connections are to be cut before an adopted one serves.
-    pub(super) replaced: Option<NodeName>,
+    /// Former primaries whose connections are to be cut before an adopted one serves.
+    pub(super) replaced: BTreeSet<NodeName>,
+    /// Where others promote: the primary was away, so that somebody may have been promoted meanwhile.
+    pub(super) away: bool,
+    /// When the primary that was away was first seen again: what others said before does not count.
+    pub(super) returned: Option<Moment>,
     /// Whether the primary has answered as such since the start.
     pub(super) confirmed: bool,
     /// Why the primary's failure leads to no failover, when it should: writes are held.
@@ -83,6 +87,8 @@ pub struct Controller {
     pub(super) sync_step: Option<SyncStep>,
     /// The rule that the setting in flight is of.
     pub(super) setting_sync: Option<SyncRule>,
+    /// Nodes that show as primaries on a later timeline, and when that was first seen.
+    pub(super) claims: BTreeMap<NodeName, Moment>,
     /// Since when the primary is known to be well; replicas are not stale before.
     pub(super) well_since: Tick,
     pub(super) now: Tick,
@@ -149,7 +155,9 @@ impl Controller {
             suspected: Moment(0),
             touched: BTreeMap::new(),
             primary_reset: None,
-            replaced: None,
+            replaced: BTreeSet::new(),
+            away: false,
+            returned: None,
             confirmed: false,
             stuck: None,
             failover: None,
@@ -166,6 +174,7 @@ impl Controller {
             preparing: BTreeSet::new(),
             sync_step: None,
             setting_sync: None,
+            claims: BTreeMap::new(),
             well_since: now,
             now,
             wake: None,
@@ -345,7 +354,9 @@ impl Controller {
                 self.primary_reset = Some((self.epoch, node.clone()));
             }
             (Task::SetSync, _) => self.on_sync_set(),
-            (Task::Sever, _) if self.replaced.is_some() => self.replaced = None,
+            (Task::Sever, _) if !self.replaced.is_empty() => {
+                self.replaced.pop_first();
+            }
             (Task::Checkpoint, _) => self.checkpointed = Some(self.epoch),
             (Task::Drain, _) => self.on_drained(),
             (Task::Stop, _) => self.on_stopped(),

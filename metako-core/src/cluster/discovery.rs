@@ -2,7 +2,7 @@
 
 use super::controller::Then;
 use super::failover::Failover;
-use super::{Controller, DecisionKind, Journal, JournalPhase, Phase, SyncRule};
+use super::{Controller, DecisionKind, Journal, JournalPhase, Observed, Phase, SyncRule};
 use crate::config::RoleHint;
 use crate::plugin::NodeReport;
 use crate::{Epoch, NodeName};
@@ -43,6 +43,13 @@ impl Controller {
             JournalPhase::Promoting { candidate, .. } if self.node(candidate).is_none() => {
                 Phase::ManualNeeded { primary: None, reason: unknown(candidate) }
             }
+            JournalPhase::Promoting { candidate, timeline, .. } if self.observes() => {
+                let reason = format!(
+                    "metako was about to promote {candidate} to timeline {timeline} when it ended, and failover.mode is observe \
+                     now: see which node is primary, then `metako adopt --primary NAME`"
+                );
+                Phase::ManualNeeded { primary: None, reason }
+            }
             JournalPhase::Promoting { candidate, timeline, .. } => {
                 self.failover = Some(Failover::begun(&primary, self.moment(), self.all_but(&primary)));
                 let (candidate, timeline) = (candidate.clone(), *timeline);
@@ -70,20 +77,20 @@ impl Controller {
 
     /// With a journal, its primary only has to say that it still is one.
     fn step_confirming(&mut self, primary: &NodeName) {
-        if let Some(node) = self.replaced.clone() {
+        if let Some(node) = self.replaced.first().cloned() {
             return self.sever(&node);
         }
         let Some(state) = self.nodes.get(primary) else { return };
         if state.answer.is_none() {
             return;
         }
-        match state.current().map(|report| self.judge(primary, report)) {
-            Some(Ok(())) => {
+        match state.current().map(|report| (self.judge(primary, report), self.may_be_replaced(report))) {
+            Some((Ok(()), false)) => {
                 let reason = format!("{primary} answers as the primary that the journal names");
                 self.record(DecisionKind::Adopted, Some(primary), reason);
                 self.serve();
             }
-            Some(Err(_)) | None => self.suspect(primary, self.moment()),
+            Some(_) | None => self.suspect(primary, self.moment()),
         }
     }
 
@@ -165,10 +172,24 @@ impl Controller {
         if self.node(node).is_none() {
             return Err(format!("{node} is not in the configuration"));
         }
-        if !matches!(self.phase, Phase::Discovering { .. } | Phase::ManualNeeded { .. }) {
+        let settled = match &self.phase {
+            Phase::Discovering { .. } | Phase::ManualNeeded { .. } => true,
+            // Where writes are held nothing that metako sees may end that; and whom others promote is theirs to say.
+            Phase::Suspect { .. } | Phase::Paused { .. } => self.holds_writes() || self.observes(),
+            Phase::Steady { .. } => self.observes(),
+            _ => false,
+        };
+        if !settled {
             return Err(format!("the cluster is {}, nothing is to be adopted", self.phase.name()));
         }
+        if matches!(&self.phase, Phase::Steady { primary } if primary == node) {
+            return Err(format!("{node} is the primary already"));
+        }
+        let strange = !matches!(self.phase, Phase::Discovering { .. } | Phase::ManualNeeded { .. });
         match self.report(node) {
+            Some(report) if strange && self.is_foreign(report) => {
+                Err(format!("{node} is of another cluster (its system identifier differs)"))
+            }
             Some(report) if report.is_primary() => Ok(()),
             Some(_) => Err(format!("{node} is in recovery: only a primary can be adopted; promote it first")),
             None => Err(format!("{node} does not answer")),
@@ -179,14 +200,17 @@ impl Controller {
     pub(super) fn cut_replaced(&mut self) {
         // Those that are known are the former one's.
         self.slots.clear();
-        let Some(former) = &self.replaced else { return self.serve() };
+        if self.replaced.is_empty() {
+            return self.serve();
+        }
+        let former = self.replaced.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
         self.phase = Phase::Discovering { reason: format!("connections to {former} are being cut") };
     }
 
     /// Makes `primary`, which answers as one, the primary of a new epoch.
     pub(super) fn adopt(&mut self, primary: &NodeName, reason: &str) {
-        let Some((system_id, timeline)) =
-            self.report(primary).map(|report| (report.system_id, report.timeline))
+        let Some((system_id, timeline, started_at)) =
+            self.report(primary).map(|report| (report.system_id, report.timeline, report.started_at))
         else {
             return;
         };
@@ -206,12 +230,15 @@ impl Controller {
             displaced: Vec::new(),
             floor: None,
             paused: false,
+            sync_names: Vec::new(),
+            observed: Observed { started_at: self.observes().then_some(started_at), rivals: Vec::new() },
         };
         if let Some(former) = self.journal.as_ref().filter(|former| former.system_id == system_id) {
             journal.saved.clone_from(&former.saved);
             journal.tainted.clone_from(&former.tainted);
             journal.displaced.clone_from(&former.displaced);
             journal.paused = former.paused;
+            journal.sync_names.clone_from(&former.sync_names);
             if former.timeline == timeline && former.primary == *primary {
                 journal.fork = former.fork;
                 // Once a candidate is chosen the rule is the one for its epoch.
@@ -239,8 +266,15 @@ impl Controller {
             format!("{reason}{hint}; writes open when the journal is written"),
         );
         self.failover = None;
-        self.replaced =
-            self.journal.as_ref().map(|former| former.primary.clone()).filter(|former| former != primary);
+        // On another timeline the same name may be another machine.
+        let former = self.journal.as_ref();
+        let former = former.filter(|former| former.primary != *primary || former.timeline != timeline);
+        self.replaced.extend(former.map(|former| former.primary.clone()));
+        // Nothing goes to the former one from here on, however long the journal takes.
+        self.forget_planned("another primary is adopted");
+        (self.stuck, self.doubted, self.confirmed) = (None, None, false);
+        (self.away, self.returned, self.forced) = (false, None, None);
+        self.phase = Phase::Discovering { reason: reason.to_owned() };
         if let Some(state) = self.nodes.get_mut(primary) {
             state.flushed = None;
         }
@@ -250,7 +284,9 @@ impl Controller {
     /// A primary serves: the one that the journal names.
     pub(super) fn serve(&mut self) {
         let Some(journal) = &self.journal else { return };
-        let (primary, timeline, paused) = (journal.primary.clone(), journal.timeline, journal.paused);
+        let (primary, timeline) = (journal.primary.clone(), journal.timeline);
+        // Others decide, and go on to.
+        let paused = journal.paused && !self.observes();
         let was_confirmed = std::mem::replace(&mut self.confirmed, true);
         if self.failover.take().is_some() || !was_confirmed {
             self.work.forget_pauses();
@@ -260,6 +296,7 @@ impl Controller {
         self.sync_step = None;
         self.planned = None;
         self.doubted = None;
+        (self.away, self.returned) = (false, None);
         self.well_since = self.now;
         for kind in [DecisionKind::Suspected, DecisionKind::Vetoed, DecisionKind::ManualNeeded] {
             self.forget_said(kind);

@@ -12,7 +12,7 @@ use crate::plugin::{Assessment, Evidence, NodeReport, PrimaryEvidence, WitnessCo
 use crate::{NodeName, TimelineId};
 
 /// Good answers in a row that lift a suspicion.
-const CLEAN_ROUNDS: u32 = 3;
+pub(super) const CLEAN_ROUNDS: u32 = 3;
 /// The least pause after which a policy is asked again.
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(10);
 
@@ -86,6 +86,10 @@ impl Controller {
             }
             (Some(Ok(())) | None, _) => {}
         }
+        let busy = if self.observes() { self.watch_others(&primary) } else { self.forget_observed() };
+        if busy {
+            return;
+        }
         self.reconcile_standbys();
         self.reconcile_sync();
         self.reconcile_displaced();
@@ -101,7 +105,7 @@ impl Controller {
         let reason = format!("{primary}: {why}; it and its standbys are asked again at once");
         self.record(DecisionKind::Suspected, Some(primary), reason.clone());
         self.forget_planned("the primary is under suspicion");
-        self.looking = None;
+        (self.looking, self.returned) = (None, None);
         self.phase = Phase::Suspect { primary: primary.clone(), since: self.now, reason };
         self.suspected = since;
         // Nobody waits for the calm interval now.
@@ -137,12 +141,23 @@ impl Controller {
         if let Some(report) = state.current() {
             return match self.judge(&primary, report) {
                 Err(reason) if mute > 0 => self.stuck = Some(reason),
+                Err(reason) if self.observes() => self.follow_or_wait(&primary, since, &reason),
                 Err(reason) => self.need_person(None, reason),
+                Ok(()) if self.may_be_replaced(report) => self.step_returned(&primary),
                 Ok(()) if state.successes >= CLEAN_ROUNDS => self.clear(&primary),
                 Ok(()) => self.say_suspect(format!("{primary} answers again; it is watched a little longer")),
             };
         }
+        self.returned = None;
         let Some(evidence) = self.evidence(&primary, since) else { return };
+        if evidence.kind == PrimaryEvidence::InRecovery && self.observes() {
+            let gone = format!("{primary} is in recovery");
+            if mute > 0 {
+                self.stuck = Some(gone);
+                return;
+            }
+            return self.follow_or_wait(&primary, since, &gone);
+        }
         if evidence.kind == PrimaryEvidence::InRecovery {
             let reason =
                 format!("{primary} says that it is in recovery: somebody made it a standby. Writes are held");
@@ -150,6 +165,9 @@ impl Controller {
         }
         if mute > 0 {
             return self.say_suspect(format!("{primary} fails; {mute} of its standbys have still to answer"));
+        }
+        if self.observes() {
+            return self.step_awaiting(&primary, since, evidence.kind);
         }
         if let Some(forced) = self.forced.take() {
             return match self.veto_for_person(&primary) {
@@ -201,13 +219,13 @@ impl Controller {
         }
     }
 
-    fn say_suspect(&mut self, words: String) {
+    pub(super) fn say_suspect(&mut self, words: String) {
         if let Phase::Suspect { reason, .. } = &mut self.phase {
             *reason = words;
         }
     }
 
-    fn clear(&mut self, primary: &NodeName) {
+    pub(super) fn clear(&mut self, primary: &NodeName) {
         if self.forced.take().is_some() {
             let reason = format!("no failover, although an operator asked for it: {primary} answers well");
             self.record(DecisionKind::Aborted, Some(primary), reason);

@@ -148,6 +148,7 @@ impl Controller {
             untouched && self.witness(standby, &old, began) == Witness::Fresh
         });
         let (why, then) = match (well, streams) {
+            _ if self.observes() => ("failover.mode is observe".to_owned(), Then::Doubt),
             (true, _) => (format!("{old} answers as a healthy primary again"), Then::Serve),
             (false, Some(standby)) => (format!("{standby} streams from {old} after all"), Then::Doubt),
             (false, None) => return false,
@@ -157,6 +158,8 @@ impl Controller {
         journal.epoch = self.next_epoch();
         journal.phase = JournalPhase::Steady;
         journal.floor = None;
+        journal.observed.started_at = None;
+        self.away = self.observes();
         self.record(
             DecisionKind::Aborted,
             Some(&old),

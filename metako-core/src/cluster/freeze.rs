@@ -348,6 +348,11 @@ impl Controller {
             );
             self.record(DecisionKind::SyncChanged, Some(&candidate), reason);
         }
+        // Where commits wait for none it is emptied on the candidate.
+        journal.sync_names = match &rule {
+            SyncRule::Async => Vec::new(),
+            SyncRule::Quorum { .. } => vec![settings::sync_names(&self.settings, &rule)],
+        };
         journal.sync = rule;
         let all = choice
             .positions

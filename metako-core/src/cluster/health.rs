@@ -54,6 +54,7 @@ impl Controller {
             {
                 ObservedRole::Primary
             }
+            (Some(_), _) if self.is_coming(name) => ObservedRole::Unknown,
             // What a dead node was is no matter; should it come back, it says what it is.
             (Some(_), _) if self.report(name).is_none() => ObservedRole::Unknown,
             (Some(_), _) => ObservedRole::StalePrimary,

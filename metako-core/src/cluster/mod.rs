@@ -17,6 +17,7 @@
 //! | `evidence`, `witness` | suspicion, the policy's judgement and the core's vetoes, what standbys say of the primary |
 //! | `failover`, `freeze`, `promote` | fence, freeze and choose, promote and verify |
 //! | `switchover` | a change of primary that somebody asked for, up to the stop of the old one |
+//! | `observe` | following whom others promote |
 //! | `operator` | what a person asks for: whether it may be, and what would happen |
 //! | `rejoin` | former primaries and diverged standbys, back by a hook |
 //! | `standbys`, `sync` | standbys and synchronous replication while a primary serves |
@@ -35,6 +36,7 @@ mod failover;
 mod freeze;
 mod health;
 mod node;
+mod observe;
 mod operator;
 mod phase;
 mod probes;
@@ -58,5 +60,5 @@ pub use controller::Controller;
 pub use event::{ActionFailure, ActionOutcome, Event, OperatorCommand, ServerLoss};
 pub use operator::Plan;
 pub use phase::Phase;
-pub use record::{Attempt, Decision, DecisionKind, Journal, JournalPhase, SavedSettings, SyncRule};
+pub use record::{Attempt, Decision, DecisionKind, Journal, JournalPhase, Observed, SavedSettings, SyncRule};
 pub use view::{ClusterView, Health, NodeView, ObservedRole, ReadFitness, Writes};

@@ -36,6 +36,8 @@ pub(super) struct NodeState {
     pub(super) failures: u32,
     /// What the failures say, and since when they say the same.
     pub(super) failing: Option<(PrimaryEvidence, Tick)>,
+    /// Since when they all are failures, whatever they say.
+    pub(super) unwell: Option<Tick>,
     /// Good answers in a row.
     pub(super) successes: u32,
     /// When it was last seen streaming.
@@ -54,6 +56,7 @@ impl NodeState {
             Ok(report) => {
                 self.failures = 0;
                 self.failing = None;
+                self.unwell = None;
                 self.successes += 1;
                 // What a standby streamed before it was a primary, or before it was restarted, says nothing of it now.
                 if self.report.as_ref().is_none_or(|former| {
@@ -72,6 +75,7 @@ impl NodeState {
                 let kind = classify(&failure);
                 self.failures = self.failures.saturating_add(1);
                 self.successes = 0;
+                self.unwell.get_or_insert(sent);
                 if self.failing.is_none_or(|(known, _)| known != kind) {
                     self.failing = Some((kind, sent));
                 }

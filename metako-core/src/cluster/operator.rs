@@ -30,6 +30,13 @@ impl Controller {
         if self.writing.is_some() {
             return Err("the journal is being written: ask again".to_owned());
         }
+        let changes = !matches!(command, OperatorCommand::Adopt(_) | OperatorCommand::Resume);
+        if changes && self.observes() {
+            return Err(
+                "failover.mode is observe: whoever manages the cluster does that, and metako follows"
+                    .to_owned(),
+            );
+        }
         match command {
             OperatorCommand::Adopt(node) => {
                 self.refuse_adopt(node)?;

@@ -6,8 +6,8 @@ use super::controller::Then;
 use super::node::Moment;
 use super::work::Task;
 use super::{
-    Action, Controller, DecisionKind, JournalPhase, Phase, Promotion, SavedSettings, SettingsChange,
-    SyncRule, settings,
+    Action, Controller, DecisionKind, JournalPhase, Observed, Phase, Promotion, SavedSettings,
+    SettingsChange, SyncRule, settings,
 };
 use crate::{Lsn, NodeName, Tick, TimelineId};
 
@@ -292,6 +292,7 @@ impl Controller {
         journal.attempts.clear();
         journal.floor = None;
         journal.primary = candidate.clone();
+        journal.observed = Observed::default();
         // What failed with the former primary may go well with this one.
         self.rejoins.clear();
         self.persist(journal, Then::Serve);

@@ -64,6 +64,13 @@ impl Controller {
             }
         }
         let automatic = settings.failover.mode != FailoverMode::Manual;
+        let follows = settings.failover.mode == FailoverMode::Observe && !self.observes();
+        if follows {
+            self.forced = None;
+            // Whoever was waited for may have been replaced by others meanwhile.
+            let idle = matches!(self.phase, Phase::Paused { .. } | Phase::ManualNeeded { .. });
+            self.away |= self.journal.is_some() && (idle || self.holds_writes());
+        }
         self.settings = settings;
         self.policy = policy;
         self.slots.clear();
@@ -74,7 +81,8 @@ impl Controller {
             None,
             format!("the new configuration is in force: {changes}"),
         );
-        if automatic && matches!(self.phase, Phase::ManualNeeded { primary: Some(_), .. }) {
+        let unsure = matches!(self.phase, Phase::Paused { .. }) && follows;
+        if unsure || automatic && matches!(self.phase, Phase::ManualNeeded { primary: Some(_), .. }) {
             self.doubt();
         }
     }

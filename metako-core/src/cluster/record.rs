@@ -44,6 +44,22 @@ pub struct Journal {
     /// An operator paused automatic decisions.
     #[serde(default)]
     pub paused: bool,
+    /// Values of `synchronous_standby_names` of which metako has set one on the primary, or is about to.
+    #[serde(default)]
+    pub sync_names: Vec<String>,
+    /// What is remembered where others promote.
+    #[serde(default)]
+    pub observed: Observed,
+}
+
+/// What is remembered of the primary where others promote (`failover.mode: observe`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// When the primary's server was started, by its own account, when it was last known to be the one to follow: one that
+    /// was started again since then may have been replaced meanwhile.
+    pub started_at: Option<i64>,
+    /// Nodes that somebody promoted while the primary was well.
+    pub rivals: Vec<NodeName>,
 }
 
 /// Where a failover stands, in the journal.

@@ -24,7 +24,7 @@ impl Controller {
     /// Has displaced nodes rejoined, and forgets those that stream again.
     pub(super) fn reconcile_displaced(&mut self) {
         let (Some((primary, course)), Some(journal)) = (self.course(), &self.journal) else { return };
-        if self.writing.is_some() {
+        if self.writing.is_some() || self.observes() {
             return;
         }
         let hooked = self.settings.hooks.rejoin.is_some();
@@ -172,6 +172,9 @@ impl Controller {
 
     /// Takes slots of others from nodes that are standbys again: nobody uses them there, and they would keep WAL for ever.
     pub(super) fn clean_up(&mut self, primary: &NodeName) {
+        if self.observes() {
+            return;
+        }
         for node in self.littered.clone() {
             if node == *primary || self.report(&node).is_none_or(NodeReport::is_primary) {
                 continue;

@@ -215,10 +215,9 @@ pub(super) fn read_sync_names(cluster: &ClusterSettings, names: &str) -> Option<
     if rest.is_empty() { Some((acks.parse().ok()?, found)) } else { None }
 }
 
-/// Sets `synchronous_standby_names` to what the rule says.
+/// Sets `synchronous_standby_names` to what the rule says; takes it back where it is not metako's to set.
 pub(super) fn sync_change(cluster: &ClusterSettings, rule: &SyncRule) -> SettingsChange {
-    SettingsChange {
-        set: vec![(SYNC_NAMES.to_owned(), Some(sync_names(cluster, rule)))],
-        resume_replay: false,
-    }
+    let kept = cluster.failover.synchronous.is_some() || *rule != SyncRule::Async;
+    let names = kept.then(|| sync_names(cluster, rule));
+    SettingsChange { set: vec![(SYNC_NAMES.to_owned(), names)], resume_replay: false }
 }

@@ -104,7 +104,7 @@ impl Controller {
     }
 
     /// Whether what the node last said is newer than what was last done to it.
-    fn answered_since_touched(&self, node: &NodeName) -> bool {
+    pub(super) fn answered_since_touched(&self, node: &NodeName) -> bool {
         self.touched.get(node).is_none_or(|touched| self.answered_after(node, *touched))
     }
 
@@ -130,10 +130,23 @@ impl Controller {
         else {
             return Remedy::Nothing;
         };
+        let frozen = settings::has_token(report);
+        if self.observes() {
+            // Others see to standbys, but for what metako itself froze.
+            let known = self.journal.as_ref().is_some_and(|journal| journal.saved.contains_key(standby));
+            return match (frozen, known) {
+                (false, _) => Remedy::Nothing,
+                (true, true) => Remedy::Unfreeze,
+                (true, false) => Remedy::LeaveAlone(
+                    "it carries metako's freeze token, and what it had before is not known: reset primary_conninfo and \
+                     primary_slot_name there"
+                        .to_owned(),
+                ),
+            };
+        }
         if let Some(why) = self.lineage_doubt(standby, report, course) {
             return Remedy::LeaveAlone(why);
         }
-        let frozen = settings::has_token(report);
         if report.timeline == course.timeline && frozen {
             return if self.journal.as_ref().is_some_and(|journal| journal.saved.contains_key(standby)) {
                 Remedy::Unfreeze
@@ -243,7 +256,7 @@ impl Controller {
             return;
         };
         let node = primary.clone();
-        let change = settings::leftovers(&saved);
+        let change = if self.observes() { settings::unfreeze(&saved) } else { settings::leftovers(&saved) };
         self.start(primary, Task::Unfreeze, |id| Action::Unfreeze { id, node, change });
     }
 

@@ -38,29 +38,42 @@ struct SyncReport {
 impl Controller {
     pub(super) fn reconcile_sync(&mut self) {
         let (Some(journal), Some(primary)) = (&self.journal, self.phase_primary().cloned()) else { return };
-        let present = journal.sync.clone();
+        let (present, own_names) = (journal.sync.clone(), journal.sync_names.clone());
         let wanted = self.wanted_rule(&present, &primary);
         self.name_non_voters(&present, &primary);
         let Some(report) = self.sync_report(&primary) else { return };
         match (&present, &wanted) {
             (SyncRule::Async, SyncRule::Async) => {
+                self.sync_step = None;
                 // With `failover.synchronous` the setting is metako's; without, only what it has set itself.
-                let clears = self.settings.failover.synchronous.is_some()
-                    || self.sync_step.as_ref().is_some_and(|step| step.rule == SyncRule::Async);
-                if clears && !report.names.is_empty() {
+                let own = own_names.contains(&report.names);
+                if !report.names.is_empty() && (own || self.settings.failover.synchronous.is_some()) {
                     return self.set_sync(&primary, &SyncRule::Async, "the journal asks for none");
                 }
-                self.sync_step = None;
+                if !own_names.is_empty()
+                    && self.answered_since_touched(&primary)
+                    && !self.work.busy(&Lane::Node(primary))
+                    && let Some(mut journal) = self.journal.clone()
+                {
+                    journal.sync_names.clear();
+                    self.persist(journal, Then::GoOn);
+                }
             }
             _ if present == wanted => {
                 self.sync_step = None;
-                if report.names != settings::sync_names(&self.settings, &present) {
+                let names = settings::sync_names(&self.settings, &present);
+                if report.names != names {
                     self.restore_sync(&primary, &present, &report.names);
+                } else if own_names != [names.as_str()]
+                    && !self.work.busy(&Lane::Node(primary))
+                    && let Some(mut journal) = self.journal.clone()
+                {
+                    journal.sync_names = vec![names];
+                    self.persist(journal, Then::GoOn);
                 }
             }
             (SyncRule::Quorum { .. }, SyncRule::Async) => {
                 self.write_rule(wanted, &primary);
-                self.sync_step = Some(SyncStep { rule: SyncRule::Async, set: None, mark: None });
             }
             (SyncRule::Quorum { acks: now, voters: had }, SyncRule::Quorum { acks: then, voters: have })
                 if then <= now && had.iter().all(|voter| have.contains(voter)) =>
@@ -210,6 +223,16 @@ impl Controller {
     pub(super) fn set_sync(&mut self, primary: &NodeName, rule: &SyncRule, why: &str) {
         let change = settings::sync_change(&self.settings, rule);
         let names = settings::sync_names(&self.settings, rule);
+        if let Some(journal) = self
+            .journal
+            .as_ref()
+            .filter(|journal| *rule != SyncRule::Async && !journal.sync_names.contains(&names))
+        {
+            // So that it can be taken back whatever happens to metako.
+            let mut journal = journal.clone();
+            journal.sync_names.push(names);
+            return self.persist(journal, Then::GoOn);
+        }
         self.record_once(
             DecisionKind::SyncChanged,
             Some(primary),
@@ -239,6 +262,10 @@ impl Controller {
                 super::evidence::needed(*acks, voters.len())
             ),
         };
+        let names = settings::sync_names(&self.settings, &journal.sync);
+        if journal.sync != SyncRule::Async && !journal.sync_names.contains(&names) {
+            journal.sync_names.push(names);
+        }
         journal.sync = rule;
         self.sync_step = None;
         self.record(DecisionKind::SyncChanged, Some(primary), reason);

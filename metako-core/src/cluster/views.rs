@@ -19,6 +19,11 @@ impl Controller {
         }
     }
 
+    /// Whether clients that write wait.
+    pub(super) fn holds_writes(&self) -> bool {
+        matches!(self.writes(), Writes::Held { .. })
+    }
+
     fn writes(&self) -> Writes {
         let held = |reason: String| Writes::Held { reason };
         let stuck = |usual: String| held(self.stuck.clone().unwrap_or(usual));
@@ -28,7 +33,7 @@ impl Controller {
                 None => Writes::Open { primary: primary.clone() },
                 Some(stuck) => held(stuck.clone()),
             },
-            Phase::Suspect { primary, reason, .. } => match (&self.stuck, self.confirmed) {
+            Phase::Suspect { primary, reason, .. } => match (&self.stuck, self.confirmed && !self.away) {
                 (None, true) => Writes::Open { primary: primary.clone() },
                 (Some(stuck), _) => held(stuck.clone()),
                 (None, false) => held(reason.clone()),
@@ -101,6 +106,11 @@ impl Controller {
                 let kind = match node.role {
                     ObservedRole::StalePrimary | ObservedRole::Foreign => DecisionKind::Refused,
                     _ => DecisionKind::NodeRole,
+                };
+                let role = if self.observes() && node.role == ObservedRole::StalePrimary {
+                    "a primary that is not followed: it gets no traffic".to_owned()
+                } else {
+                    role
                 };
                 self.record(kind, Some(name), format!("{name} is {role}"));
             }

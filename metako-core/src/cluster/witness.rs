@@ -62,8 +62,11 @@ impl Controller {
         if report.is_primary() || self.is_foreign(report) || settings::has_token(report) {
             return Witness::Unseen;
         }
+        let beyond = |timeline| self.journal.as_ref().is_some_and(|journal| timeline > journal.timeline);
         match report.streaming_receiver() {
             None => Witness::Lost,
+            // Whoever sends it that is not what the journal's primary is.
+            Some(receiver) if beyond(receiver.timeline) => Witness::Lost,
             // From an address that nobody has: it may be the primary under another name.
             Some(receiver) => match self.node_at(&receiver.sender_host, receiver.sender_port) {
                 Some(upstream) if upstream == *primary || upstream == *standby => Witness::Fresh,

@@ -344,8 +344,21 @@ fn times(file: &File, checks: &mut Checks<'_>) {
 }
 
 fn failover(file: &File, checks: &mut Checks<'_>) {
+    let observes = file.failover.mode == FailoverMode::Observe;
+    if observes && (file.hooks.stop.is_some() || file.hooks.rejoin.is_some()) {
+        checks.warning(
+            "hooks",
+            "are not called where `failover.mode` is observe: whoever manages the cluster does that",
+        );
+    }
     let Some(rule) = synchronous(file) else { return };
     let key = "failover.synchronous";
+    if observes {
+        let message =
+            "is for whoever manages the cluster where `failover.mode` is observe; leave one of the two out"
+                .to_owned();
+        return checks.problem(&[key, "failover.mode"], message);
+    }
     let acks_key =
         if checks.places.holds("failover.synchronous.acks") { "failover.synchronous.acks" } else { key };
     let replicas = file.nodes.len().saturating_sub(1);

@@ -311,6 +311,8 @@ pub enum FailoverMode {
     Automatic,
     /// metako promotes nothing by itself; a person does.
     Manual,
+    /// Others promote, and metako follows.
+    Observe,
 }
 
 /// `failover.synchronous`

@@ -18,6 +18,8 @@ struct Watch {
     severed: BTreeMap<NodeName, Epoch>,
     /// Who began which timeline.
     begun: BTreeMap<TimelineId, NodeName>,
+    /// Those whom metako told to, and those whom it followed; who else was promoted is a stranger.
+    own: BTreeSet<NodeName>,
     /// Standbys that were called frozen in the failover that runs.
     frozen: BTreeSet<NodeName>,
     /// The phase of the journal on disk.
@@ -70,6 +72,7 @@ impl Watch {
                 self.journal = Some(journal.phase.clone());
             }
             LogEvent::Action(Action::Promote { promotion, .. }) => {
+                self.own.insert(promotion.node.clone());
                 let announced = matches!(&self.journal, Some(JournalPhase::Promoting { candidate, timeline, .. })
                     if *candidate == promotion.node && *timeline == promotion.timeline);
                 if !announced {
@@ -130,9 +133,8 @@ impl Watch {
                 }
             }
             ClientEvent::Read { node, primary: true, timeline, .. } => {
-                if let Some((newest, owner)) =
-                    self.begun.last_key_value().filter(|(newest, _)| *newest > timeline)
-                {
+                let newest = self.begun.iter().rfind(|(_, owner)| self.own.contains(*owner));
+                if let Some((newest, owner)) = newest.filter(|(newest, _)| *newest > timeline) {
                     let text = format!(
                         "{node} served a read as a primary of timeline {timeline} after {owner} began timeline {newest}"
                     );
@@ -192,6 +194,7 @@ impl Watch {
         self.epoch = self.epoch.max(epoch);
         if let Writes::Open { primary } = writes {
             self.present = Some(primary.clone());
+            self.own.insert(primary.clone());
             let moved = self.open_to.replace(primary.clone()).filter(|before| before != primary);
             if let Some(before) = moved.filter(|before| self.severed.get(before) != Some(&epoch)) {
                 let text =

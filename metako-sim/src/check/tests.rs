@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use metako_core::cluster::{
     Action, ActionFailure, ActionId, Decision, DecisionKind, HookCall, HookKind, Journal, JournalPhase,
-    Phase, Promotion, SyncRule, Writes,
+    Observed, Phase, Promotion, SyncRule, Writes,
 };
 use metako_core::config::HumanDuration;
 use metako_core::{Epoch, Lsn, NodeName, SystemId, Tick, TimelineId};
@@ -78,6 +78,8 @@ fn journal(epoch: u64, phase: JournalPhase) -> LogEvent {
         saved: BTreeMap::new(),
         displaced: Vec::new(),
         paused: false,
+        sync_names: Vec::new(),
+        observed: Observed::default(),
         floor: None,
     }))
 }

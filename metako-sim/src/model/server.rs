@@ -1,11 +1,12 @@
 //! What a server does when it is asked: commit, read, change settings, promote.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use metako_core::cluster::{ActionFailure, ActionOutcome, Promotion, SettingsChange};
 use metako_core::{Epoch, Lsn};
 
-use super::node::{Waiter, Who};
+use super::node::{Process, Waiter, Who};
 use super::wal::Payload;
 use super::{Cluster, NodeEvent, SyncNames};
 use crate::chance::Purpose;
@@ -154,16 +155,8 @@ impl Cluster {
             }
         }
         node.slots.extend(slots);
-        let mut changed = Vec::new();
-        for (name, value) in change.set {
-            let value = value.unwrap_or_default();
-            if node.written_settings.insert(name.clone(), value.clone()).as_ref() != Some(&value) {
-                changed.push((name, value));
-            }
-        }
-        let reload = stage.chance.duration(Purpose::Reload, index as u64, RELOAD);
+        let reload = self.write_settings(stage, index, change);
         let answer = Answer::Action(Ok(ActionOutcome::Done));
-        self.after(stage, index, reload, NodeEvent::Reloaded { changed });
         self.after(
             stage,
             index,
@@ -172,15 +165,57 @@ impl Cluster {
         );
     }
 
+    /// Writes settings to disk, and has them in force after the time that is returned.
+    fn write_settings(&mut self, stage: &mut Stage, index: usize, change: SettingsChange) -> Duration {
+        let node = &mut self.nodes[index];
+        let mut changed = Vec::new();
+        for (name, value) in change.set {
+            let value = value.unwrap_or_default();
+            if node.written_settings.insert(name.clone(), value.clone()).as_ref() != Some(&value) {
+                changed.push((name, value));
+            }
+        }
+        let reload = stage.chance.duration(Purpose::Reload, index as u64, RELOAD);
+        self.after(stage, index, reload, NodeEvent::Reloaded { changed });
+        reload
+    }
+
     /// `pg_promote(false)`, if the token is there.
     fn promote(&mut self, stage: &mut Stage, index: usize, promotion: &Promotion) -> ActionOutcome {
-        let node = &mut self.nodes[index];
+        let node = &self.nodes[index];
         if node.primary || node.promoting {
             return ActionOutcome::Done;
         }
         if node.setting("primary_slot_name") != promotion.token {
             return ActionOutcome::Declined;
         }
+        self.begin_promotion(stage, index);
+        ActionOutcome::Done
+    }
+
+    /// Somebody else promotes a standby, and has the other standbys that run follow it.
+    pub(crate) fn hand_over(&mut self, stage: &mut Stage, index: usize) {
+        let node = &self.nodes[index];
+        if node.process != Process::Running || node.primary || node.promoting {
+            return;
+        }
+        let upstream = format!("host={} port={}", node.host, node.port);
+        self.begin_promotion(stage, index);
+        for other in 0..self.nodes.len() {
+            let standby = &self.nodes[other];
+            if other != index && standby.process == Process::Running && !standby.primary {
+                let conninfo = format!("{upstream} application_name={}", standby.application_name);
+                let set = vec![
+                    ("primary_conninfo".to_owned(), Some(conninfo)),
+                    ("primary_slot_name".to_owned(), None),
+                ];
+                self.write_settings(stage, other, SettingsChange { set, resume_replay: false });
+            }
+        }
+    }
+
+    fn begin_promotion(&mut self, stage: &mut Stage, index: usize) {
+        let node = &mut self.nodes[index];
         node.promoting = true;
         let link = node.receiver.as_ref().map(|receiver| receiver.link);
         let delay = stage.chance.duration(Purpose::Promote, index as u64, node.rates.promote);
@@ -189,7 +224,6 @@ impl Cluster {
             self.drop_receiver(stage, index, link, "promotion");
         }
         self.after(stage, index, delay, NodeEvent::PromotionEnds);
-        ActionOutcome::Done
     }
 
     pub(super) fn promotion_ends(&mut self, stage: &mut Stage, index: usize) {

@@ -37,6 +37,10 @@ impl World {
                 world.cluster.freeze(&mut world.stage, node);
                 Some(Undo::Thaw(node))
             }),
+            Fault::Promote(target) => self.on_node("promote", target, |world, node| {
+                world.cluster.hand_over(&mut world.stage, node);
+                None
+            }),
             Fault::Ask { what, to } => {
                 self.ask_for(*what, to.as_ref());
                 None

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::cluster::{
     Action, ActionFailure, ActionId, ActionOutcome, ClusterView, Controller, Decision, DecisionKind, Event,
-    HookKind, Journal, JournalPhase, OperatorCommand, SettingsChange, Writes,
+    HookKind, Journal, OperatorCommand, SettingsChange, Writes,
 };
 use crate::config::ClusterSettings;
 use crate::plugin::{NodeReport, ProbeFailure, Receiver, ReportedRole, Sender, SettingValue};
@@ -50,11 +50,17 @@ pub(super) struct Lab {
     pub(super) open_transactions: bool,
     /// The phases that followed each other in views.
     pub(super) transitions: BTreeSet<(&'static str, &'static str)>,
+    /// Whom an operator last took for the primary.
+    pub(super) adopted: Option<NodeName>,
+    /// Since writes were last open it has another configuration.
+    pub(super) reloaded: bool,
+    /// Since writes were last open the process was started again.
+    pub(super) restarted: bool,
     later: BTreeMap<(Tick, u64), Event>,
     count: u64,
-    promoted: BTreeMap<Epoch, NodeName>,
+    pub(super) promoted: BTreeMap<Epoch, NodeName>,
     /// Actions that were asked for and not answered, by what may not run twice.
-    running: BTreeMap<ActionId, String>,
+    pub(super) running: BTreeMap<ActionId, String>,
 }
 
 impl Lab {
@@ -78,6 +84,9 @@ impl Lab {
             open_transactions: false,
             lagging: None,
             transitions: BTreeSet::new(),
+            adopted: None,
+            reloaded: false,
+            restarted: true,
             later: BTreeMap::new(),
             count: 0,
             promoted: BTreeMap::new(),
@@ -103,6 +112,7 @@ impl Lab {
 
     /// The process dies and a new one starts with the journal that is on disk. What was in flight is lost.
     pub(super) fn restart(&mut self) {
+        self.restarted = true;
         self.later.clear();
         self.kept.clear();
         self.running.clear();
@@ -156,13 +166,16 @@ impl Lab {
     }
 
     pub(super) fn revive(&mut self, name: &str) {
-        self.fake(name).line = Line::Up;
-        self.fake(name).reachable_by_others = true;
+        let fake = self.fake(name);
+        fake.started_at += i64::from(fake.line == Line::Refused);
+        fake.line = Line::Up;
+        fake.reachable_by_others = true;
     }
 
     /// The operator's word counts more than what is missing then.
     pub(super) fn adopt(&mut self, name: &str) {
         self.acknowledged = Lsn(0);
+        self.adopted = Some(name.into());
         self.event(Event::Operator(OperatorCommand::Adopt(name.into())));
     }
 
@@ -200,6 +213,8 @@ impl Lab {
         let mut events = VecDeque::from([event]);
         let mut turns = 0;
         while let Some(event) = events.pop_front() {
+            // What was decided by the former configuration stands.
+            self.reloaded |= matches!(event, Event::Reconfigured { .. });
             if let Event::Done { id, .. } = &event {
                 self.running.remove(id);
             }
@@ -223,119 +238,6 @@ impl Lab {
             if let Some(event) = self.perform(&action) {
                 self.event(event);
             }
-        }
-    }
-
-    /// The rules that hold always.
-    fn watch(&mut self, action: &Action) {
-        if let Some((id, lane)) = lane_of(action) {
-            let taken = self.running.values().any(|running| *running == lane);
-            assert!(!taken, "{} while another action is in flight there", name_of(action));
-            self.running.insert(id, lane);
-        }
-        match action {
-            Action::Persist { journal, .. } => self.watch_choice(journal),
-            Action::Promote { promotion, .. } => {
-                let journal = self.disk.as_ref().unwrap();
-                assert!(
-                    matches!(&journal.phase, JournalPhase::Promoting { candidate, timeline, .. }
-                        if *candidate == promotion.node && *timeline == promotion.timeline),
-                    "a promotion that is not in the journal: {promotion:?}"
-                );
-                assert_eq!(journal.epoch, promotion.epoch);
-                assert_eq!(promotion.token, format!("metako_epoch_{}", promotion.epoch));
-                let first = self.promoted.entry(promotion.epoch).or_insert_with(|| promotion.node.clone());
-                assert_eq!(*first, promotion.node, "two promotions in one epoch");
-            }
-            Action::Hook { call, .. } => {
-                let journal = self.disk.as_ref().unwrap();
-                assert_eq!(call.epoch, journal.epoch, "a hook of an epoch that is not on disk");
-                match call.kind {
-                    HookKind::Stop => {
-                        assert_eq!(
-                            (&journal.phase, &journal.primary),
-                            (&JournalPhase::Fencing, &call.node),
-                            "a stop that is not in the journal"
-                        );
-                        assert!(self.held().is_some(), "a stop while writes are open");
-                    }
-                    HookKind::Rejoin => {
-                        let primary = match &journal.phase {
-                            JournalPhase::Steady => &journal.primary,
-                            JournalPhase::Promoting { candidate, .. } => candidate,
-                            JournalPhase::Fencing => panic!("a rejoin while nobody is primary"),
-                        };
-                        assert_ne!(call.node, *primary, "the primary is no standby");
-                        assert_eq!(call.upstream.as_ref(), Some(primary));
-                        assert!(self.nodes[primary].primary, "{primary} is promoted");
-                        assert!(journal.displaced.contains(&call.node), "{} was not displaced", call.node);
-                        assert!(!journal.tainted.contains(&call.node), "{} needs to be cloned", call.node);
-                    }
-                }
-            }
-            Action::Publish { view } => {
-                assert!(view.version > self.view.version || self.view.version == 0);
-                if let Writes::Open { primary } = &view.writes {
-                    let journal = self.disk.as_ref().unwrap();
-                    // The epoch of a switchover is on disk for a moment before it is known to be.
-                    assert!(
-                        journal.primary == *primary && view.epoch <= journal.epoch,
-                        "open without a journal: {view:?}, {journal:?}"
-                    );
-                    assert_eq!(journal.phase, JournalPhase::Steady);
-                    if self.view.primary() != Some(primary) {
-                        let position = self.nodes[primary].position();
-                        assert!(
-                            position >= self.acknowledged,
-                            "{primary} at {position} lacks {}",
-                            self.acknowledged
-                        );
-                    }
-                }
-                let (from, to) = (self.view.phase.name(), view.phase.name());
-                if from != to {
-                    self.transitions.insert((from, to));
-                }
-                self.view = Arc::clone(view);
-            }
-            Action::Record { decision } => {
-                assert!(decision.reason.len() > 8, "a decision says why: {decision:?}");
-                self.decisions.push(decision.clone());
-            }
-            _ => {}
-        }
-        self.actions.push(action.clone());
-    }
-
-    /// When a choice goes to disk: nobody streams from the old primary, enough voters stand still, and none of those that
-    /// stand still is ahead of the chosen one.
-    fn watch_choice(&self, journal: &Journal) {
-        let JournalPhase::Promoting { candidate, fork, .. } = &journal.phase else { return };
-        let Some(former) = self.disk.as_ref().filter(|former| former.phase == JournalPhase::Fencing) else {
-            return;
-        };
-        let old = self.settings.node(journal.primary.as_str()).map(|node| node.port);
-        let streams = |state: &&crate::cluster::node::NodeState| {
-            let receiver = state.current().and_then(NodeReport::streaming_receiver);
-            receiver.map(|receiver| receiver.sender_port) == old
-        };
-        let fresh = self.controller.nodes.values().find(streams).map(|state| state.report.clone());
-        assert_eq!(fresh, None, "a promotion although a standby streams from the primary");
-        let token = format!("metako_epoch_{}", journal.epoch);
-        let frozen: Vec<(&NodeName, &Fake)> = self
-            .nodes
-            .iter()
-            .filter(|(_, fake)| {
-                fake.setting("primary_slot_name") == token && fake.setting("primary_conninfo").is_empty()
-            })
-            .collect();
-        assert!(
-            frozen.iter().any(|(name, fake)| *name == candidate && fake.position() == *fork),
-            "{frozen:?}"
-        );
-        if let crate::cluster::SyncRule::Quorum { acks, voters } = &former.sync {
-            let standing = frozen.iter().filter(|(name, _)| voters.contains(name)).count();
-            assert!(standing > voters.len() - acks, "{standing} of {voters:?} stand still");
         }
     }
 

@@ -27,6 +27,10 @@ enum Step {
     Reload(usize),
     Ask(usize, usize),
     Open(bool),
+    /// Somebody else promotes a node.
+    Promoted(usize),
+    /// The server of a node is started again.
+    Started(usize),
 }
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -63,7 +67,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..3_usize).prop_map(Step::Lost),
         1 => (0..3_usize).prop_map(Step::Adopt),
         1 => (0_u64..500).prop_map(Step::Noise),
-        1 => (0..3_usize).prop_map(Step::Reload),
+        1 => (0..4_usize).prop_map(Step::Reload),
+        1 => (0..3_usize).prop_map(Step::Promoted),
+        1 => (0..3_usize).prop_map(Step::Started),
         4 => (0..4_usize, 0..4_usize).prop_map(|(what, node)| Step::Ask(what, node)),
         1 => any::<bool>().prop_map(Step::Open),
     ]
@@ -73,6 +79,7 @@ fn configuration(which: usize) -> ClusterSettings {
     hooked(match which {
         0 => settings(),
         1 => synchronous(1, NoVoter::Block),
+        3 => super::observe::observed(),
         _ => synchronous(1, NoVoter::Degrade),
     })
 }
@@ -115,6 +122,14 @@ fn take(lab: &mut Lab, step: &Step) {
             }));
         }
         Step::Open(open) => lab.open_transactions = *open,
+        Step::Promoted(node) => {
+            if !lab.fake(NAMES[*node]).primary {
+                super::observe::promote(lab, NAMES[*node], &[]);
+            }
+            // Nobody promised anything of what somebody else promotes.
+            lab.acknowledged = crate::Lsn(0);
+        }
+        Step::Started(node) => lab.fake(NAMES[*node]).started_at += 1,
         Step::Noise(number) => {
             let result = Err(ProbeFailure::Refused("noise".to_owned()));
             lab.event(Event::Probed { id: ProbeId(number / 2), node: "b".into(), sent: lab.now, result });
@@ -133,15 +148,15 @@ fn take(lab: &mut Lab, step: &Step) {
 const TRANSITIONS: [(&str, &[&str]); 11] = [
     ("discovering", &["steady", "paused", "suspect", "manual_needed"]),
     // After a broken connection everybody may have answered before suspicion is spoken out: then it is decided at once.
-    ("steady", &["suspect", "fencing", "manual_needed", "draining", "paused"]),
-    ("suspect", &["steady", "paused", "fencing", "manual_needed"]),
+    ("steady", &["suspect", "fencing", "manual_needed", "draining", "paused", "discovering"]),
+    ("suspect", &["steady", "paused", "fencing", "manual_needed", "discovering"]),
     ("draining", &["stopping", "steady", "suspect"]),
     ("stopping", &["freezing", "suspect"]),
     ("fencing", &["freezing", "steady", "paused", "suspect"]),
     ("freezing", &["promoting", "steady", "paused", "suspect", "manual_needed"]),
     ("promoting", &["verifying", "manual_needed"]),
     ("verifying", &["steady", "paused", "manual_needed"]),
-    ("paused", &["suspect", "fencing"]),
+    ("paused", &["suspect", "fencing", "discovering"]),
     ("manual_needed", &["steady", "paused", "suspect", "fencing", "verifying", "discovering"]),
 ];
 
@@ -154,7 +169,7 @@ fn check_transitions(lab: &Lab) {
 
 proptest! {
     #[test]
-    fn no_order_of_events_breaks_a_rule(which in 0..3_usize, steps in prop::collection::vec(step(), 1..60)) {
+    fn no_order_of_events_breaks_a_rule(which in 0..4_usize, steps in prop::collection::vec(step(), 1..60)) {
         let mut lab = Lab::new(configuration(which));
         lab.start();
         for step in &steps {
@@ -167,9 +182,11 @@ proptest! {
     /// person was called with a reason.
     #[test]
     fn after_faults_end_writes_open_or_a_person_is_called(
-        which in 0..2_usize,
+        which in prop::sample::select(vec![0_usize, 1, 3]),
         steps in prop::collection::vec(
-            step().prop_filter("no person, no reload", |step| !matches!(step, Step::Adopt(_) | Step::Reload(_))), 1..25),
+            step().prop_filter("no person, no reload", |step| {
+                !matches!(step, Step::Adopt(_) | Step::Reload(_) | Step::Promoted(_))
+            }), 1..25),
     ) {
         let mut lab = Lab::steady(configuration(which));
         for step in &steps {

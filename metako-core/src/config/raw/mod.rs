@@ -275,7 +275,6 @@ pub(super) struct Auth {
 #[serde(default)]
 pub(super) struct Failover {
     /// Who decides to promote.
-    #[schemars(extend("x-planned" = ["observe"]))]
     pub(super) mode: FailoverMode,
     /// The strategy that judges the evidence and ranks candidates.
     #[schemars(schema_with = "failover_policy")]

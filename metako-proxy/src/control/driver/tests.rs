@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use metako_core::cluster::{
-    ClusterView, Decision, DecisionKind, HookCall, HookKind, Journal, JournalPhase, ProbeId, Promotion,
-    SettingsChange, SyncRule,
+    ClusterView, Decision, DecisionKind, HookCall, HookKind, Journal, JournalPhase, Observed, ProbeId,
+    Promotion, SettingsChange, SyncRule,
 };
 use metako_core::config::{
     FailoverMode, FailoverSettings, Hook, Hooks, NodeTls, Priority, ReplicationAddress, Secret, SslMode,
@@ -194,6 +194,8 @@ fn journal(cluster: &str, epoch: u64) -> Journal {
         saved: BTreeMap::new(),
         displaced: Vec::new(),
         paused: false,
+        sync_names: Vec::new(),
+        observed: Observed::default(),
         floor: None,
     }
 }
