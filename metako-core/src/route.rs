@@ -103,19 +103,10 @@ mod tests {
 
     fn node(name: &str, role: ObservedRole, fit: bool) -> NodeView {
         NodeView {
-            name: name.into(),
             health: Health::Up,
             role,
             reads: if fit { ReadFitness::Fit } else { ReadFitness::Unfit { reason: "lag".into() } },
-            timeline: None,
-            position: None,
-            lag: None,
-            lag_bytes: None,
-            latency: None,
-            version: None,
-            upstream: None,
-            weight: 1,
-            zone: None,
+            ..NodeView::unknown(name.into())
         }
     }
 

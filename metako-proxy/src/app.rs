@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,8 +24,9 @@ use crate::control::{
 };
 use crate::data::DataPlane;
 use crate::env::{Env, Listener, TokioEnv};
+use crate::metrics::{Facts, Figures, Format};
 use crate::shared::{EvidenceSender, Traffic, ViewCell};
-use crate::{control, descriptors, logging, state_dir};
+use crate::{control, descriptors, logging, metrics, state_dir};
 
 /// How long a shutdown waits for the last decisions to reach the disk.
 const ENDING_MAX: Duration = Duration::from_secs(5);
@@ -184,8 +186,21 @@ struct Inner<E: Env> {
     control: DriverHandle,
     /// One reload at a time.
     reloading: Mutex<()>,
+    reloads: Reloads,
+    env: E,
+    /// When it was started, since 1970.
+    started: Duration,
+    history: Arc<History>,
+    figures: Arc<Figures>,
     /// `log.report_interval` has another value.
     report_changed: Notify,
+}
+
+/// Reloads since the start.
+#[derive(Debug, Default)]
+struct Reloads {
+    done: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl<E: Env> App<E> {
@@ -199,6 +214,7 @@ impl<E: Env> App<E> {
         let config = Arc::new(config);
         let view = Arc::new(ViewCell::new(ClusterView::empty("metako is starting")));
         let traffic = Arc::new(Traffic::default());
+        let figures = Arc::new(Figures::new(env.now()));
         let (evidence, losses) = EvidenceSender::channel();
         let data = DataPlane::new(
             env.clone(),
@@ -212,6 +228,7 @@ impl<E: Env> App<E> {
             servers: Arc::new(PgServers::new(env.clone()).with_tls(data.server_tls()).telling(evidence)),
             journal: Arc::new(journal),
             history: Arc::clone(&history),
+            figures: Arc::clone(&figures),
             view: Arc::clone(&view),
             fence: data.fence(),
             evidence: losses,
@@ -242,6 +259,11 @@ impl<E: Env> App<E> {
             data: Arc::clone(&data),
             control,
             reloading: Mutex::new(()),
+            reloads: Reloads::default(),
+            env: env.clone(),
+            started: env.wall_clock(),
+            history: Arc::clone(&history),
+            figures,
             report_changed: Notify::new(),
         });
         for listener in listeners {
@@ -400,14 +422,31 @@ impl<E: Env> Admin for Inner<E> {
         serde_json::to_value(Self::status(self)).unwrap_or(Value::Null)
     }
 
+    fn metrics(&self, format: Format) -> String {
+        let facts = Facts {
+            cluster: self.config.load().cluster.name.clone(),
+            started: self.started,
+            now: self.env.now(),
+            view: self.view.load_full(),
+            figures: Arc::clone(&self.figures),
+            traffic: Arc::clone(&self.traffic),
+            unwritten_decisions: self.history.unwritten(),
+            reloads: self.reloads.done.load(Ordering::Relaxed),
+            refused_reloads: self.reloads.refused.load(Ordering::Relaxed),
+        };
+        metrics::text(facts, format)
+    }
+
     async fn reload(&self) -> Reply {
         let _one_at_a_time = self.reloading.lock().await;
         match self.replace_config().await {
             Ok(lines) => {
+                self.reloads.done.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(changes = lines.join("; "), "configuration reloaded");
                 Ok(json!({ "schema": 1, "changes": lines }))
             }
             Err(why) => {
+                self.reloads.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(%why, "reload refused; the configuration in force stays");
                 Err(why)
             }

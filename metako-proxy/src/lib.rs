@@ -16,6 +16,7 @@ mod descriptors;
 pub mod env;
 pub mod logging;
 pub mod login;
+pub mod metrics;
 pub mod playground;
 mod scram;
 pub mod shared;

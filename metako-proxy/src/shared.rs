@@ -116,6 +116,8 @@ pub struct Traffic {
     pub clients: AtomicU64,
     /// Clients that are held for want of a primary.
     pub held: AtomicU64,
+    /// What those have sent and is kept for them.
+    pub held_bytes: AtomicU64,
 }
 
 impl Traffic {

@@ -163,6 +163,50 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// What kind of action it is: the same word for the same kind, in the manner of an identifier.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Probe { .. } => "probe",
+            Self::Persist { .. } => "persist",
+            Self::Sever { .. } => "sever",
+            Self::Checkpoint { .. } => "checkpoint",
+            Self::Drain { .. } => "drain",
+            Self::Freeze { .. } => "freeze",
+            Self::Unfreeze { .. } => "unfreeze",
+            Self::Prepare { .. } => "prepare",
+            Self::Promote { .. } => "promote",
+            Self::Verify { .. } => "verify",
+            Self::Repoint { .. } => "repoint",
+            Self::SetSyncStandbys { .. } => "set_sync",
+            Self::DropSlots { .. } => "drop_slots",
+            Self::Hook { call, .. } => call.kind.name(),
+            Self::Publish { .. } => "publish",
+            Self::Record { .. } => "record",
+        }
+    }
+
+    /// The id by which an [`Event::Done`](super::Event::Done) answers it, if one does.
+    pub fn id(&self) -> Option<ActionId> {
+        match self {
+            Self::Persist { id, .. }
+            | Self::Sever { id, .. }
+            | Self::Checkpoint { id, .. }
+            | Self::Drain { id, .. }
+            | Self::Freeze { id, .. }
+            | Self::Unfreeze { id, .. }
+            | Self::Prepare { id, .. }
+            | Self::Promote { id, .. }
+            | Self::Verify { id, .. }
+            | Self::Repoint { id, .. }
+            | Self::SetSyncStandbys { id, .. }
+            | Self::DropSlots { id, .. }
+            | Self::Hook { id, .. } => Some(*id),
+            Self::Probe { .. } | Self::Publish { .. } | Self::Record { .. } => None,
+        }
+    }
+}
+
 /// Settings to be changed by ALTER SYSTEM, in this order, followed by one reload of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SettingsChange {

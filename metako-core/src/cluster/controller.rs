@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::failover::Failover;
 use super::node::{Moment, NodeState};
 use super::rejoin::Rejoins;
+use super::survival::{Survey, Survival};
 use super::switchover::{Drain, Planned};
 use super::sync::SyncStep;
 use super::work::{Job, Lane, Task, Work};
@@ -94,6 +95,8 @@ pub struct Controller {
     pub(super) now: Tick,
     pub(super) wake: Option<Tick>,
     pub(super) next_probe: u64,
+    /// How many failures could be survived, and from what that followed.
+    pub(super) surveyed: Option<(Survey, Survival)>,
     view: Arc<ClusterView>,
     out: Vec<Action>,
     said: BTreeMap<(DecisionKind, Option<NodeName>), String>,
@@ -179,6 +182,7 @@ impl Controller {
             now,
             wake: None,
             next_probe: 0,
+            surveyed: None,
             view: Arc::new(ClusterView::empty("no node has answered yet")),
             out: Vec::new(),
             said: BTreeMap::new(),
@@ -460,6 +464,7 @@ impl Controller {
     }
 
     fn publish(&mut self, out: &mut Vec<Action>) {
+        self.look_ahead();
         let mut view = self.build_view();
         view.version = self.view.version;
         if view == *self.view {

@@ -17,13 +17,21 @@ pub(super) const CLEAN_ROUNDS: u32 = 3;
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(10);
 
 /// Why a failover that the policy wants does not happen.
-enum Veto {
+pub(super) enum Veto {
     /// The evidence does not allow it: look on.
     Evidence(String),
     /// The primary seems dead, but nobody can follow it: hold writes and look on.
     Stuck(String),
     /// A person has to decide.
     Person(String),
+}
+
+impl Veto {
+    /// The reason, for people.
+    pub(super) fn into_reason(self) -> String {
+        let (Self::Evidence(why) | Self::Stuck(why) | Self::Person(why)) = self;
+        why
+    }
 }
 
 impl Controller {
@@ -325,9 +333,14 @@ impl Controller {
     }
 
     /// Whether metako may decide alone.
-    fn veto_of_mode(&self) -> Option<Veto> {
-        if self.settings.failover.mode == FailoverMode::Manual {
-            return Some(Veto::Person("failover.mode is manual".to_owned()));
+    pub(super) fn veto_of_mode(&self) -> Option<Veto> {
+        match self.settings.failover.mode {
+            FailoverMode::Automatic => {}
+            FailoverMode::Manual => return Some(Veto::Person("failover.mode is manual".to_owned())),
+            FailoverMode::Observe => {
+                let reason = "failover.mode is observe: whoever manages the cluster promotes";
+                return Some(Veto::Person(reason.to_owned()));
+            }
         }
         if self.journal.as_ref().is_some_and(|journal| journal.paused) {
             return Some(Veto::Person("metako is paused (`metako resume` ends that)".to_owned()));
@@ -336,7 +349,7 @@ impl Controller {
     }
 
     /// Whether it may decide alone once more.
-    fn veto_of_budget(&self) -> Option<Veto> {
+    pub(super) fn veto_of_budget(&self) -> Option<Veto> {
         let (most, span) = self.settings.failover.budget;
         let spent = self.promotions.iter().filter(|began| self.now.since(**began) < span).count();
         (spent >= usize::try_from(most).unwrap_or(usize::MAX)).then(|| {
@@ -354,7 +367,7 @@ impl Controller {
     }
 
     /// Whether there is one who can follow.
-    fn veto_of_candidates(&self, primary: &NodeName, since: Moment) -> Option<Veto> {
+    pub(super) fn veto_of_candidates(&self, primary: &NodeName, since: Moment) -> Option<Veto> {
         let standbys = self.all_but(primary);
         let reasons: Vec<String> = standbys
             .iter()
@@ -391,12 +404,11 @@ impl Controller {
             .veto_of_evidence(&evidence, since)
             .or_else(|| self.veto_of_history(primary, since))
             .or_else(|| self.veto_of_candidates(primary, since))?;
-        let (Veto::Evidence(why) | Veto::Stuck(why) | Veto::Person(why)) = veto;
-        Some(why)
+        Some(veto.into_reason())
     }
 
     /// Whether too few standbys are at hand for no acknowledged commit to be missed.
-    fn too_few(&self, lost: &[NodeName]) -> Option<Veto> {
+    pub(super) fn too_few(&self, lost: &[NodeName]) -> Option<Veto> {
         let rule = self.journal.as_ref().map(|journal| &journal.sync);
         let Some(SyncRule::Quorum { acks, voters }) = rule else {
             if self.settings.failover.synchronous.is_some() {

@@ -174,7 +174,7 @@ impl Controller {
         self.can_freeze(standby, self.report(standby))
     }
 
-    fn can_freeze(&self, standby: &NodeName, report: Option<&NodeReport>) -> bool {
+    pub(super) fn can_freeze(&self, standby: &NodeName, report: Option<&NodeReport>) -> bool {
         let tainted = self.is_tainted(standby);
         report.is_some_and(|report| !report.is_primary() && !self.is_foreign(report) && !tainted)
     }

@@ -23,6 +23,7 @@
 //! | `standbys`, `sync` | standbys and synchronous replication while a primary serves |
 //! | `settings`, `conninfo` | what is set on nodes, and the proof that a frozen one is frozen |
 //! | `health`, `views` | what the data plane and people see |
+//! | `survival` | how many failures the cluster would survive now |
 //! | `reconfigure` | a new configuration while it runs |
 //! | `work` | actions in flight, one per node, and their repetition |
 
@@ -46,6 +47,7 @@ mod record;
 mod rejoin;
 mod settings;
 mod standbys;
+mod survival;
 mod switchover;
 mod sync;
 #[cfg(test)]
@@ -61,4 +63,5 @@ pub use event::{ActionFailure, ActionOutcome, Event, OperatorCommand, ServerLoss
 pub use operator::Plan;
 pub use phase::Phase;
 pub use record::{Attempt, Decision, DecisionKind, Journal, JournalPhase, Observed, SavedSettings, SyncRule};
+pub use survival::Survival;
 pub use view::{ClusterView, Health, NodeView, ObservedRole, ReadFitness, Writes};

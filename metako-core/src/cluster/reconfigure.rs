@@ -73,6 +73,7 @@ impl Controller {
         }
         self.settings = settings;
         self.policy = policy;
+        self.surveyed = None;
         self.slots.clear();
         let changes =
             if changes.is_empty() { "the nodes are the same".to_owned() } else { changes.join(", ") };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Phase;
+use super::{Phase, Survival, SyncRule};
 use crate::{Epoch, Lsn, NodeName, TimelineId};
 
 /// The cluster as the controller last saw it.
@@ -20,6 +20,10 @@ pub struct ClusterView {
     pub writes: Writes,
     /// All configured nodes, in the order of the configuration.
     pub nodes: Vec<NodeView>,
+    /// Which commits wait for whom, as a failover may rely on it.
+    pub synchronous: SyncRule,
+    /// What would become of it if nodes failed now.
+    pub survival: Survival,
 }
 
 /// Whether writes may go on.
@@ -118,6 +122,27 @@ pub enum ReadFitness {
     },
 }
 
+impl NodeView {
+    /// A node of which nothing is known.
+    pub fn unknown(name: NodeName) -> Self {
+        Self {
+            name,
+            health: Health::Unknown,
+            role: ObservedRole::Unknown,
+            reads: ReadFitness::Unfit { reason: "it has not answered yet".to_owned() },
+            timeline: None,
+            position: None,
+            lag: None,
+            lag_bytes: None,
+            latency: None,
+            version: None,
+            upstream: None,
+            weight: 1,
+            zone: None,
+        }
+    }
+}
+
 impl ClusterView {
     /// A view before anything is known: all nodes unknown, writes held.
     pub fn empty(reason: &str) -> Self {
@@ -127,6 +152,8 @@ impl ClusterView {
             phase: Phase::Discovering { reason: reason.to_owned() },
             writes: Writes::Held { reason: reason.to_owned() },
             nodes: Vec::new(),
+            synchronous: SyncRule::Async,
+            survival: Survival::none(reason),
         }
     }
 

@@ -1,7 +1,8 @@
 //! The view that the data plane reads, and the decisions that a change of it is.
 
 use super::{
-    ClusterView, Controller, DecisionKind, Health, NodeView, ObservedRole, Phase, ReadFitness, Writes,
+    ClusterView, Controller, DecisionKind, Health, NodeView, ObservedRole, Phase, ReadFitness, SyncRule,
+    Writes,
 };
 use crate::config::Node;
 use crate::plugin::NodeReport;
@@ -16,6 +17,8 @@ impl Controller {
             phase: self.phase.clone(),
             writes,
             nodes: self.settings.nodes.iter().map(|node| self.node_view(node)).collect(),
+            synchronous: self.journal.as_ref().map_or(SyncRule::Async, |journal| journal.sync.clone()),
+            survival: self.survival(),
         }
     }
 

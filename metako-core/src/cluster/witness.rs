@@ -17,6 +17,19 @@ pub(super) enum Witness {
     Unseen,
 }
 
+/// Where a standby's stream comes from in the end, by what it and those between say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// It answers and has no stream, or one of somebody who claims to be another primary.
+    Nowhere,
+    /// The primary.
+    Primary,
+    /// An address that nobody has: it may be the primary under another name.
+    Unknown,
+    /// It does not answer, or says nothing that counts.
+    Unseen,
+}
+
 impl Controller {
     /// How many standbys have answered no probe after `since` yet, neither well nor badly. Those that have been silent for
     /// long are not awaited: nothing is to be expected of them.
@@ -37,15 +50,24 @@ impl Controller {
 
     /// What a standby's answer to a probe after `since` says of the primary.
     pub(super) fn witness(&self, standby: &NodeName, primary: &NodeName, since: Moment) -> Witness {
-        self.witness_at(standby, primary, since, self.nodes.len())
+        match self.source(standby, primary, since) {
+            Source::Nowhere => Witness::Lost,
+            Source::Primary | Source::Unknown => Witness::Fresh,
+            Source::Unseen => Witness::Unseen,
+        }
+    }
+
+    /// Where a standby's stream comes from, by answers to probes after `since`.
+    pub(super) fn source(&self, standby: &NodeName, primary: &NodeName, since: Moment) -> Source {
+        self.source_at(standby, primary, since, self.nodes.len())
     }
 
     /// A standby that streams from another one knows of the primary what that one knows; `left` bounds the chain.
-    fn witness_at(&self, standby: &NodeName, primary: &NodeName, since: Moment, left: usize) -> Witness {
-        let Some(report) = self.heard_after(standby, since) else { return Witness::Unseen };
+    fn source_at(&self, standby: &NodeName, primary: &NodeName, since: Moment, left: usize) -> Source {
+        let Some(report) = self.heard_after(standby, since) else { return Source::Unseen };
         match self.testimony(standby, report, primary, since, left) {
             // Once lost is lost until it says otherwise; but who streams has to say so with each answer.
-            Witness::Fresh if self.report(standby).is_none() => Witness::Unseen,
+            Source::Primary | Source::Unknown if self.report(standby).is_none() => Source::Unseen,
             testimony => testimony,
         }
     }
@@ -57,23 +79,23 @@ impl Controller {
         primary: &NodeName,
         since: Moment,
         left: usize,
-    ) -> Witness {
+    ) -> Source {
         // One that metako itself froze lost the stream for no fault of the primary.
         if report.is_primary() || self.is_foreign(report) || settings::has_token(report) {
-            return Witness::Unseen;
+            return Source::Unseen;
         }
         let beyond = |timeline| self.journal.as_ref().is_some_and(|journal| timeline > journal.timeline);
         match report.streaming_receiver() {
-            None => Witness::Lost,
+            None => Source::Nowhere,
             // Whoever sends it that is not what the journal's primary is.
-            Some(receiver) if beyond(receiver.timeline) => Witness::Lost,
-            // From an address that nobody has: it may be the primary under another name.
+            Some(receiver) if beyond(receiver.timeline) => Source::Nowhere,
             Some(receiver) => match self.node_at(&receiver.sender_host, receiver.sender_port) {
-                Some(upstream) if upstream == *primary || upstream == *standby => Witness::Fresh,
-                None => Witness::Fresh,
-                Some(upstream) if self.claims_to_be_primary(&upstream) => Witness::Lost,
-                Some(_) if left == 0 => Witness::Unseen,
-                Some(upstream) => self.witness_at(&upstream, primary, since, left - 1),
+                Some(upstream) if upstream == *primary => Source::Primary,
+                Some(upstream) if upstream == *standby => Source::Unknown,
+                None => Source::Unknown,
+                Some(upstream) if self.claims_to_be_primary(&upstream) => Source::Nowhere,
+                Some(_) if left == 0 => Source::Unseen,
+                Some(upstream) => self.source_at(&upstream, primary, since, left - 1),
             },
         }
     }

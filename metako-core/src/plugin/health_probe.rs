@@ -218,3 +218,22 @@ pub enum ProbeFailure {
     #[error("not supported here: {0}")]
     Unsupported(String),
 }
+
+impl ProbeFailure {
+    /// What kind of failure it is, in the manner of an identifier.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::TimedOut(_) => "timed_out",
+            Self::Lost(_) => "lost",
+            Self::Authentication(_) => "authentication",
+            Self::TooManyConnections(_) => "too_many_connections",
+            Self::StartingUp(_) => "starting_up",
+            Self::ShuttingDown(_) => "shutting_down",
+            Self::ReadOnly(_) => "read_only",
+            Self::Unreachable(_) => "unreachable",
+            Self::Unexpected(_) => "unexpected",
+            Self::Unsupported(_) => "unsupported",
+        }
+    }
+}

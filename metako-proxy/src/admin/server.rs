@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::env::{Env, LocalListener};
+use crate::metrics::Format;
 
 /// A request's body may have so many bytes.
 const BODY_MAX: usize = 64 * 1024;
@@ -30,6 +32,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 pub trait Admin: Send + Sync {
     /// The state of proxy and cluster, as `metako status --json` prints it.
     fn status(&self) -> Value;
+    /// The metrics in this form.
+    fn metrics(&self, format: Format) -> String;
     /// Reads the configuration again and puts it into force, or changes nothing.
     async fn reload(&self) -> Reply;
     /// Begins what an operator orders, or says what it would do.
@@ -95,6 +99,11 @@ async fn answer<E: Env>(env: &E, request: Request<Incoming>, admin: Arc<dyn Admi
     };
     let reply = match (&head.method, head.uri.path()) {
         (&Method::GET, "/status") => Ok(admin.status()),
+        (&Method::GET, "/metrics") => {
+            let accept = head.headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+            let format = Format::accepted(accept);
+            return respond_with(StatusCode::OK, format.content_type(), admin.metrics(format));
+        }
         (&Method::POST, "/reload") => to_its_end(env, async move { admin.reload().await }).await,
         (&Method::POST, "/operate") => match serde_json::from_slice(&body) {
             Ok(order) => to_its_end(env, async move { admin.operate(order).await }).await,
@@ -134,11 +143,13 @@ fn refused(status: StatusCode, why: &str) -> Response<Full<Bytes>> {
 }
 
 fn respond(status: StatusCode, facts: &Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(facts.to_string())));
+    respond_with(status, "application/json", facts.to_string())
+}
+
+fn respond_with(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -164,6 +175,10 @@ mod tests {
     impl Admin for Slow {
         fn status(&self) -> Value {
             Value::Null
+        }
+
+        fn metrics(&self, _format: Format) -> String {
+            String::new()
         }
 
         async fn reload(&self) -> Reply {

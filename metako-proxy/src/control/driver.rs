@@ -28,6 +28,7 @@ use super::persist::JournalWriter;
 use super::probes::{ProbeAnswer, Probes};
 use super::record::{Entry, History};
 use crate::env::Env;
+use crate::metrics::Figures;
 use crate::shared::{Fence, ViewCell};
 
 /// Answers that may wait for the controller; more than its nodes can have under way.
@@ -49,6 +50,8 @@ pub struct Parts {
     pub journal: Arc<dyn JournalStore>,
     /// Where decisions are written down.
     pub history: Arc<History>,
+    /// Where what happens is counted.
+    pub figures: Arc<Figures>,
     /// Where the view is published.
     pub view: Arc<ViewCell>,
     /// The data plane's fence.
@@ -184,6 +187,7 @@ pub struct Driver<E: Env> {
     servers: Arc<dyn Servers>,
     journal: JournalWriter,
     history: Arc<History>,
+    figures: Arc<Figures>,
     view: Arc<ViewCell>,
     fence: Arc<dyn Fence>,
     evidence: Option<mpsc::Receiver<(NodeName, ServerLoss)>>,
@@ -195,7 +199,7 @@ pub struct Driver<E: Env> {
 impl<E: Env> Driver<E> {
     /// Reads the journal and makes a driver, which does nothing before it [runs](Self::run).
     pub async fn start(env: E, parts: Parts) -> Result<(Self, DriverHandle), StartError> {
-        let Parts { config, servers, journal, history, view, fence, evidence } = parts;
+        let Parts { config, servers, journal, history, figures, view, fence, evidence } = parts;
         let found = match journal.load().await? {
             Found::Nothing => None,
             Found::Journal(found) => Some(*found),
@@ -235,6 +239,7 @@ impl<E: Env> Driver<E> {
             probes,
             servers,
             history,
+            figures,
             view,
             fence,
             evidence: Some(evidence),
@@ -315,6 +320,7 @@ impl<E: Env> Driver<E> {
     }
 
     fn handle(&mut self, event: Event, actions: &mut Vec<Action>) {
+        self.figures.told(&event);
         self.controller.handle(self.env.now(), event, actions);
         // What it refuses, or keeps for later, must not take away nodes that it goes on to ask and to order about.
         if !Arc::ptr_eq(&self.settings, self.controller.settings())
@@ -342,6 +348,7 @@ impl<E: Env> Driver<E> {
 
     /// Begins an action. Gives the event that answers it if it cannot begin.
     fn carry_out(&mut self, action: Action) -> Option<Event> {
+        self.figures.asked(self.env.now(), &action);
         let settings_change = |change| Order::Change { slots: Vec::new(), change };
         match action {
             Action::Probe { id, node, timeout } => self.probes.begin(id, node, timeout),

@@ -109,6 +109,11 @@ impl History {
         self.state.lock().next - 1
     }
 
+    /// Decisions of this process that are not in the file, because it was behind.
+    pub fn unwritten(&self) -> u64 {
+        self.state.lock().unwritten
+    }
+
     /// The decisions after the one with this number, oldest first, as far as they are in memory.
     pub fn after(&self, after: u64) -> Vec<Entry> {
         self.state.lock().recent.iter().filter(|entry| entry.seq > after).cloned().collect()
@@ -138,7 +143,8 @@ fn log(decision: &Decision) {
     }
 }
 
-fn kind_name(kind: DecisionKind) -> String {
+/// A kind of decision, as the history writes it.
+pub(crate) fn kind_name(kind: DecisionKind) -> String {
     match serde_json::to_value(kind) {
         Ok(serde_json::Value::String(name)) => name,
         _ => format!("{kind:?}"),

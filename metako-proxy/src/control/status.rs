@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use metako_core::cluster::{ClusterView, Health, NodeView, ObservedRole, Phase, ReadFitness, Writes};
+use metako_core::cluster::{
+    ClusterView, Health, NodeView, ObservedRole, Phase, ReadFitness, Survival, SyncRule, Writes,
+};
 use metako_core::{Epoch, Lsn, NodeName, TimelineId};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +30,10 @@ pub struct Status {
     pub primary: Option<NodeName>,
     /// Why something waits: why writes are held, or what the phase waits for.
     pub reason: Option<String>,
+    /// Which commits wait for whom, as a failover may rely on it.
+    pub synchronous: SyncRule,
+    /// What would become of the cluster if nodes failed now.
+    pub survival: Survival,
     /// The nodes, in the order of the configuration.
     pub nodes: Vec<NodeStatus>,
     /// Statements since the start.
@@ -113,6 +119,8 @@ impl Status {
             phase: view.phase.name().to_owned(),
             primary: view.primary().cloned(),
             reason: reason(view),
+            synchronous: view.synchronous.clone(),
+            survival: view.survival.clone(),
             nodes,
             queries,
             clients: traffic.clients.load(Ordering::Relaxed),
@@ -161,27 +169,18 @@ fn reason(view: &ClusterView) -> Option<String> {
 fn node_status(node: &NodeView, traffic: &Traffic) -> NodeStatus {
     let counters = traffic.node(&node.name);
     let (reads, writes, failed) = traffic.totals(&node.name);
-    let (health, unwell) = match &node.health {
-        Health::Unknown => ("unknown", None),
-        Health::Up => ("up", None),
-        Health::Unseen { reason } => ("unseen", Some(reason)),
-        Health::Down { reason } => ("down", Some(reason)),
+    let unwell = match &node.health {
+        Health::Unknown | Health::Up => None,
+        Health::Unseen { reason } | Health::Down { reason } => Some(reason),
     };
     let unfit = match &node.reads {
         ReadFitness::Unfit { reason } if node.role != ObservedRole::Primary => Some(reason),
         _ => None,
     };
-    let role = match node.role {
-        ObservedRole::Unknown => "unknown",
-        ObservedRole::Primary => "primary",
-        ObservedRole::Replica => "replica",
-        ObservedRole::StalePrimary => "stale_primary",
-        ObservedRole::Foreign => "foreign",
-    };
     NodeStatus {
         name: node.name.clone(),
-        health: health.to_owned(),
-        role: role.to_owned(),
+        health: health_name(&node.health).to_owned(),
+        role: role_name(node.role).to_owned(),
         serves_reads: node.reads == ReadFitness::Fit,
         reason: unwell.or(unfit).cloned(),
         timeline: node.timeline,
@@ -194,6 +193,27 @@ fn node_status(node: &NodeView, traffic: &Traffic) -> NodeStatus {
         queries: Queries { total: reads + writes, reads, writes, failed },
         connections_in_use: counters.in_use.load(Ordering::Relaxed),
         connections_idle: counters.idle.load(Ordering::Relaxed),
+    }
+}
+
+/// A health in one word.
+pub(crate) fn health_name(health: &Health) -> &'static str {
+    match health {
+        Health::Unknown => "unknown",
+        Health::Up => "up",
+        Health::Unseen { .. } => "unseen",
+        Health::Down { .. } => "down",
+    }
+}
+
+/// A role in one word.
+pub(crate) fn role_name(role: ObservedRole) -> &'static str {
+    match role {
+        ObservedRole::Unknown => "unknown",
+        ObservedRole::Primary => "primary",
+        ObservedRole::Replica => "replica",
+        ObservedRole::StalePrimary => "stale_primary",
+        ObservedRole::Foreign => "foreign",
     }
 }
 
@@ -219,6 +239,8 @@ pub fn render(status: &Status) -> String {
     if let Some(reason) = &status.reason {
         let _ = writeln!(text, "  {reason}");
     }
+    let _ = writeln!(text, "{}", survival_words(&status.survival));
+    let _ = writeln!(text, "  {}", status.survival.reason);
     let Queries { total, reads, writes, failed } = status.queries;
     let _ = writeln!(text, "queries {total} ({reads} reads, {writes} writes, {failed} failed)");
     let _ = writeln!(text, "clients {} ({} held)", status.clients, status.held_clients);
@@ -227,6 +249,24 @@ pub fn render(status: &Status) -> String {
         table(&mut text, &rows(status));
     }
     text
+}
+
+fn survival_words(survival: &Survival) -> String {
+    let failures = match survival.failures {
+        0 => "survives no failure of the primary".to_owned(),
+        1 => "survives the failure of one node".to_owned(),
+        some => format!("survives the failure of {some} nodes at once"),
+    };
+    let losses = if survival.loses_nothing {
+        "no acknowledged commit is lost"
+    } else {
+        "the last acknowledged commits may be lost with the primary"
+    };
+    match survival.standbys_until_commits_wait {
+        None => format!("{failures}; {losses}"),
+        Some(0) => format!("{failures}; {losses}; commits wait when one more standby is gone"),
+        Some(spare) => format!("{failures}; {losses}; {spare} standbys may go before commits wait"),
+    }
 }
 
 const HEADS: [&str; 10] =
@@ -320,6 +360,13 @@ mod tests {
                 node("a", ObservedRole::Primary, Health::Up, unfit),
                 node("b", ObservedRole::Replica, Health::Up, ReadFitness::Fit),
             ],
+            synchronous: SyncRule::Quorum { acks: 1, voters: vec![NodeName::from("b")] },
+            survival: Survival {
+                failures: 1,
+                loses_nothing: true,
+                standbys_until_commits_wait: Some(0),
+                reason: "should a and one standby fail at once, no standby would be left".to_owned(),
+            },
         }
     }
 
@@ -340,6 +387,8 @@ mod tests {
             render(&status),
             "\
 cluster main: healthy, primary a, epoch 1, phase steady
+survives the failure of one node; no acknowledged commit is lost; commits wait when one more standby is gone
+  should a and one standby fail at once, no standby would be left
 queries 100 (60 reads, 40 writes, 2 failed)
 clients 7 (0 held)
 
@@ -378,6 +427,14 @@ b     replica  up      yes    1         0/3000060  3 ms, 120 B  a         3     
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["schema"], 1);
         assert_eq!(json["health"], "healthy");
+        assert_eq!(
+            json["survival"],
+            serde_json::json!({
+                "failures": 1, "loses_nothing": true, "standbys_until_commits_wait": 0,
+                "reason": "should a and one standby fail at once, no standby would be left"
+            })
+        );
+        assert_eq!(json["synchronous"], serde_json::json!({"quorum": {"acks": 1, "voters": ["b"]}}));
         assert_eq!(
             json["queries"],
             serde_json::json!({"total": 100, "reads": 60, "writes": 40, "failed": 2})

@@ -54,6 +54,7 @@ impl HoldLine {
         let (number, turn) = (held.last_ticket, Arc::new(Notify::new()));
         held.line.insert(number, Arc::clone(&turn));
         traffic.held.fetch_add(1, Ordering::Relaxed);
+        traffic.held_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(Ticket { line: self, traffic, number, bytes, turn })
     }
 }
@@ -80,6 +81,7 @@ impl Drop for Ticket<'_> {
             next.notify_one();
         }
         self.traffic.held.fetch_sub(1, Ordering::Relaxed);
+        self.traffic.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -119,6 +121,7 @@ mod tests {
         tickets.remove(0);
         tickets[0].turn().await;
         assert_eq!(traffic.held.load(Ordering::Relaxed), 1);
+        assert_eq!(traffic.held_bytes.load(Ordering::Relaxed), 10);
     }
 
     #[test]

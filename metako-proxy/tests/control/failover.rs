@@ -13,7 +13,8 @@ use metako_proxy::control::{
     ControlConfig, Driver, DriverHandle, FileJournal, Found, History, JournalError, JournalStore, Parts,
     PgServers,
 };
-use metako_proxy::env::TokioEnv;
+use metako_proxy::env::{Env as _, TokioEnv};
+use metako_proxy::metrics::Figures;
 use metako_proxy::playground::{Builder, Cluster};
 use metako_proxy::shared::{EvidenceSender, Fence, ViewCell};
 use parking_lot::Mutex;
@@ -78,6 +79,7 @@ impl Running {
             servers: Arc::new(PgServers::new(env.clone()).telling(evidence)),
             journal: Arc::new(Kept { file: FileJournal::open(state).unwrap(), last }),
             history,
+            figures: Arc::new(Figures::new(env.now())),
             view: Arc::clone(&view),
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             evidence: losses,

@@ -114,21 +114,7 @@ impl Bench {
 }
 
 pub(crate) fn node(name: &str, role: ObservedRole) -> NodeView {
-    NodeView {
-        name: name.into(),
-        health: Health::Up,
-        role,
-        reads: ReadFitness::Fit,
-        timeline: None,
-        position: None,
-        lag: None,
-        lag_bytes: None,
-        latency: None,
-        version: None,
-        upstream: None,
-        weight: 1,
-        zone: None,
-    }
+    NodeView { health: Health::Up, role, reads: ReadFitness::Fit, ..NodeView::unknown(name.into()) }
 }
 
 pub(crate) fn open(cluster: &Cluster, primary: &str, epoch: u64) -> ClusterView {
@@ -146,6 +132,7 @@ pub(crate) fn open(cluster: &Cluster, primary: &str, epoch: u64) -> ClusterView 
                 node(known.name(), role)
             })
             .collect(),
+        ..ClusterView::empty("")
     }
 }
 

@@ -1,6 +1,5 @@
 use super::fake::{Eager, Line, settings};
 use super::lab::{Lab, Treat};
-use super::names::name_of;
 use crate::cluster::{Action, DecisionKind, Event, JournalPhase, ObservedRole};
 use crate::config::Priority;
 use crate::{Epoch, Lsn, TimelineId};
@@ -36,7 +35,7 @@ fn the_steps_come_in_their_order() {
     let steps: Vec<&str> = lab
         .actions
         .iter()
-        .map(name_of)
+        .map(Action::name)
         .filter(|name| !matches!(*name, "probe" | "publish" | "record"))
         .collect();
     let expected = [
@@ -50,7 +49,7 @@ fn the_steps_come_in_their_order() {
         .actions
         .iter()
         .position(|action| matches!(action, Action::Publish { view } if view.primary().is_none()));
-    let first = lab.actions.iter().position(|action| name_of(action) == "persist");
+    let first = lab.actions.iter().position(|action| action.name() == "persist");
     assert!(held < first, "writes are held before anything else");
     for kind in [
         DecisionKind::FailoverBegun,

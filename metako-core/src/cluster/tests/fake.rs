@@ -157,6 +157,6 @@ impl Fake {
 
     pub(super) fn upstream_port(&self) -> Option<u16> {
         let conninfo = self.setting("primary_conninfo");
-        [5001, 5002, 5003].into_iter().find(|port| conninfo.contains(&port.to_string()))
+        (5001..5010).find(|port| conninfo.contains(&port.to_string()))
     }
 }

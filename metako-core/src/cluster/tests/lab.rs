@@ -14,7 +14,6 @@ use crate::plugin::{NodeReport, ProbeFailure, Receiver, ReportedRole, Sender, Se
 use crate::{Epoch, Lsn, NodeName, Tick};
 
 use super::fake::{Eager, Fake, Line};
-use super::names::{lane_of, name_of};
 
 /// What the lab does with an action of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,15 +63,15 @@ pub(super) struct Lab {
 }
 
 impl Lab {
-    /// a is primary, b and c stream from it; nothing has been asked yet.
+    /// The node on port 5001 is primary, the others stream from it; nothing has been asked yet.
     pub(super) fn new(settings: ClusterSettings) -> Self {
         let settings = Arc::new(settings);
-        let nodes = [("a", 5001), ("b", 5002), ("c", 5003)];
+        let nodes = settings.nodes.iter().map(|node| (node.name.clone(), node.port));
         let mut lab = Self {
             now: Tick::ZERO,
             controller: Controller::new(Arc::clone(&settings), Arc::new(Eager), None, Tick::ZERO),
+            nodes: nodes.map(|(name, port)| (name, Fake::new(port, port == 5001))).collect(),
             settings,
-            nodes: nodes.map(|(name, port)| (name.into(), Fake::new(port, name == "a"))).into(),
             disk: None,
             view: Arc::new(ClusterView::empty("")),
             decisions: Vec::new(),
@@ -144,7 +143,7 @@ impl Lab {
     }
 
     pub(super) fn did(&self, kind: &str) -> Vec<&Action> {
-        self.actions.iter().filter(|action| name_of(action) == kind).collect()
+        self.actions.iter().filter(|action| action.name() == kind).collect()
     }
 
     pub(super) fn held(&self) -> Option<&str> {
@@ -261,7 +260,7 @@ impl Lab {
             let outcome = Err(ActionFailure::Unknown("scripted".to_owned()));
             Some(Event::Done { id, outcome })
         };
-        match (self.treat.get(name_of(&action)), lane_of(&action)) {
+        match (self.treat.get(action.name()), lane_of(&action)) {
             (Some(Treat::Keep), _) => {
                 self.kept.push(action);
                 None

@@ -12,6 +12,7 @@ mod operator;
 mod rejoin;
 mod rules;
 mod standbys;
+mod survival;
 mod suspicion;
 mod switchover;
 mod synchronous;

@@ -1,27 +1,6 @@
-//! What actions are called in tests, and what may not run twice at once.
+//! What may not run twice at once.
 
 use crate::cluster::{Action, ActionId};
-
-pub(super) fn name_of(action: &Action) -> &'static str {
-    match action {
-        Action::Probe { .. } => "probe",
-        Action::Persist { .. } => "persist",
-        Action::Sever { .. } => "sever",
-        Action::Freeze { .. } => "freeze",
-        Action::Unfreeze { .. } => "unfreeze",
-        Action::Prepare { .. } => "prepare",
-        Action::Promote { .. } => "promote",
-        Action::Verify { .. } => "verify",
-        Action::Repoint { .. } => "repoint",
-        Action::SetSyncStandbys { .. } => "set_sync",
-        Action::Publish { .. } => "publish",
-        Action::Record { .. } => "record",
-        Action::DropSlots { .. } => "drop_slots",
-        Action::Checkpoint { .. } => "checkpoint",
-        Action::Drain { .. } => "drain",
-        Action::Hook { call, .. } => call.kind.name(),
-    }
-}
 
 pub(super) fn lane_of(action: &Action) -> Option<(ActionId, String)> {
     match action {

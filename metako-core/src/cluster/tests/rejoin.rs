@@ -32,7 +32,7 @@ fn rejoins(lab: &Lab) -> usize {
 fn a_dead_primary_is_rejoined_once_after_a_checkpoint_of_the_new_one() {
     let mut lab = after_failover();
     assert_eq!(rejoins(&lab), 1);
-    let order: Vec<&str> = lab.actions.iter().map(super::names::name_of).collect();
+    let order: Vec<&str> = lab.actions.iter().map(Action::name).collect();
     let at = |name: &str| order.iter().rposition(|step| *step == name);
     assert!(at("checkpoint") < at("rejoin") && at("verify") < at("checkpoint"), "{order:?}");
     let Some(Action::Hook { call, .. }) = lab.did("rejoin").first().copied().cloned() else { panic!() };

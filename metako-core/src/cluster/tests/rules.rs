@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::fake::Fake;
 use super::lab::Lab;
-use super::names::{lane_of, name_of};
+use super::names::lane_of;
 use crate::NodeName;
 use crate::cluster::{Action, HookKind, Journal, JournalPhase, Writes};
 use crate::config::FailoverMode;
@@ -15,7 +15,7 @@ impl Lab {
     pub(super) fn watch(&mut self, action: &Action) {
         if let Some((id, lane)) = lane_of(action) {
             let taken = self.running.values().any(|running| *running == lane);
-            assert!(!taken, "{} while another action is in flight there", name_of(action));
+            assert!(!taken, "{} while another action is in flight there", action.name());
             self.running.insert(id, lane);
         }
         match action {

@@ -193,9 +193,7 @@ fn a_node_whose_slot_would_look_like_a_token_is_not_taken_for_a_frozen_one() {
     let mut odd = settings();
     odd.nodes[1] = node("epoch-2", 5002);
     let mut lab = Lab::new(odd);
-    let mut standby = lab.nodes.remove(&crate::NodeName::from("b")).unwrap();
-    standby.settings.clear();
-    lab.nodes.insert("epoch-2".into(), standby);
+    lab.fake("epoch-2").settings.clear();
     lab.start();
     lab.pass(5000);
     assert_eq!(lab.readers(), ["epoch-2", "c"]);

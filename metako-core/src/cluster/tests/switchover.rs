@@ -1,6 +1,5 @@
 use super::fake::{Line, hooked, settings, synchronous};
 use super::lab::{Lab, Treat};
-use super::names::name_of;
 use crate::cluster::{Action, DecisionKind, Event, JournalPhase, OperatorCommand, SyncRule, Writes};
 use crate::config::{ClusterSettings, NoVoter, Priority};
 use crate::{Epoch, Lsn, NodeName, TimelineId};
@@ -52,7 +51,7 @@ fn the_steps_come_in_their_order_and_writes_are_held_only_after_the_checkpoint()
                 Writes::Open { .. } => "open",
                 Writes::Held { .. } => "held",
             },
-            other => name_of(other),
+            other => other.name(),
         })
         .filter(|name| !matches!(*name, "probe" | "record"))
         .collect();

@@ -2,8 +2,7 @@
 
 use super::fake::{Eager, Line, settings, synchronous};
 use super::lab::{Lab, Treat};
-use super::names::name_of;
-use crate::cluster::{Event, SyncRule};
+use crate::cluster::{Action, Event, SyncRule};
 use crate::config::{ClusterSettings, FailoverMode, NoVoter};
 use crate::{NodeName, TimelineId};
 
@@ -133,13 +132,13 @@ fn a_candidate_that_somebody_else_promoted_gets_its_synchronous_standbys_before_
     lab.restart();
     lab.pass(5000);
     assert_eq!(lab.primary(), Some("c"), "{:?}", lab.held());
-    let first = |kind| lab.actions.iter().position(|action| name_of(action) == kind);
+    let first = |kind| lab.actions.iter().position(|action| action.name() == kind);
     assert!(first("set_sync").is_some() && first("set_sync") < first("verify"));
     assert_eq!(lab.fake("c").setting("synchronous_standby_names"), r#"ANY 1 ("b")"#);
 }
 
 fn order_of(lab: &Lab) -> Vec<&'static str> {
-    let steps = lab.actions.iter().map(name_of);
+    let steps = lab.actions.iter().map(Action::name);
     steps.filter(|name| matches!(*name, "persist" | "set_sync")).collect()
 }
 

@@ -34,7 +34,7 @@ fn core() -> Arc<Core<TokioEnv>> {
         epoch: Epoch(1),
         phase: Phase::Steady { primary: "a".into() },
         writes: Writes::Open { primary: "a".into() },
-        nodes: Vec::new(),
+        ..ClusterView::empty("")
     });
     let (evidence, _) = EvidenceSender::channel();
     let traffic = Arc::new(Traffic::default());
