@@ -3,6 +3,7 @@
 #   make demo                             a throw-away cluster with metako in front of it, until Ctrl-C
 #   make demo SCENARIO=kill-primary       traffic, SIGKILL to the primary, and what clients saw of it
 #   make test                             every check and test
+#   make test-versions                    the tests on real clusters on PostgreSQL 13 and 18, which npm brings: half an hour
 #   make release                          metako as it is to be run, optimized for its work: a quarter of an hour
 #   make fuzz                             the fuzz targets, FUZZ_SECONDS each (60); needs a nightly compiler
 #   make soak                             a thousand reloads, many more cases of property tests, ten thousand clients
@@ -21,7 +22,7 @@ CARGO ?= cargo
 demo_options := $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SYNCHRONOUS),--synchronous) $(if $(JSON),--json) \
 	$(if $(LISTEN),--listen $(LISTEN))
 
-.PHONY: help demo test release fuzz soak driver-suites bench bench-micro
+.PHONY: help demo test test-versions release fuzz soak driver-suites bench bench-micro
 
 help:
 	@sed -n 's/^#//p' Makefile
@@ -34,6 +35,9 @@ demo:
 
 test:
 	@scripts/test.sh
+
+test-versions:
+	@scripts/test-versions.sh
 
 release:
 	@scripts/build-release.sh

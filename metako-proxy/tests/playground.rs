@@ -138,11 +138,18 @@ fn processes_that_show(tag: &str) -> usize {
 }
 
 #[test]
-fn a_setting_that_postgresql_refuses_is_reported_with_the_log() {
+fn a_setting_that_postgresql_refuses_is_reported_with_what_it_said() {
     let error = Builder::new().replicas(0).setting("no_such_setting", "1").start_blocking().unwrap_err();
     let text = error.to_string();
+    assert!(text.starts_with("postgres --single failed") && text.contains("no_such_setting"), "{text}");
+
+    let cluster = Builder::new().replicas(0).start_blocking().unwrap();
+    let node = cluster.node("node-1");
+    node.sql("ALTER SYSTEM SET shared_preload_libraries = 'no_such_library'").unwrap();
+    node.stop(StopMode::Fast).unwrap();
+    let text = node.start().unwrap_err().to_string();
     assert!(text.contains("node-1 ended while it was starting"), "{text}");
-    assert!(text.contains("no_such_setting"), "{text}");
+    assert!(text.contains("no_such_library"), "{text}");
 }
 
 #[test]

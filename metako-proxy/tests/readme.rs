@@ -174,6 +174,63 @@ fn every_file_that_a_page_links_to_exists() {
     }
 }
 
+/// Where the table of bad days says that tests are.
+const TESTS: [(&str, &str); 5] = [
+    ("real/", "metako-proxy/tests"),
+    ("core/", "metako-core/src/cluster/tests"),
+    ("sim/", "metako-sim/tests"),
+    ("policy/", "metako-strategies/src/policy"),
+    ("proxy/", "metako-proxy/src/control"),
+];
+
+/// Fails where that is no test.
+fn assert_is_test(name: &str) {
+    if let Some(scenario) = name.strip_prefix("scenario/") {
+        let file = root().join(format!("metako-sim/scenarios/{scenario}.yaml"));
+        return assert!(file.exists(), "there is no scenario {name}");
+    }
+    let Some((file, test)) = name.split_once("::") else { panic!("{name} names no test") };
+    let places = TESTS.iter().find_map(|(prefix, folder)| Some((folder, file.strip_prefix(prefix)?)));
+    let Some((folder, file)) = places else { panic!("{name} is nowhere") };
+    let text = page(&format!("{folder}/{file}.rs"));
+    let Some((before, _)) = text.split_once(&format!("fn {test}(")) else {
+        panic!("there is no test {name}")
+    };
+    // Those of proptest have their attribute before them as well.
+    let attributes =
+        before.trim_end().lines().rev().take_while(|line| !line.trim().is_empty() && line.trim() != "}");
+    let is_test =
+        attributes.filter(|line| line.trim_start().starts_with("#[")).any(|line| line.contains("test"));
+    assert!(is_test, "{name} is no test");
+}
+
+#[test]
+fn the_table_of_bad_days_is_whole_and_all_that_it_names_exists() {
+    let text = page("docs/bad-days.md");
+    let mut named = Vec::new();
+    let rows = text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| # "));
+    for (index, row) in rows.clone().enumerate() {
+        let cells: Vec<_> = row.split(" | ").collect();
+        assert_eq!((cells[0], cells.len()), (format!("| {}", index + 1).as_str(), 3), "{row}");
+        let marks = cells[2].split('`').skip(1).step_by(2);
+        let tests: Vec<_> =
+            marks.filter(|mark| mark.contains("::") || mark.starts_with("scenario/")).collect();
+        assert!(!tests.is_empty() || cells[2].contains("not tested"), "{row}");
+        for name in &tests {
+            assert_is_test(name);
+        }
+        named.extend(tests);
+    }
+    assert_eq!(rows.count(), 70);
+    for file in ["bad_days", "deaths", "exhaustion", "partitions", "strangers", "failover"] {
+        let text = page(&format!("metako-proxy/tests/{file}.rs"));
+        for test in text.split("#[test]\nfn ").skip(1) {
+            let name = format!("real/{file}::{}", test.split('(').next().unwrap());
+            assert!(named.contains(&name.as_str()), "docs/bad-days.md does not name {name}");
+        }
+    }
+}
+
 #[test]
 fn every_path_of_the_architecture_exists() {
     let text = page("ARCHITECTURE.md");

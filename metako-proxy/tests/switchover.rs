@@ -5,107 +5,19 @@
 
 mod running;
 
-use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::Duration;
 
-use metako_proxy::playground::Cluster;
+use running::day::{direct, wait_streaming};
+use running::ledger::{Clients, stored};
 use running::{Metako, eventually, text};
 use serde_json::Value;
 use tokio_postgres::NoTls;
-
-/// The scripts that ship.
-fn hooks(cluster: &Cluster) -> String {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/hooks/local.sh");
-    cluster.hooks_yaml(&script)
-}
-
-fn direct(cluster: &Cluster, node: &str, sql: &str) -> String {
-    running::client(cluster, "psql", cluster.node(node).port(), &["-XAtc", sql])
-}
-
-/// Clients that write one transaction of two rows after the other, and note which were acknowledged. Any error fails
-/// the test.
-struct Writers {
-    tried: Arc<AtomicI64>,
-    stop: Arc<AtomicBool>,
-    tasks: Vec<tokio::task::JoinHandle<BTreeSet<i64>>>,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Writers {
-    fn start(cluster: &Cluster, port: u16) -> Self {
-        running::client(cluster, "psql", port, &["-XAtc", "create table ledger (id bigint primary key)"]);
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (tried, stop) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicBool::new(false)));
-        let tasks = (0..8)
-            .map(|_| {
-                let dsn = running::dsn(cluster, port);
-                runtime.spawn(write(dsn, Arc::clone(&tried), Arc::clone(&stop)))
-            })
-            .collect();
-        let writers = Self { tried, stop, tasks, runtime };
-        writers.wait_for_more(200);
-        writers
-    }
-
-    fn wait_for_more(&self, rows: i64) {
-        let before = self.tried.load(Ordering::Relaxed);
-        eventually("the writers are at work", || {
-            let tried = self.tried.load(Ordering::Relaxed) - before;
-            if tried > rows || self.tasks.iter().any(tokio::task::JoinHandle::is_finished) {
-                Ok(())
-            } else {
-                Err(format!("{tried} tried"))
-            }
-        });
-    }
-
-    /// What was acknowledged; an error of a client is one of the test.
-    fn finish(self) -> BTreeSet<i64> {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut acknowledged = BTreeSet::new();
-        for task in self.tasks {
-            let ended = async { tokio::time::timeout(Duration::from_secs(60), task).await };
-            acknowledged.extend(self.runtime.block_on(ended).expect("a writer hangs").unwrap());
-        }
-        acknowledged
-    }
-}
-
-async fn write(dsn: String, tried: Arc<AtomicI64>, stop: Arc<AtomicBool>) -> BTreeSet<i64> {
-    let (mut client, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    let mut acknowledged = BTreeSet::new();
-    while !stop.load(Ordering::Relaxed) {
-        let id = tried.fetch_add(2, Ordering::Relaxed);
-        let transaction = client.transaction().await.expect("BEGIN");
-        for id in [id, id + 1] {
-            transaction.execute("insert into ledger values ($1)", &[&id]).await.expect("an insert");
-        }
-        transaction.commit().await.expect("COMMIT");
-        acknowledged.extend([id, id + 1]);
-    }
-    acknowledged
-}
 
 fn wait_for_primary(metako: &Metako, name: &str) -> Value {
     eventually("the node is primary", || {
         let status = metako.status()?;
         if status["primary"] == name { Ok(status) } else { Err(status.to_string()) }
     })
-}
-
-fn wait_streaming(cluster: &Cluster, primary: &str, expected: &[&str]) {
-    eventually("all stream", || {
-        let sql = "select application_name from pg_stat_replication where state = 'streaming' order by 1";
-        let streaming = direct(cluster, primary, sql);
-        let names: Vec<&str> = streaming.lines().collect();
-        if names == expected { Ok(()) } else { Err(streaming) }
-    });
 }
 
 fn succeeds(metako: &Metako, arguments: &[&str]) -> String {
@@ -121,15 +33,18 @@ fn refused(metako: &Metako, arguments: &[&str]) -> String {
 }
 
 fn switches_over(synchronous: Option<u32>) {
+    if !running::can_rejoin() {
+        return;
+    }
     let cluster = running::cluster(2, synchronous);
-    let metako = Metako::start(&running::configuration(&cluster, &hooks(&cluster)));
+    let metako = Metako::start(&running::configuration(&cluster, &running::hooks(&cluster)));
     metako.wait_until_open(2);
-    let writers = Writers::start(&cluster, metako.port);
+    let writers = Clients::start(&cluster, metako.port, 8, 0);
     let (idle, connection) = writers
-        .runtime
+        .runtime()
         .block_on(tokio_postgres::connect(&running::dsn(&cluster, metako.port), NoTls))
         .unwrap();
-    writers.runtime.spawn(connection);
+    writers.runtime().spawn(connection);
 
     let plan = succeeds(&metako, &["switchover", "--to", "node-2", "--dry-run"]);
     for part in ["primary now: node-1, then: node-2", "writes are held", "node-2 is promoted to timeline 2"] {
@@ -161,13 +76,12 @@ fn switches_over(synchronous: Option<u32>) {
     wait_streaming(&cluster, &primary, &others);
 
     let answer: i32 =
-        writers.runtime.block_on(idle.query_one("select 1", &[])).expect("an idle session lives on").get(0);
+        writers.runtime().block_on(idle.query_one("select 1", &[])).expect("an idle session lives on").get(0);
     assert_eq!(answer, 1);
-    let acknowledged = writers.finish();
-    let stored: BTreeSet<i64> = direct(&cluster, &primary, "select id from ledger")
-        .lines()
-        .map(|line| line.parse().unwrap())
-        .collect();
+    assert_eq!(writers.errors(), [""; 0]);
+    let port = cluster.node(&primary).port();
+    let acknowledged = writers.finish(&cluster, port);
+    let stored = stored(&cluster, port);
     assert_eq!(acknowledged, stored, "what was acknowledged is there, and nothing else");
     let history = succeeds(&metako, &["history", "--last", "1000"]);
     assert!(history.contains("an operator asked for it: node-2 is to follow node-1"), "{history}");
@@ -185,8 +99,11 @@ fn a_switchover_fails_no_client_under_synchronous_replication() {
 
 #[test]
 fn an_open_transaction_calls_a_switchover_off_and_goes_on() {
+    if !running::can_rejoin() {
+        return;
+    }
     let cluster = running::cluster(1, None);
-    let extra = format!("{}\nfailover: {{ drain_timeout: 500ms }}", hooks(&cluster));
+    let extra = format!("{}\nfailover: {{ drain_timeout: 500ms }}", running::hooks(&cluster));
     let metako = Metako::start(&running::configuration(&cluster, &extra));
     metako.wait_until_open(1);
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -214,14 +131,15 @@ fn a_stop_that_fails_leaves_the_primary_in_its_place() {
     let extra = "hooks: { stop: { command: [sh, -c, 'echo no key for that host >&2; exit 7'] } }";
     let metako = Metako::start(&running::configuration(&cluster, extra));
     metako.wait_until_open(1);
-    let writers = Writers::start(&cluster, metako.port);
+    let writers = Clients::start(&cluster, metako.port, 8, 0);
     let why = refused(&metako, &["switchover", "--yes"]);
     assert!(why.contains("no key for that host") && why.contains("node-1 stays primary"), "{why}");
     wait_for_primary(&metako, "node-1");
     writers.wait_for_more(100);
-    let acknowledged = writers.finish();
-    let stored = direct(&cluster, "node-1", "select count(*) from ledger");
-    assert_eq!(stored.trim(), acknowledged.len().to_string());
+    assert_eq!(writers.errors(), [""; 0]);
+    let port = cluster.node("node-1").port();
+    let acknowledged = writers.finish(&cluster, port);
+    assert_eq!(stored(&cluster, port), acknowledged);
 }
 
 #[test]
@@ -256,8 +174,11 @@ fn a_hook_does_not_outlive_metako() {
 
 #[test]
 fn a_paused_metako_does_nothing_until_a_person_says_so_and_a_dead_primary_is_rejoined() {
+    if !running::can_rejoin() {
+        return;
+    }
     let cluster = running::cluster(2, Some(1));
-    let metako = Metako::start(&running::configuration(&cluster, &hooks(&cluster)));
+    let metako = Metako::start(&running::configuration(&cluster, &running::hooks(&cluster)));
     metako.wait_until_open(2);
     metako.wait_until_synchronous();
     succeeds(&metako, &["pause"]);
@@ -277,13 +198,16 @@ fn a_paused_metako_does_nothing_until_a_person_says_so_and_a_dead_primary_is_rej
     assert_eq!(metako.status().unwrap()["phase"], "paused");
     succeeds(&metako, &["resume"]);
     wait_streaming(&cluster, "node-3", &["node-1", "node-2"]);
-    assert_eq!(direct(&cluster, "node-1", "select pg_is_in_recovery()"), "t\n");
+    assert_eq!(direct(&cluster, "node-1", "select pg_is_in_recovery()"), "t");
     metako.wait_until_open(2);
 }
 
 /// metako dies when the old primary has just been stopped: the next one finds that in the journal, and goes on.
 #[test]
 fn a_metako_that_is_killed_in_mid_switchover_finishes_it_when_it_comes_back() {
+    if !running::can_rejoin() {
+        return;
+    }
     let cluster = running::cluster(2, Some(1));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/hooks/local.sh");
     let folder = tempfile::tempdir().unwrap();
@@ -307,16 +231,9 @@ fn a_metako_that_is_killed_in_mid_switchover_finishes_it_when_it_comes_back() {
     assert!(!output.status.success(), "metako died: {output:?}");
     assert!(!cluster.node("node-1").is_running(), "the old primary was stopped");
     metako.start_again();
-    let status = eventually("another node is primary", || {
-        let status = metako.status()?;
-        match status["primary"].as_str() {
-            Some(name) if name != "node-1" => Ok(status),
-            _ => Err(status.to_string()),
-        }
-    });
-    let primary = status["primary"].as_str().unwrap();
+    let primary = metako.another_primary("node-1");
     let others: Vec<&str> =
         ["node-1", "node-2", "node-3"].into_iter().filter(|name| *name != primary).collect();
-    wait_streaming(&cluster, primary, &others);
-    assert_eq!(direct(&cluster, primary, "select count(*) from t"), "1\n");
+    wait_streaming(&cluster, &primary, &others);
+    assert_eq!(direct(&cluster, &primary, "select count(*) from t"), "1");
 }

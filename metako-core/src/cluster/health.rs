@@ -93,7 +93,9 @@ impl Controller {
             let threshold = self.settings.failure_threshold;
             // Under suspicion it is asked more often than the threshold is meant for.
             let long = self.settings.interval * threshold.saturating_sub(1);
-            if at_once || state.failures >= threshold && self.now >= since + long {
+            let by_threshold = state.failures >= threshold && self.now >= since + long;
+            // Who was out stays out until it answers well: another failure than before says nothing better of it.
+            if at_once || by_threshold || !self.was_fit(&node.name) {
                 let failure = state.failure().map(ToString::to_string).unwrap_or_default();
                 return Some(format!("it does not answer: {failure}"));
             }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustls::crypto::aws_lc_rs;
@@ -43,6 +44,7 @@ pub struct Builder {
     acks: Option<u32>,
     settings: Vec<(String, String)>,
     major: Option<u32>,
+    links: bool,
 }
 
 impl Default for Builder {
@@ -54,7 +56,7 @@ impl Default for Builder {
 impl Builder {
     /// One primary with two asynchronous replicas, on the newest PostgreSQL that is installed.
     pub fn new() -> Self {
-        Self { replicas: 2, acks: None, settings: Vec::new(), major: None }
+        Self { replicas: 2, acks: None, settings: Vec::new(), major: None, links: false }
     }
 
     /// So many replicas, from 0 to 9.
@@ -81,6 +83,13 @@ impl Builder {
         self
     }
 
+    /// Two ways to each node that can be cut: [`Node::client_link`] for who connects as [`Cluster::metako_yaml`] says, and
+    /// [`Node::replication_link`] for its standbys.
+    pub fn links(mut self) -> Self {
+        self.links = true;
+        self
+    }
+
     /// Starts it and returns when every replica streams. Blocks for some seconds; inside tokio use [`Cluster::start`].
     pub fn start_blocking(self) -> Result<Cluster, PlaygroundError> {
         self.check()?;
@@ -94,13 +103,20 @@ impl Builder {
         };
         let mut client = tokio_postgres::Config::new();
         client.user(Cluster::SUPERUSER).password(&passwords.superuser).dbname("postgres");
-        let common = Common { programs, account, root: folder.path().to_owned(), tag: folder.tag(), client };
+        let common = Common {
+            programs,
+            account,
+            root: folder.path().to_owned(),
+            tag: folder.tag(),
+            client,
+            links: self.links,
+        };
         let nodes = (1..=self.replicas + 1).map(|number| Node::new(&common, format!("node-{number}")));
         let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
         // From here on everything that runs is taken down by the cluster's `Drop`, whatever fails.
         let cluster = Cluster::new(folder, nodes, passwords, self.acks);
         self.make_primary(&common, &cluster)?;
-        self.make_replicas(&common, &cluster)?;
+        self.start_nodes(&common, &cluster)?;
         Ok(cluster)
     }
 
@@ -128,39 +144,46 @@ impl Builder {
         initdb.args(["-U", Cluster::SUPERUSER, "--auth=scram-sha-256"]);
         initdb.arg("--pwfile").arg(&password_file);
         initdb.args(["--encoding=UTF8", "--locale=C", "--no-sync"]);
-        run("initdb", initdb)?;
+        run("initdb", initdb, "")?;
         let hba = "local all all scram-sha-256\n\
                    host all all 127.0.0.1/32 scram-sha-256\n\
                    host replication all 127.0.0.1/32 scram-sha-256\n";
         write(primary, "pg_hba.conf", hba)?;
         append(primary, "postgresql.conf", &self.common_settings(common))?;
-        append(primary, "postgresql.conf", &own_settings(primary))?;
-        primary.start()?;
         let passwords = cluster.passwords();
-        let mut statements = vec![
-            format!(
-                "CREATE ROLE {} REPLICATION LOGIN PASSWORD '{}'",
-                Cluster::REPLICATION_USER,
-                passwords.replication
-            ),
-            format!("CREATE ROLE {} LOGIN PASSWORD '{}'", Cluster::APP_USER, passwords.app),
-            format!("CREATE DATABASE {} OWNER {}", Cluster::DATABASE, Cluster::APP_USER),
-        ];
-        let standbys = &cluster.nodes()[1..];
-        statements.extend(standbys.iter().map(|standby| {
-            format!("SELECT pg_create_physical_replication_slot('{}', true)", standby.slot_name())
-        }));
-        statements.iter().try_for_each(|statement| primary.sql(statement).map(drop))
+        let statements = format!(
+            "CREATE ROLE {} REPLICATION LOGIN PASSWORD '{}'\n\
+             CREATE ROLE {app} LOGIN PASSWORD '{}'\n\
+             CREATE DATABASE {} OWNER {app}\n",
+            Cluster::REPLICATION_USER,
+            passwords.replication,
+            passwords.app,
+            Cluster::DATABASE,
+            app = Cluster::APP_USER,
+        );
+        let mut single = common.account.command(&common.programs.path("postgres"));
+        single.args(["--single", "-c", "exit_on_error=on", "-D"]).arg(primary.data_dir()).arg("postgres");
+        run("postgres --single", single, &statements)
     }
 
-    fn make_replicas(&self, common: &Common, cluster: &Cluster) -> Result<(), PlaygroundError> {
+    /// Copies the primary while it is down, and starts all.
+    fn start_nodes(&self, common: &Common, cluster: &Cluster) -> Result<(), PlaygroundError> {
         let (primary, standbys) = cluster.nodes().split_first().expect("a cluster has a primary");
+        for standby in standbys {
+            make_replica(common, cluster, primary, standby)?;
+        }
+        append(primary, "postgresql.conf", &own_settings(primary))?;
+        primary.start()?;
+        let slots: Vec<String> = standbys
+            .iter()
+            .map(|standby| format!("pg_create_physical_replication_slot('{}', true)", standby.slot_name()))
+            .collect();
+        if !slots.is_empty() {
+            primary.sql(&format!("SELECT {}", slots.join(", ")))?;
+        }
         std::thread::scope(|scope| {
-            let copies: Vec<_> = standbys
-                .iter()
-                .map(|standby| scope.spawn(|| make_replica(common, cluster, primary, standby)))
-                .collect();
-            copies.into_iter().try_for_each(|copy| match copy.join() {
+            let starts: Vec<_> = standbys.iter().map(|standby| scope.spawn(|| standby.start())).collect();
+            starts.into_iter().try_for_each(|start| match start.join() {
                 Ok(outcome) => outcome,
                 Err(panic) => std::panic::resume_unwind(panic),
             })
@@ -198,18 +221,15 @@ fn make_replica(
     primary: &Node,
     standby: &Node,
 ) -> Result<(), PlaygroundError> {
-    let password = &cluster.passwords().replication;
-    let mut copy = common.account.command(&common.programs.path("pg_basebackup"));
-    copy.arg("-D").arg(standby.data_dir()).env("PGPASSWORD", password);
-    copy.args(["-h", "127.0.0.1", "-p", &primary.port().to_string(), "-U", Cluster::REPLICATION_USER]);
-    copy.args(["-X", "stream", "-c", "fast", "--no-sync", "-S", &standby.slot_name()]);
-    run("pg_basebackup", copy)?;
+    let mut copy = common.account.command(Path::new("cp"));
+    copy.arg("-a").arg("--").args([primary.data_dir(), standby.data_dir()]);
+    run("cp", copy, "")?;
     append(standby, "postgresql.conf", &own_settings(standby))?;
+    let password = &cluster.passwords().replication;
     let upstream = primary.standby_settings(standby, Cluster::REPLICATION_USER, password);
     append(standby, "postgresql.auto.conf", &upstream)?;
     write(standby, "standby.signal", "")?;
-    common.account.own(&standby.data_dir().join("standby.signal"))?;
-    standby.start()
+    common.account.own(&standby.data_dir().join("standby.signal"))
 }
 
 /// The standbys report themselves as voters: from now on every commit waits for them.
@@ -235,10 +255,14 @@ fn write(node: &Node, file: &str, text: &str) -> Result<(), PlaygroundError> {
     std::fs::write(&path, text).map_err(PlaygroundError::io(format!("writing {}", path.display())))
 }
 
-/// Runs a program to its end.
-fn run(program: &str, mut command: Command) -> Result<(), PlaygroundError> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.map_err(PlaygroundError::io(format!("running {program}")))?;
+/// Runs a program to its end, with this on its standard input.
+fn run(program: &str, mut command: Command, input: &str) -> Result<(), PlaygroundError> {
+    let failed = || PlaygroundError::io(format!("running {program}"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(failed())?;
+    // It is far less than a pipe holds; a program that ended before it read it says why below.
+    let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().map_err(failed())?;
     if output.status.success() {
         return Ok(());
     }

@@ -116,12 +116,17 @@ impl Cluster {
         let _ =
             writeln!(yaml, "listen: {listen}\nstate_dir: {}\ncluster: playground\nnodes:", state.display());
         for (index, node) in self.nodes.iter().enumerate() {
+            let (port, replication) = match node.ports_of_links() {
+                Some((client, standbys)) => {
+                    (client, format!(", replication: {{ host: 127.0.0.1, port: {standbys} }}"))
+                }
+                None => (node.port(), String::new()),
+            };
             let _ = writeln!(
                 yaml,
-                "  - {{ name: {}, host: 127.0.0.1, port: {}, role: {}, username: {}, password: \"{}\", \
-                 database: {}, sslmode: disable, pgdata: \"{}\" }}",
+                "  - {{ name: {}, host: 127.0.0.1, port: {port}, role: {}, username: {}, password: \"{}\", \
+                 database: {}, sslmode: disable, pgdata: \"{}\"{replication} }}",
                 node.name(),
-                node.port(),
                 if index == 0 { "primary" } else { "replica" },
                 Self::SUPERUSER,
                 self.superuser_password(),

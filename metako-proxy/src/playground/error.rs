@@ -9,7 +9,7 @@ use std::time::Duration;
 pub enum PlaygroundError {
     /// No server programs.
     #[error(
-        "PostgreSQL's server programs (initdb, postgres, pg_basebackup) were not found in {searched}: \
+        "PostgreSQL's server programs (initdb, postgres) were not found in {searched}: \
          install them (Debian: apt-get install postgresql-15) or set METAKO_PG_BIN to their folder"
     )]
     NoPrograms {

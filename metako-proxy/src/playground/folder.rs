@@ -19,7 +19,7 @@ clean() {
         shown=$(tr '\000' ' ' 2>/dev/null <"$path") || continue
         pid=${path#/proc/}; pid=${pid%/cmdline}
         case $shown in
-            "postgres: $tag-"*|*/postgres" -D $METAKO_ROOT/"*|*/initdb" -D $METAKO_ROOT/"*|*/pg_basebackup" -D $METAKO_ROOT/"*)
+            "postgres: $tag-"*|*/postgres" -D $METAKO_ROOT/"*|*/postgres" --single "*" -D $METAKO_ROOT/"*|*/initdb" -D $METAKO_ROOT/"*)
                 kill -9 "$pid" 2>/dev/null; found=1;;
         esac
     done

@@ -17,6 +17,8 @@
 //! tokio that is fine for signals ([`Node::kill_9`], [`Node::freeze`]); what takes longer ([`Node::start`],
 //! [`Node::stop`]) belongs in `tokio::task::spawn_blocking`, for which a [`Node`] can be cloned.
 //!
+//! [`Builder::links`] puts a [`Relay`] before each node for metako and another one for its standbys, which a test can cut.
+//!
 //! Set `METAKO_PG_BIN` to the folder of the server programs to use another PostgreSQL, `METAKO_PLAYGROUND_DIR` to put
 //! the clusters elsewhere than in the temporary folder (a RAM disk makes tests faster), and `METAKO_KEEP=1` to keep the
 //! folders with their logs.
@@ -30,6 +32,7 @@ mod node;
 mod ports;
 mod process;
 mod programs;
+mod relay;
 mod sql;
 mod wait;
 
@@ -38,4 +41,5 @@ pub use cluster::Cluster;
 pub use error::PlaygroundError;
 pub use node::{Node, StopMode};
 pub use programs::Programs;
+pub use relay::{Link, Relay};
 pub use wait::until;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::account::Account;
 use super::ports::Port;
 use super::process::{self, Mark};
-use super::{PlaygroundError, Programs, sql, until};
+use super::{PlaygroundError, Programs, Relay, sql, until};
 
 /// How long a server may take to start, to stop, and its processes to end. Far more than it should be.
 pub(super) const PATIENCE: Duration = Duration::from_mins(1);
@@ -41,11 +41,19 @@ struct Inner {
     programs: Programs,
     account: Account,
     port: Port,
+    links: Option<Links>,
     data_dir: PathBuf,
     log: PathBuf,
     client: tokio_postgres::Config,
     mark: Mark,
     postmaster: Mutex<Option<Child>>,
+}
+
+/// The ways to a node that can be cut.
+#[derive(Debug)]
+struct Links {
+    client: Relay,
+    replication: Relay,
 }
 
 /// What all nodes of a cluster have in common.
@@ -57,12 +65,19 @@ pub(super) struct Common {
     pub(super) tag: String,
     /// Superuser's log-in: everything but the port.
     pub(super) client: tokio_postgres::Config,
+    /// Whether there are relays before each node.
+    pub(super) links: bool,
 }
 
 impl Node {
     /// A node that has no data yet.
     pub(super) fn new(common: &Common, name: String) -> Result<Self, PlaygroundError> {
         let port = Port::reserve()?;
+        let links = if common.links {
+            Some(Links { client: Relay::new(port.number())?, replication: Relay::new(port.number())? })
+        } else {
+            None
+        };
         let mut client = common.client.clone();
         client.host("127.0.0.1").port(port.number());
         let data_dir = common.root.join(&name);
@@ -76,6 +91,7 @@ impl Node {
             name,
             cluster_name,
             port,
+            links,
             data_dir,
             client,
         })))
@@ -89,6 +105,36 @@ impl Node {
     /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.0.port.number()
+    }
+
+    /// The way to it for metako, in a cluster with [`super::Builder::links`].
+    ///
+    /// # Panics
+    ///
+    /// In any other cluster.
+    pub fn client_link(&self) -> &Relay {
+        &self.links().client
+    }
+
+    /// The way to it for its standbys, in a cluster with [`super::Builder::links`].
+    ///
+    /// # Panics
+    ///
+    /// In any other cluster.
+    pub fn replication_link(&self) -> &Relay {
+        &self.links().replication
+    }
+
+    fn links(&self) -> &Links {
+        match &self.0.links {
+            Some(links) => links,
+            None => panic!("{}: its cluster was built without `links`", self.name()),
+        }
+    }
+
+    /// Where metako and standbys connect to: the ports of its links, if it has them.
+    pub(super) fn ports_of_links(&self) -> Option<(u16, u16)> {
+        self.0.links.as_ref().map(|links| (links.client.port(), links.replication.port()))
     }
 
     /// Its data folder.
@@ -328,7 +374,7 @@ impl Node {
             settings,
             "primary_conninfo = 'host=127.0.0.1 port={} user={user} password={password} application_name={} \
              sslmode=disable'",
-            self.port(),
+            self.ports_of_links().map_or(self.port(), |(_, replication)| replication),
             standby.name()
         );
         let _ = writeln!(settings, "primary_slot_name = '{}'", standby.slot_name());

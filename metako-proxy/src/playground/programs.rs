@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::PlaygroundError;
 
-/// A folder with `initdb`, `postgres` and `pg_basebackup`.
+/// A folder with `initdb` and `postgres`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Programs {
     folder: PathBuf,
@@ -47,7 +47,7 @@ impl Programs {
     }
 
     fn in_folder(folder: &Path) -> Option<Self> {
-        let complete = ["initdb", "postgres", "pg_basebackup"].iter().all(|name| folder.join(name).is_file());
+        let complete = ["initdb", "postgres"].iter().all(|name| folder.join(name).is_file());
         complete.then(|| Self { folder: folder.to_owned() })
     }
 }

@@ -2,12 +2,16 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
+pub(crate) mod day;
+pub(crate) mod ledger;
+
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use metako_proxy::playground::{Builder, Cluster, Node, PlaygroundError};
+use metako_proxy::playground::{Builder, Cluster, Node, PlaygroundError, Programs};
 use serde_json::Value;
 
 /// How long a test waits for a condition before it fails with what it saw last.
@@ -109,6 +113,17 @@ impl Metako {
                 Ok(status)
             } else {
                 Err(format!("{status}\n{}", self.log()))
+            }
+        })
+    }
+
+    /// Waits until another node than this one is primary, and answers with its name.
+    pub(crate) fn another_primary(&self, than: &str) -> String {
+        eventually("another node is primary", || {
+            let status = self.status()?;
+            match status["primary"].as_str() {
+                Some(name) if name != than => Ok(name.to_owned()),
+                _ => Err(status.to_string()),
             }
         })
     }
@@ -217,6 +232,31 @@ pub(crate) fn configuration(cluster: &Cluster, extra: &str) -> String {
     let own: String =
         yaml.lines().filter(|line| !line.starts_with("state_dir:")).flat_map(|line| [line, "\n"]).collect();
     format!("{own}state_dir: {{state_dir}}\n{extra}\n")
+}
+
+/// The section `hooks` with the script that ships.
+pub(crate) fn hooks(cluster: &Cluster) -> String {
+    cluster.hooks_yaml(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/hooks/local.sh"))
+}
+
+/// Whether PostgreSQL's programs here include those that the hooks call. Says so where not.
+pub(crate) fn can_rejoin() -> bool {
+    let folder = Programs::find(None).expect("PostgreSQL's programs").folder().to_owned();
+    let missing: Vec<_> = ["pg_ctl", "pg_controldata", "pg_rewind", "pg_basebackup"]
+        .into_iter()
+        .filter(|name| !folder.join(name).is_file())
+        .collect();
+    if !missing.is_empty() {
+        skipped(&format!("the hooks need {}, which {} lacks", missing.join(", "), folder.display()));
+    }
+    missing.is_empty()
+}
+
+/// Says, whether the test's output is shown or not, that it cannot be run here.
+pub(crate) fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    // Where nobody listens, nobody is told.
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
 }
 
 /// How tokio-postgres connects to `port`.

@@ -234,6 +234,22 @@ fn a_replica_leaves_the_read_pool_at_once_when_it_refuses_and_by_threshold_when_
 }
 
 #[test]
+fn a_replica_that_refused_serves_no_reads_before_it_has_answered_well() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("b").line = Line::Refused;
+    lab.event(Event::ServerLost { node: "b".into(), loss: ServerLoss::Refused });
+    lab.pass(60);
+    assert_eq!(lab.readers(), ["c"]);
+    // Something listens there again, and nobody knows yet what it is.
+    lab.fake("b").line = Line::Silent;
+    lab.pass(1600);
+    assert_eq!(lab.readers(), ["c"]);
+    lab.revive("b");
+    lab.pass(1100);
+    assert_eq!(lab.readers(), ["b", "c"]);
+}
+
+#[test]
 fn standbys_that_answer_only_now_and_then_are_witnesses_all_the_same() {
     let mut lab = Lab::steady(synchronous(1, NoVoter::Block));
     lab.fake("c").line = Line::Silent;
