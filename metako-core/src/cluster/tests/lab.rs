@@ -14,6 +14,7 @@ use crate::plugin::{NodeReport, ProbeFailure, Receiver, ReportedRole, Sender, Se
 use crate::{Epoch, Lsn, NodeName, Tick};
 
 use super::fake::{Eager, Fake, Line};
+use super::names::lane_of;
 
 /// What the lab does with an action of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
