@@ -56,6 +56,8 @@ pub struct Controller {
     pub(super) replaced: BTreeSet<NodeName>,
     /// Where others promote: the primary was away, so that somebody may have been promoted meanwhile.
     pub(super) away: bool,
+    /// Where others promote: the primary has less WAL than it had, so that only a person can say that it is the one.
+    pub(super) restored: bool,
     /// When the primary that was away was first seen again: what others said before does not count.
     pub(super) returned: Option<Moment>,
     /// Whether the primary has answered as such since the start.
@@ -88,6 +90,8 @@ pub struct Controller {
     pub(super) sync_step: Option<SyncStep>,
     /// The rule that the setting in flight is of.
     pub(super) setting_sync: Option<SyncRule>,
+    /// When metako's value was last taken from the primary's `synchronous_standby_names`.
+    pub(super) sync_reset: Option<Moment>,
     /// Nodes that show as primaries on a later timeline, and when that was first seen.
     pub(super) claims: BTreeMap<NodeName, Moment>,
     /// Since when the primary is known to be well; replicas are not stale before.
@@ -160,7 +164,9 @@ impl Controller {
             primary_reset: None,
             replaced: BTreeSet::new(),
             away: false,
+            restored: false,
             returned: None,
+            sync_reset: None,
             confirmed: false,
             stuck: None,
             failover: None,

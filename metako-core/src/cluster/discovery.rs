@@ -1,5 +1,7 @@
 //! Who is primary, when that is not known: after a first start, after a restart, and by an operator's word.
 
+use std::collections::BTreeMap;
+
 use super::controller::Then;
 use super::failover::Failover;
 use super::{Controller, DecisionKind, Journal, JournalPhase, Observed, Phase, SyncRule};
@@ -11,6 +13,7 @@ impl Controller {
     /// Goes on where the journal says.
     pub(super) fn resume(&mut self) {
         let Some(journal) = &self.journal else { return };
+        self.away = journal.observed.away;
         if journal.cluster != self.settings.name {
             let reason = format!(
                 "the journal belongs to the cluster `{}`, the configuration to `{}`: use another state directory, or \
@@ -226,18 +229,22 @@ impl Controller {
             sync: SyncRule::Async,
             attempts: Vec::new(),
             tainted: Vec::new(),
-            saved: std::collections::BTreeMap::new(),
+            saved: BTreeMap::new(),
             displaced: Vec::new(),
             floor: None,
             paused: false,
-            sync_names: Vec::new(),
-            observed: Observed { started_at: self.observes().then_some(started_at), rivals: Vec::new() },
+            sync_names: BTreeMap::new(),
+            observed: Observed {
+                started_at: self.observes().then_some(started_at),
+                rivals: Vec::new(),
+                away: false,
+            },
         };
         if let Some(former) = self.journal.as_ref().filter(|former| former.system_id == system_id) {
             journal.saved.clone_from(&former.saved);
             journal.tainted.clone_from(&former.tainted);
             journal.displaced.clone_from(&former.displaced);
-            journal.paused = former.paused;
+            journal.paused = former.paused && !self.observes();
             journal.sync_names.clone_from(&former.sync_names);
             if former.timeline == timeline && former.primary == *primary {
                 journal.fork = former.fork;
@@ -273,7 +280,7 @@ impl Controller {
         // Nothing goes to the former one from here on, however long the journal takes.
         self.forget_planned("another primary is adopted");
         (self.stuck, self.doubted, self.confirmed) = (None, None, false);
-        (self.away, self.returned, self.forced) = (false, None, None);
+        (self.away, self.restored, self.returned, self.forced) = (false, false, None, None);
         self.phase = Phase::Discovering { reason: reason.to_owned() };
         if let Some(state) = self.nodes.get_mut(primary) {
             state.flushed = None;
@@ -296,7 +303,7 @@ impl Controller {
         self.sync_step = None;
         self.planned = None;
         self.doubted = None;
-        (self.away, self.returned) = (false, None);
+        (self.away, self.restored, self.returned) = (false, false, None);
         self.well_since = self.now;
         for kind in [DecisionKind::Suspected, DecisionKind::Vetoed, DecisionKind::ManualNeeded] {
             self.forget_said(kind);
@@ -341,8 +348,7 @@ impl Controller {
             && timeline == report.timeline
             && report.position().is_some_and(|position| position < flushed)
         {
-            let position = report.position().unwrap_or_default();
-            format!("went back to {position} from {flushed}: restored from a backup?")
+            format!("went back from {flushed}: restored from a backup?")
         } else {
             return Ok(());
         };

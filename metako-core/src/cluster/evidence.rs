@@ -80,6 +80,7 @@ impl Controller {
         match (state.current().map(|report| self.judge(&primary, report)), state.failure()) {
             (Some(Err(reason)), _) => {
                 // Nothing more goes there, whatever the next look shows.
+                self.away |= self.observes();
                 self.doubted = Some(reason.clone());
                 self.stuck = Some(reason);
                 return self.suspect(&primary, self.moment());
@@ -148,8 +149,11 @@ impl Controller {
         let mute = self.mute_standbys(&primary, since);
         if let Some(report) = state.current() {
             return match self.judge(&primary, report) {
+                Err(reason) if self.observes() => {
+                    self.restored |= !self.gave_up(report) && !self.is_foreign(report);
+                    self.follow_when_all_answered(&primary, since, &reason, mute);
+                }
                 Err(reason) if mute > 0 => self.stuck = Some(reason),
-                Err(reason) if self.observes() => self.follow_or_wait(&primary, since, &reason),
                 Err(reason) => self.need_person(None, reason),
                 Ok(()) if self.may_be_replaced(report) => self.step_returned(&primary),
                 Ok(()) if state.successes >= CLEAN_ROUNDS => self.clear(&primary),
@@ -160,11 +164,7 @@ impl Controller {
         let Some(evidence) = self.evidence(&primary, since) else { return };
         if evidence.kind == PrimaryEvidence::InRecovery && self.observes() {
             let gone = format!("{primary} is in recovery");
-            if mute > 0 {
-                self.stuck = Some(gone);
-                return;
-            }
-            return self.follow_or_wait(&primary, since, &gone);
+            return self.follow_when_all_answered(&primary, since, &gone, mute);
         }
         if evidence.kind == PrimaryEvidence::InRecovery {
             let reason =
@@ -250,6 +250,7 @@ impl Controller {
         if let Some(report) = state.current() {
             match self.judge(&primary, report) {
                 Err(reason) => self.need_person(None, reason),
+                Ok(()) if self.may_be_replaced(report) => self.doubt(),
                 Ok(()) if state.successes >= CLEAN_ROUNDS => self.clear(&primary),
                 Ok(()) => {}
             }

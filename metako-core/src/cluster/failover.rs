@@ -159,7 +159,9 @@ impl Controller {
         journal.phase = JournalPhase::Steady;
         journal.floor = None;
         journal.observed.started_at = None;
-        self.away = self.observes();
+        self.away |= self.observes();
+        // Who was away is not served before all were asked.
+        let then = if self.away { Then::Doubt } else { then };
         self.record(
             DecisionKind::Aborted,
             Some(&old),

@@ -348,11 +348,17 @@ impl Controller {
             );
             self.record(DecisionKind::SyncChanged, Some(&candidate), reason);
         }
-        // Where commits wait for none it is emptied on the candidate.
-        journal.sync_names = match &rule {
-            SyncRule::Async => Vec::new(),
-            SyncRule::Quorum { .. } => vec![settings::sync_names(&self.settings, &rule)],
-        };
+        match &rule {
+            SyncRule::Quorum { .. } => {
+                let names = settings::sync_names(&self.settings, &rule);
+                journal.sync_names.insert(candidate.clone(), vec![names]);
+            }
+            // It is emptied on the candidate when that is prepared.
+            SyncRule::Async if self.settings.failover.synchronous.is_some() => {
+                journal.sync_names.remove(&candidate);
+            }
+            SyncRule::Async => {}
+        }
         journal.sync = rule;
         let all = choice
             .positions

@@ -36,7 +36,7 @@ pub(super) struct NodeState {
     pub(super) failures: u32,
     /// What the failures say, and since when they say the same.
     pub(super) failing: Option<(PrimaryEvidence, Tick)>,
-    /// Since when they all are failures, whatever they say.
+    /// Since when they all are failures that prove no life, whatever else they say.
     pub(super) unwell: Option<Tick>,
     /// Good answers in a row.
     pub(super) successes: u32,
@@ -75,7 +75,11 @@ impl NodeState {
                 let kind = classify(&failure);
                 self.failures = self.failures.saturating_add(1);
                 self.successes = 0;
-                self.unwell.get_or_insert(sent);
+                if matches!(kind, PrimaryEvidence::Full | PrimaryEvidence::NoLogin) {
+                    self.unwell = None;
+                } else {
+                    self.unwell.get_or_insert(sent);
+                }
                 if self.failing.is_none_or(|(known, _)| known != kind) {
                     self.failing = Some((kind, sent));
                 }

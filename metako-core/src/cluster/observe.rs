@@ -86,6 +86,8 @@ impl Controller {
             }
         }
         journal.observed.started_at = Some(started_at);
+        // A pause of another mode ends with it.
+        journal.paused = false;
         self.persist_if_new(journal)
     }
 
@@ -128,6 +130,9 @@ impl Controller {
                 format!("{node} was promoted meanwhile: `metako adopt --primary NAME` says who is primary")
             }
             Err(why) => why,
+            Ok(None) if self.restored => {
+                "it has less WAL than it had; `metako adopt --primary NAME` says who is primary".to_owned()
+            }
             Ok(None) => match self.unattested(primary, since) {
                 None => return self.serve_again(primary),
                 Some(why) => why,
@@ -142,6 +147,7 @@ impl Controller {
     fn serve_again(&mut self, primary: &NodeName) {
         let Some(mut journal) = self.journal.clone() else { return };
         journal.observed.started_at = self.report(primary).map(|report| report.started_at);
+        journal.observed.away = false;
         if !self.persist_if_new(journal) {
             self.clear(primary);
         }
@@ -199,14 +205,32 @@ impl Controller {
             None if lives => format!("{primary} is not gone: {failure}"),
             // A refusal alone may be a firewall's.
             None if kind == PrimaryEvidence::Refused && lost || standing >= patience => {
-                return self.follow_or_wait(primary, since, &format!("{primary} is gone ({failure})"));
+                return self.follow_or_wait(primary, since, &format!("{primary} is gone"));
             }
             None => {
                 self.wake_at(self.now + patience.saturating_sub(standing));
                 format!("{primary} may be gone ({failure}); it is asked a little longer")
             }
         };
+        if self.away {
+            self.stuck = Some(waiting.clone());
+        }
         self.say_suspect(waiting);
+    }
+
+    /// The primary is none any more, for the reason given: writes are held, and whoever was promoted is followed when all
+    /// that can answer have.
+    pub(super) fn follow_when_all_answered(
+        &mut self,
+        primary: &NodeName,
+        since: Moment,
+        gone: &str,
+        mute: usize,
+    ) {
+        if mute > 0 {
+            return self.hold(gone.to_owned());
+        }
+        self.follow_or_wait(primary, since, gone);
     }
 
     /// The primary is gone, or none any more, for the reason given: follows whoever was promoted, or holds writes until
@@ -233,7 +257,7 @@ impl Controller {
         self.say_suspect(why);
         // Should metako end meanwhile, the same server is no proof any more.
         if let Some(mut journal) = self.journal.clone() {
-            journal.observed.started_at = None;
+            journal.observed.away = true;
             self.persist_if_new(journal);
         }
     }
@@ -281,7 +305,15 @@ impl Controller {
         let promoted = names().filter_map(|name| {
             answer(name).filter(|report| self.claims(report)).map(|report| (name, report.timeline))
         });
-        let Some((node, timeline)) = promoted.max_by_key(|(_, timeline)| *timeline) else { return Ok(None) };
+        let Some((node, timeline)) = promoted.max_by_key(|(_, timeline)| *timeline) else {
+            let silent = names().find(|name| {
+                !refuses(name) && last(name).is_some_and(|last| self.claims(last)) && *name != primary
+            });
+            return match silent {
+                Some(silent) => Err(format!("{silent} was promoted, and does not answer now: {hint}")),
+                None => Ok(None),
+            };
+        };
         // One that died may have taken writes.
         let rival = names().filter(|name| *name != node).find(|name| {
             last(name)

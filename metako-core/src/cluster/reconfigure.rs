@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::node::NodeState;
-use super::{Controller, DecisionKind, Phase};
+use super::{Controller, DecisionKind, JournalPhase, Phase};
 use crate::NodeName;
 use crate::config::{ClusterSettings, FailoverMode};
 use crate::plugin::FailoverPolicy;
@@ -67,9 +67,9 @@ impl Controller {
         let follows = settings.failover.mode == FailoverMode::Observe && !self.observes();
         if follows {
             self.forced = None;
-            // Whoever was waited for may have been replaced by others meanwhile.
-            let idle = matches!(self.phase, Phase::Paused { .. } | Phase::ManualNeeded { .. });
-            self.away |= self.journal.is_some() && (idle || self.holds_writes());
+            // Somebody may have been promoted in place of a primary that is not well now, unless a person just said who it is.
+            let steady = matches!(self.phase, Phase::Steady { .. });
+            self.away |= self.journal.is_some() && !steady && self.replaced.is_empty();
         }
         self.settings = settings;
         self.policy = policy;
@@ -82,8 +82,18 @@ impl Controller {
             None,
             format!("the new configuration is in force: {changes}"),
         );
-        let unsure = matches!(self.phase, Phase::Paused { .. }) && follows;
-        if unsure || automatic && matches!(self.phase, Phase::ManualNeeded { primary: Some(_), .. }) {
+        let known = self.journal.as_ref().is_some_and(|journal| {
+            journal.cluster == self.settings.name
+                && journal.phase == JournalPhase::Steady
+                && self.node(&journal.primary).is_some()
+        });
+        let unsure = match &self.phase {
+            Phase::Paused { .. } => follows,
+            Phase::ManualNeeded { primary: None, .. } => follows && known,
+            Phase::ManualNeeded { primary: Some(_), .. } => automatic,
+            _ => false,
+        };
+        if unsure {
             self.doubt();
         }
     }

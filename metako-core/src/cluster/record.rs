@@ -44,9 +44,9 @@ pub struct Journal {
     /// An operator paused automatic decisions.
     #[serde(default)]
     pub paused: bool,
-    /// Values of `synchronous_standby_names` of which metako has set one on the primary, or is about to.
+    /// Values of `synchronous_standby_names` of which metako has set one on a node, or is about to.
     #[serde(default)]
-    pub sync_names: Vec<String>,
+    pub sync_names: BTreeMap<NodeName, Vec<String>>,
     /// What is remembered where others promote.
     #[serde(default)]
     pub observed: Observed,
@@ -60,6 +60,8 @@ pub struct Observed {
     pub started_at: Option<i64>,
     /// Nodes that somebody promoted while the primary was well.
     pub rivals: Vec<NodeName>,
+    /// The primary was away, and nobody has been confirmed since.
+    pub away: bool,
 }
 
 /// Where a failover stands, in the journal.

@@ -109,7 +109,12 @@ impl Controller {
     }
 
     fn unfreeze(&mut self, standby: &NodeName) {
-        let change = settings::unfreeze(&self.saved(standby));
+        let mut change = settings::unfreeze(&self.saved(standby));
+        let upstream = self.report(standby).and_then(|report| settings::setting(report, settings::CONNINFO));
+        if self.observes() && upstream.is_some_and(|upstream| !upstream.is_empty()) {
+            // Whoever manages the cluster has given it another one meanwhile.
+            change.set.retain(|(name, _)| name != settings::CONNINFO);
+        }
         let node = standby.clone();
         self.start(standby, Task::Unfreeze, |id| Action::Unfreeze { id, node, change });
     }

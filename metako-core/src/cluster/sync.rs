@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::controller::Then;
 use super::node::Moment;
 use super::work::{Lane, Task};
-use super::{Action, Controller, DecisionKind, SyncRule, settings};
+use super::{Action, Controller, DecisionKind, Journal, SyncRule, settings};
 use crate::config::NoVoter;
 use crate::plugin::{ReportedRole, Sender};
 use crate::{Lsn, NodeName};
@@ -38,7 +38,8 @@ struct SyncReport {
 impl Controller {
     pub(super) fn reconcile_sync(&mut self) {
         let (Some(journal), Some(primary)) = (&self.journal, self.phase_primary().cloned()) else { return };
-        let (present, own_names) = (journal.sync.clone(), journal.sync_names.clone());
+        let present = journal.sync.clone();
+        let own_names = journal.sync_names.get(&primary).cloned().unwrap_or_default();
         let wanted = self.wanted_rule(&present, &primary);
         self.name_non_voters(&present, &primary);
         let Some(report) = self.sync_report(&primary) else { return };
@@ -47,15 +48,19 @@ impl Controller {
                 self.sync_step = None;
                 // With `failover.synchronous` the setting is metako's; without, only what it has set itself.
                 let own = own_names.contains(&report.names);
-                if !report.names.is_empty() && (own || self.settings.failover.synchronous.is_some()) {
+                // What is the same without metako's line is somebody else's.
+                let reset = self.sync_reset.is_some_and(|reset| self.answered_after(&primary, reset));
+                if !report.names.is_empty() && (own && !reset || self.settings.failover.synchronous.is_some())
+                {
                     return self.set_sync(&primary, &SyncRule::Async, "the journal asks for none");
                 }
                 if !own_names.is_empty()
                     && self.answered_since_touched(&primary)
-                    && !self.work.busy(&Lane::Node(primary))
+                    && !self.work.busy(&Lane::Node(primary.clone()))
                     && let Some(mut journal) = self.journal.clone()
                 {
-                    journal.sync_names.clear();
+                    self.sync_reset = None;
+                    journal.sync_names.remove(&primary);
                     self.persist(journal, Then::GoOn);
                 }
             }
@@ -65,10 +70,10 @@ impl Controller {
                 if report.names != names {
                     self.restore_sync(&primary, &present, &report.names);
                 } else if own_names != [names.as_str()]
-                    && !self.work.busy(&Lane::Node(primary))
+                    && !self.work.busy(&Lane::Node(primary.clone()))
                     && let Some(mut journal) = self.journal.clone()
                 {
-                    journal.sync_names = vec![names];
+                    journal.sync_names.insert(primary, vec![names]);
                     self.persist(journal, Then::GoOn);
                 }
             }
@@ -223,14 +228,14 @@ impl Controller {
     pub(super) fn set_sync(&mut self, primary: &NodeName, rule: &SyncRule, why: &str) {
         let change = settings::sync_change(&self.settings, rule);
         let names = settings::sync_names(&self.settings, rule);
-        if let Some(journal) = self
-            .journal
-            .as_ref()
-            .filter(|journal| *rule != SyncRule::Async && !journal.sync_names.contains(&names))
+        let noted =
+            |journal: &&Journal| journal.sync_names.get(primary).is_some_and(|noted| noted.contains(&names));
+        if let Some(journal) =
+            self.journal.as_ref().filter(|journal| *rule != SyncRule::Async && !noted(journal))
         {
             // So that it can be taken back whatever happens to metako.
             let mut journal = journal.clone();
-            journal.sync_names.push(names);
+            journal.sync_names.entry(primary.clone()).or_default().push(names);
             return self.persist(journal, Then::GoOn);
         }
         self.record_once(
@@ -246,6 +251,7 @@ impl Controller {
 
     pub(super) fn on_sync_set(&mut self) {
         let (moment, set) = (self.moment(), self.setting_sync.take());
+        self.sync_reset = (set == Some(SyncRule::Async)).then_some(moment);
         if let Some(step) = self.sync_step.as_mut().filter(|step| Some(&step.rule) == set.as_ref()) {
             step.set = Some(moment);
         }
@@ -262,9 +268,12 @@ impl Controller {
                 super::evidence::needed(*acks, voters.len())
             ),
         };
-        let names = settings::sync_names(&self.settings, &journal.sync);
-        if journal.sync != SyncRule::Async && !journal.sync_names.contains(&names) {
-            journal.sync_names.push(names);
+        if journal.sync != SyncRule::Async {
+            let names = settings::sync_names(&self.settings, &journal.sync);
+            let noted = journal.sync_names.entry(primary.clone()).or_default();
+            if !noted.contains(&names) {
+                noted.push(names);
+            }
         }
         journal.sync = rule;
         self.sync_step = None;

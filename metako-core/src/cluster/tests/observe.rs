@@ -690,3 +690,133 @@ fn what_was_held_stays_held_when_the_mode_ends() {
     assert_eq!(lab.primary(), Some("a"));
     assert_eq!(lab.disk.as_ref().unwrap().observed, crate::cluster::Observed::default());
 }
+
+/// The primary was away, and others do not answer.
+fn held() -> Lab {
+    let mut lab = Lab::steady(observed());
+    for standby in ["b", "c"] {
+        lab.fake(standby).line = Line::Silent;
+    }
+    lab.pass(5000);
+    lab.kill("a");
+    lab.pass(5000);
+    lab.revive("a");
+    lab.pass(3000);
+    assert_eq!(lab.primary(), None);
+    lab
+}
+
+#[test]
+fn what_was_held_is_not_opened_by_another_mode_that_meets_a_failure_or_a_restart() {
+    let manual = || {
+        let mut settings = settings();
+        settings.failover.mode = FailoverMode::Manual;
+        settings
+    };
+    for (settings, restarts) in [(settings(), false), (manual(), false), (settings(), true)] {
+        let mut lab = held();
+        promote(&mut lab, "b", &[]);
+        reload(&mut lab, settings);
+        if restarts {
+            lab.restart();
+        }
+        lab.pass(1000);
+        lab.fake("c").line = Line::Up;
+        lab.fake("a").line = Line::Refused;
+        lab.fake("a").reachable_by_others = false;
+        lab.pass(1000);
+        lab.revive("a");
+        lab.pass(10_000);
+        // Another standby may be promoted by the rules of that mode.
+        assert_ne!(lab.primary(), Some("a"), "b may be the one");
+    }
+}
+
+#[test]
+fn one_silence_after_many_proofs_of_life_is_no_death() {
+    for line in [Line::Full, Line::NoLogin] {
+        let mut lab = Lab::steady(observed());
+        lab.fake("a").reachable_by_others = false;
+        lab.fake("a").line = line;
+        lab.pass(20_000);
+        promote(&mut lab, "b", &["c"]);
+        lab.fake("a").line = Line::Silent;
+        lab.pass(700);
+        lab.fake("a").line = line;
+        lab.pass(5000);
+        assert_eq!(lab.view.epoch, Epoch(1), "{line:?}");
+    }
+}
+
+#[test]
+fn a_restored_primary_is_not_served_for_having_grown() {
+    let mut lab = Lab::steady(observed());
+    lab.write("a", 500);
+    lab.pass(2000);
+    lab.fake("a").replayed = crate::Lsn(900);
+    lab.fake("a").started_at += 1;
+    lab.pass(2000);
+    lab.forget();
+    for _ in 0..50 {
+        lab.write("a", 20);
+        lab.pass(100);
+    }
+    assert_eq!(lab.primary(), None);
+    assert!(lab.decisions.len() < 5, "{:?}", lab.decisions);
+    lab.adopt("a");
+    lab.pass(1000);
+    assert_eq!(lab.primary(), Some("a"));
+}
+
+#[test]
+fn a_mode_that_comes_while_the_primary_fails_trusts_it_no_more() {
+    let mut lab = Lab::steady(settings());
+    lab.treat.insert("freeze", super::lab::Treat::Fail);
+    // Nobody but the policy's patience stands between it and a failover.
+    lab.fake("a").line = Line::Silent;
+    lab.pass(1500);
+    assert_eq!(lab.phase(), "suspect");
+    reload(&mut lab, observed());
+    promote(&mut lab, "b", &["c"]);
+    lab.revive("a");
+    lab.pass(3000);
+    assert_eq!(lab.primary(), Some("b"));
+}
+
+#[test]
+fn a_person_who_was_called_for_a_switchover_by_others_may_change_the_mode() {
+    let mut lab = Lab::steady(settings());
+    promote(&mut lab, "b", &["a", "c"]);
+    lab.pass(3000);
+    assert_eq!((lab.phase(), lab.primary()), ("manual_needed", None));
+    reload(&mut lab, observed());
+    lab.pass(2000);
+    assert_eq!(lab.primary(), Some("b"));
+}
+
+#[test]
+fn a_pause_does_not_come_back_with_the_former_mode() {
+    let mut lab = Lab::steady(settings());
+    lab.order(OperatorCommand::Pause);
+    reload(&mut lab, observed());
+    lab.pass(3000);
+    reload(&mut lab, settings());
+    lab.pass(3000);
+    lab.kill("a");
+    lab.pass(3000);
+    assert_eq!(lab.primary(), Some("c"));
+}
+
+#[test]
+fn who_was_promoted_and_hangs_then_is_not_forgotten() {
+    let mut lab = Lab::steady(observed());
+    promote(&mut lab, "c", &[]);
+    lab.pass(3000);
+    lab.fake("c").line = Line::Silent;
+    lab.kill("a");
+    lab.pass(5000);
+    lab.revive("a");
+    lab.pass(5000);
+    assert_eq!(lab.primary(), None);
+    assert!(lab.held().unwrap().contains("c was promoted, and does not answer now"), "{:?}", lab.held());
+}

@@ -194,7 +194,7 @@ fn journal(cluster: &str, epoch: u64) -> Journal {
         saved: BTreeMap::new(),
         displaced: Vec::new(),
         paused: false,
-        sync_names: Vec::new(),
+        sync_names: std::collections::BTreeMap::new(),
         observed: Observed::default(),
         floor: None,
     }
