@@ -12,13 +12,16 @@ pub mod cluster;
 pub mod config;
 pub mod hba;
 mod ids;
+
 pub mod plugin;
 pub mod pool;
+pub mod record;
 pub mod route;
 pub mod session;
 pub mod sql;
 mod time;
 pub mod wire;
+mod written;
 
 pub use ids::{Epoch, Lsn, NodeName, ParseLsnError, SystemId, TimelineId};
 pub use time::Tick;

@@ -20,7 +20,7 @@ use crate::admin::{self, Admin, Order, Reply};
 use crate::check::load_file;
 use crate::cli::Exit;
 use crate::control::{
-    Accepted, ControlConfig, Driver, DriverHandle, FileJournal, History, Parts, PgServers, Status,
+    Accepted, ControlConfig, Driver, DriverHandle, FileJournal, History, Parts, PgServers, Recorder, Status,
 };
 use crate::data::DataPlane;
 use crate::env::{Env, Listener, TokioEnv};
@@ -152,6 +152,14 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The folder of the state directory that holds the incident record cannot be used.
+    #[error("the incident record in {} cannot be opened: {source}", path.display())]
+    Record {
+        /// The state directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The data plane cannot work by the configuration.
     #[error(transparent)]
     Data(#[from] crate::data::DataError),
@@ -174,6 +182,7 @@ pub struct App<E: Env> {
     stop: watch::Sender<bool>,
     history: Arc<History>,
     history_written: oneshot::Receiver<()>,
+    record_written: oneshot::Receiver<()>,
     socket_closed: oneshot::Receiver<()>,
 }
 
@@ -209,8 +218,10 @@ impl<E: Env> App<E> {
         let state_dir = state_dir::locate(config.state_dir.as_deref(), |name| std::env::var(name).ok());
         state_dir::prepare(&state_dir)?;
         let journal = FileJournal::open(&state_dir).map_err(control::StartError::from)?;
-        let (history, writer) = History::open(&state_dir)
+        let (history, history_writer) = History::open(&state_dir)
             .map_err(|source| StartError::History { path: state_dir.clone(), source })?;
+        let (record, record_writer) = Recorder::open(&state_dir)
+            .map_err(|source| StartError::Record { path: state_dir.clone(), source })?;
         let config = Arc::new(config);
         let view = Arc::new(ViewCell::new(ClusterView::empty("metako is starting")));
         let traffic = Arc::new(Traffic::default());
@@ -229,6 +240,7 @@ impl<E: Env> App<E> {
             journal: Arc::new(journal),
             history: Arc::clone(&history),
             figures: Arc::clone(&figures),
+            record,
             view: Arc::clone(&view),
             fence: data.fence(),
             evidence: losses,
@@ -243,12 +255,8 @@ impl<E: Env> App<E> {
             source,
         })?;
 
-        let (written, history_written) = oneshot::channel();
-        env.spawn(async move {
-            writer.run().await;
-            // Nobody waits for it but a shutdown.
-            let _ = written.send(());
-        });
+        let history_written = spawn_with_end(&env, history_writer.run());
+        let record_written = spawn_with_end(&env, record_writer.run());
         env.spawn(driver.run());
         let (stop, stopping) = watch::channel(false);
         let inner = Arc::new(Inner {
@@ -271,18 +279,13 @@ impl<E: Env> App<E> {
         }
         let owner = nix::unistd::geteuid().as_raw();
         let admin: Arc<dyn Admin> = Arc::clone(&inner) as Arc<dyn Admin>;
-        let (closed, socket_closed) = oneshot::channel();
         let serving = until(stopping.clone(), admin::serve(env.clone(), socket, owner, admin));
-        env.spawn(async move {
-            serving.await;
-            // Nobody waits for it but a shutdown.
-            let _ = closed.send(());
-        });
+        let socket_closed = spawn_with_end(&env, serving);
         env.spawn(until(stopping, report(Arc::clone(&inner))));
         for address in &addresses {
             tracing::info!(%address, admin = %socket_path.display(), "metako listens");
         }
-        Ok(Self { inner, addresses, stop, history, history_written, socket_closed })
+        Ok(Self { inner, addresses, stop, history, history_written, record_written, socket_closed })
     }
 
     /// The addresses that clients can connect to.
@@ -336,7 +339,21 @@ impl<E: Env> App<E> {
         if tokio::time::timeout(ENDING_MAX, self.history_written).await.is_err() {
             tracing::warn!("the last decisions did not reach the history file within {ENDING_MAX:?}");
         }
+        if tokio::time::timeout(ENDING_MAX, self.record_written).await.is_err() {
+            tracing::warn!("the end of the incident record did not reach its file within {ENDING_MAX:?}");
+        }
     }
+}
+
+/// Runs a task, and tells when it has ended.
+fn spawn_with_end<E: Env>(env: &E, task: impl Future<Output = ()> + Send + 'static) -> oneshot::Receiver<()> {
+    let (end, ended) = oneshot::channel();
+    env.spawn(async move {
+        task.await;
+        // Nobody waits for it but a shutdown.
+        let _ = end.send(());
+    });
+    ended
 }
 
 async fn listen<E: Env>(env: &E, config: &Config) -> Result<(Vec<E::Listener>, Vec<SocketAddr>), StartError> {

@@ -1,4 +1,4 @@
-//! Where journal, history and admin socket live.
+//! Where journal, history, incident record and admin socket live.
 
 use std::io;
 use std::os::unix::fs::DirBuilderExt;

@@ -16,10 +16,14 @@ pub mod log;
 mod message;
 mod model;
 mod queue;
+mod record;
+pub mod replay;
 mod report;
 pub mod scenario;
 mod stage;
 mod world;
+
+use std::collections::BTreeSet;
 
 use metako_core::config::Config;
 
@@ -55,9 +59,34 @@ impl Outcome {
 /// # Errors
 /// If the scenario and the configuration do not fit each other, or a strategy cannot be built.
 pub fn run(config: &Config, scenario: &Scenario, seed: u64) -> Result<Outcome, SetupError> {
-    let log = world::World::new(config, scenario, seed)?.run();
+    let (outcome, _) = finish(config, scenario, seed, None)?;
+    Ok(outcome)
+}
+
+/// As [`run`], and keeps the incident record that the proxy would have written, with a state in it at the beginning and
+/// before each of the `snapshots` (steps of the controller, counted from 0).
+///
+/// # Errors
+/// As [`run`].
+pub fn run_recorded(
+    config: &Config,
+    scenario: &Scenario,
+    seed: u64,
+    snapshots: &BTreeSet<u64>,
+) -> Result<(Outcome, String), SetupError> {
+    let (outcome, record) = finish(config, scenario, seed, Some(record::Keeper::new(snapshots.clone())))?;
+    Ok((outcome, record.map(record::Keeper::text).unwrap_or_default()))
+}
+
+fn finish(
+    config: &Config,
+    scenario: &Scenario,
+    seed: u64,
+    keeper: Option<record::Keeper>,
+) -> Result<(Outcome, Option<record::Keeper>), SetupError> {
+    let (log, keeper) = world::World::new(config, scenario, seed)?.keeping(keeper).run();
     let facts = Facts::of(&log);
     let synchronous = !world::synchronous_standby_names(&config.cluster, scenario).is_empty();
     let findings = check::check(&log, &facts, &scenario.expect, synchronous);
-    Ok(Outcome { seed, log, facts, findings })
+    Ok((Outcome { seed, log, facts, findings }, keeper))
 }

@@ -1,6 +1,6 @@
 //! `primary_conninfo`: reading it, and pointing it elsewhere.
 
-use crate::config::{Node, ReplicationAddress};
+use crate::config::{Node, ReplicationAddress, Secret};
 
 /// A connection string as keyword and value, in its order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -82,6 +82,22 @@ pub(super) fn rewrite(former: Option<&str>, standby: &Node, upstream: &Node) -> 
     if conninfo.value("application_name").is_none() {
         conninfo.set("application_name", &standby.application_name);
     }
+    conninfo.to_string()
+}
+
+/// Keywords whose values are secrets.
+const SECRETS: [&str; 5] =
+    ["password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret"];
+
+/// A conninfo whose secrets are masked, and the whole of one that cannot be read. What depends on the address, or on
+/// whether there is a password, depends on the same in this.
+pub(crate) fn mask(text: &str) -> String {
+    let Some(mut conninfo) = Conninfo::parse(text) else { return Secret::MASK.to_owned() };
+    let mut secrets = conninfo.0.iter_mut().filter(|(key, _)| SECRETS.contains(&key.as_str())).peekable();
+    if secrets.peek().is_none() {
+        return text.to_owned();
+    }
+    secrets.for_each(|(_, value)| Secret::MASK.clone_into(value));
     conninfo.to_string()
 }
 
@@ -182,7 +198,6 @@ mod tests {
 
     use super::*;
     use crate::cluster::tests::node;
-    use crate::config::Secret;
 
     #[test]
     fn both_forms_are_read() {

@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::failover::Failover;
 use super::node::{Moment, NodeState};
 use super::rejoin::Rejoins;
@@ -17,7 +19,7 @@ use super::{
     Phase, SettingsChange, SyncRule,
 };
 use crate::config::{ClusterSettings, Node};
-use crate::plugin::{FailoverPolicy, NodeReport};
+use crate::plugin::{NodeReport, Policy};
 use crate::{Epoch, NodeName, Tick};
 
 /// How long after a success a settings change is not repeated: until then it shows in a report.
@@ -29,12 +31,14 @@ const DECLINED_AGAIN: Duration = Duration::from_millis(500);
 /// Transitions in one call: more would be a cycle, and the next event goes on anyway.
 const STEPS_MAX: usize = 16;
 
-/// The cluster controller. See the [module](super) for how it is driven.
+/// The cluster controller. See the [module](super) for how it is driven. A copy that was written down and read again goes on as
+/// this one does, but for secrets, which are not written down.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Controller {
     pub(super) settings: Arc<ClusterSettings>,
-    pub(super) policy: Arc<dyn FailoverPolicy>,
+    pub(super) policy: Policy,
     /// A new configuration that waits for the end of a failover.
-    pub(super) waiting: Option<(Arc<ClusterSettings>, Arc<dyn FailoverPolicy>)>,
+    pub(super) waiting: Option<(Arc<ClusterSettings>, Policy)>,
     /// The journal as it is on disk.
     pub(super) journal: Option<Journal>,
     /// The journal that is to be on disk before anything else happens.
@@ -100,21 +104,24 @@ pub struct Controller {
     pub(super) wake: Option<Tick>,
     pub(super) next_probe: u64,
     /// How many failures could be survived, and from what that followed.
+    #[serde(skip)]
     pub(super) surveyed: Option<(Survey, Survival)>,
     view: Arc<ClusterView>,
+    #[serde(skip)]
     out: Vec<Action>,
+    #[serde(with = "crate::written::pairs")]
     said: BTreeMap<(DecisionKind, Option<NodeName>), String>,
 }
 
 /// A failover that a person asks for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Forced {
     /// To whom, if somebody was named.
     pub(super) to: Option<NodeName>,
 }
 
 /// A journal on its way to disk, and what follows when it is there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Writing {
     pub(super) journal: Journal,
     pub(super) then: Then,
@@ -122,7 +129,8 @@ pub(super) struct Writing {
 }
 
 /// What follows a durable journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Then {
     /// Go on in the same phase.
     GoOn,
@@ -142,12 +150,7 @@ pub(super) enum Then {
 
 impl Controller {
     /// A controller of a cluster, with the journal that was found, if one was.
-    pub fn new(
-        settings: Arc<ClusterSettings>,
-        policy: Arc<dyn FailoverPolicy>,
-        journal: Option<Journal>,
-        now: Tick,
-    ) -> Self {
+    pub fn new(settings: Arc<ClusterSettings>, policy: Policy, journal: Option<Journal>, now: Tick) -> Self {
         let mut controller = Self {
             nodes: settings.nodes.iter().map(|node| (node.name.clone(), NodeState::default())).collect(),
             settings,

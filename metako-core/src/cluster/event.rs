@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{ActionId, ProbeId};
 use crate::config::ClusterSettings;
-use crate::plugin::{FailoverPolicy, NodeReport, ProbeFailure};
+use crate::plugin::{NodeReport, Policy, ProbeFailure};
 use crate::{NodeName, Tick};
 
 /// Something that happened.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[expect(clippy::large_enum_variant, reason = "events are handed over one at a time, never stored in bulk")]
 pub enum Event {
     /// The time that [`Controller::poll_timeout`](super::Controller::poll_timeout) named has come. May come late, early or twice.
@@ -24,6 +25,7 @@ pub enum Event {
         /// When it was sent.
         sent: Tick,
         /// What it found.
+        #[serde(with = "crate::written::result")]
         result: Result<NodeReport, ProbeFailure>,
     },
     /// A client's or a pooled server connection broke or could not be opened: a reason to look at the node at once.
@@ -38,6 +40,7 @@ pub enum Event {
         /// Which.
         id: ActionId,
         /// How.
+        #[serde(with = "crate::written::result")]
         outcome: Result<ActionOutcome, ActionFailure>,
     },
     /// The configuration changed.
@@ -45,7 +48,7 @@ pub enum Event {
         /// The new settings.
         settings: Arc<ClusterSettings>,
         /// The new policy.
-        policy: Arc<dyn FailoverPolicy>,
+        policy: Policy,
     },
     /// A person asks for something.
     Operator(OperatorCommand),

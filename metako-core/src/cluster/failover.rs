@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::controller::Then;
 use super::freeze::Choice;
 use super::node::Moment;
@@ -13,7 +15,7 @@ use crate::plugin::NodeReport;
 use crate::{Lsn, NodeName, Tick};
 
 /// What is known of the running failover besides the journal. All of it can be found out again after a restart.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Failover {
     pub(super) old: NodeName,
     /// Only probes after it count.

@@ -1,5 +1,7 @@
 //! Freezing standbys, proving that they stand still, and choosing the one to be promoted.
 
+use serde::{Deserialize, Serialize};
+
 use super::controller::Then;
 use super::evidence::needed;
 use super::failover::{FREEZE_WAIT, Failover};
@@ -12,7 +14,7 @@ use crate::plugin::{Electable, PrimaryEvidence};
 use crate::{Lsn, NodeName, Tick, TimelineId};
 
 /// A choice that has still to be confirmed by a look at all frozen standbys, taken after it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Choice {
     at: Moment,
     candidate: NodeName,

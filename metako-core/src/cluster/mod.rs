@@ -28,7 +28,7 @@
 //! | `work` | actions in flight, one per node, and their repetition |
 
 mod action;
-mod conninfo;
+pub(crate) mod conninfo;
 mod controller;
 mod discovery;
 mod event;
@@ -51,7 +51,7 @@ mod survival;
 mod switchover;
 mod sync;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod view;
 mod views;
 mod witness;

@@ -1,15 +1,17 @@
 //! What the controller remembers of one node.
 
+use serde::{Deserialize, Serialize};
+
 use super::ProbeId;
 use crate::plugin::{NodeReport, PrimaryEvidence, ProbeFailure};
 use crate::{Lsn, Tick, TimelineId};
 
 /// A point in the order of probes: those that are asked for after it are later, whatever the clock says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Moment(pub(super) u64);
 
 /// The last answer of a node, or its absence.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Answer {
     pub(super) id: ProbeId,
     /// When the probe was asked for; the node was asked then or later.
@@ -18,7 +20,7 @@ pub(super) struct Answer {
 }
 
 /// What is known of a node.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct NodeState {
     /// The probe that has not been answered.
     pub(super) outstanding: Option<(ProbeId, Tick)>,

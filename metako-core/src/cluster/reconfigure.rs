@@ -1,19 +1,16 @@
 //! A new configuration while the cluster runs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::node::NodeState;
 use super::{Controller, DecisionKind, JournalPhase, Phase};
 use crate::NodeName;
 use crate::config::{ClusterSettings, FailoverMode};
-use crate::plugin::FailoverPolicy;
+use crate::plugin::Policy;
 
 impl Controller {
-    pub(super) fn on_reconfigured(
-        &mut self,
-        settings: Arc<ClusterSettings>,
-        policy: Arc<dyn FailoverPolicy>,
-    ) {
+    pub(super) fn on_reconfigured(&mut self, settings: Arc<ClusterSettings>, policy: Policy) {
         self.waiting = Some((settings, policy));
         self.rejoins.clear();
         self.apply_settings_if_settled();
@@ -96,6 +93,30 @@ impl Controller {
         if unsure {
             self.doubt();
         }
+    }
+
+    /// Puts other settings and another policy in the place of the present ones, as if it had always worked with them: for
+    /// replays that ask what would have happened.
+    ///
+    /// # Errors
+    /// If the cluster, or the names of its nodes, are others.
+    pub fn replace(&mut self, settings: Arc<ClusterSettings>, policy: Policy) -> Result<(), String> {
+        let names = |settings: &ClusterSettings| -> BTreeSet<NodeName> {
+            settings.nodes.iter().map(|node| node.name.clone()).collect()
+        };
+        if settings.name != self.settings.name {
+            return Err(format!("`cluster` is {} and not {}", settings.name, self.settings.name));
+        }
+        let (have, want) = (names(&settings), names(&self.settings));
+        if have != want {
+            let list =
+                |names: BTreeSet<NodeName>| names.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
+            return Err(format!("`nodes` are {} and not {}", list(have), list(want)));
+        }
+        self.settings = settings;
+        self.policy = policy;
+        self.waiting = None;
+        Ok(())
     }
 
     fn refuse_settings(&self, settings: &ClusterSettings, primary: Option<&NodeName>) -> Option<String> {

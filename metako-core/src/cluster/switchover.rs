@@ -5,6 +5,8 @@
 //! stream from it. From there on it is a failover: freeze, choose, promote, verify. Until then everything is undone
 //! where a step fails: the old primary serves on, in a new epoch, because epochs do not go back.
 
+use serde::{Deserialize, Serialize};
+
 use super::controller::Then;
 use super::node::Moment;
 use super::work::{Lane, Task};
@@ -13,13 +15,13 @@ use crate::plugin::PrimaryEvidence;
 use crate::{Lsn, NodeName};
 
 /// A switchover that was asked for, until writes are held for it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Planned {
     pub(super) to: NodeName,
 }
 
 /// Where the drain stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Drain {
     /// Only probes after it say how the old primary is.
     began: Moment,

@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::controller::Then;
 use super::node::Moment;
 use super::work::{Lane, Task};
@@ -19,7 +21,7 @@ use crate::{Lsn, NodeName};
 const LEFT_AFTER: Duration = Duration::from_secs(10);
 
 /// A rule that is being brought into force.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SyncStep {
     rule: SyncRule,
     /// When it was set.

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Phase, Survival, SyncRule};
 use crate::{Epoch, Lsn, NodeName, TimelineId};
 
 /// The cluster as the controller last saw it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClusterView {
     /// Counts views; a greater one is newer.
     pub version: u64,
@@ -27,7 +27,7 @@ pub struct ClusterView {
 }
 
 /// Whether writes may go on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Writes {
     /// They go to this node.
@@ -43,7 +43,7 @@ pub enum Writes {
 }
 
 /// One node as the controller last saw it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeView {
     /// Its name.
     pub name: NodeName,
@@ -74,7 +74,7 @@ pub struct NodeView {
 }
 
 /// Health of a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum Health {
     /// Never answered yet.
@@ -94,7 +94,7 @@ pub enum Health {
 }
 
 /// Role of a node, by what it last said of itself and by what the controller knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObservedRole {
     /// Not known yet.
@@ -110,7 +110,7 @@ pub enum ObservedRole {
 }
 
 /// Whether a node may serve reads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum ReadFitness {
     /// Yes.

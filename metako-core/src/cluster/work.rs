@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::ActionId;
 use crate::{Epoch, NodeName, Tick};
 
@@ -13,7 +15,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const REJOIN_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(1));
 
 /// What may not run twice at once.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Lane {
     Journal,
     Sever,
@@ -27,7 +30,8 @@ pub(super) enum Lane {
 }
 
 /// What is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Task {
     Persist,
     Sever,
@@ -68,7 +72,7 @@ impl Task {
 }
 
 /// An action in flight.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Job {
     pub(super) id: ActionId,
     pub(super) lane: Lane,
@@ -77,17 +81,19 @@ pub(super) struct Job {
     pub(super) epoch: Epoch,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Pause {
     failures: u32,
     until: Tick,
 }
 
 /// All actions in flight.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(super) struct Work {
     next: u64,
+    #[serde(with = "crate::written::pairs")]
     in_flight: BTreeMap<Lane, Job>,
+    #[serde(with = "crate::written::pairs")]
     pauses: BTreeMap<(Lane, Task), Pause>,
 }
 

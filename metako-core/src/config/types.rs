@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::NodeName;
 use crate::plugin::{FailoverPolicySpec, HealthProbeSpec, LoadBalancerSpec, QueryClassifierSpec};
@@ -61,7 +61,7 @@ pub struct Strategies {
 }
 
 /// What the cluster controller works by.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSettings {
     /// `cluster`
     pub name: String,
@@ -89,7 +89,7 @@ impl ClusterSettings {
 }
 
 /// One PostgreSQL server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Its name, unique.
     pub name: NodeName,
@@ -122,7 +122,8 @@ pub struct Node {
 }
 
 /// `role:` of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RoleHint {
     /// `primary` or `master`
     Primary,
@@ -131,7 +132,8 @@ pub enum RoleHint {
 }
 
 /// `priority:` of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Priority {
     /// Smaller is preferred.
     Rank(u32),
@@ -140,7 +142,7 @@ pub enum Priority {
 }
 
 /// TLS towards a node, with libpq's names and meanings.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeTls {
     /// `sslmode`
     pub sslmode: SslMode,
@@ -187,7 +189,8 @@ pub enum SslMode {
 }
 
 /// `sslrootcert:` of a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RootCert {
     /// The authorities that the system trusts.
     System,
@@ -221,7 +224,7 @@ pub enum ChannelBinding {
 
 /// `replication:` of a node: what goes into other nodes' `primary_conninfo`. Where nothing is given, a standby's
 /// present conninfo is kept but for host and port.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicationAddress {
     /// Host; the node's own by default.
     pub host: String,
@@ -235,11 +238,14 @@ pub struct ReplicationAddress {
     pub passfile: Option<String>,
 }
 
-/// Text that is never shown.
+/// Text that is never shown: where it is written down, [`Secret::MASK`] stands in its place.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
+    /// What is written down in place of a secret, in records for example.
+    pub const MASK: &'static str = "***";
+
     /// Wraps a secret.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
@@ -251,6 +257,18 @@ impl Secret {
     }
 }
 
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(Self::MASK)
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self)
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(secret)")
@@ -258,7 +276,7 @@ impl fmt::Debug for Secret {
 }
 
 /// `failover`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailoverSettings {
     /// `mode`
     pub mode: FailoverMode,
@@ -283,7 +301,7 @@ pub struct FailoverSettings {
 }
 
 /// `hooks`: commands that do on a node's host what SQL cannot.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hooks {
     /// Stops the PostgreSQL of a node.
     pub stop: Option<Hook>,
@@ -294,12 +312,18 @@ pub struct Hooks {
 }
 
 /// A command, run without a shell.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
-    /// The program and its first arguments: not empty, nor is any of them, and none holds a zero byte.
+    /// The program and its first arguments: not empty, nor is any of them, and none holds a zero byte. Only the program is
+    /// written down.
+    #[serde(serialize_with = "program")]
     pub command: Vec<String>,
     /// How long it may take until it is ended.
     pub timeout: Duration,
+}
+
+fn program<S: Serializer>(command: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(command.first())
 }
 
 /// `failover.mode`
@@ -316,7 +340,7 @@ pub enum FailoverMode {
 }
 
 /// `failover.synchronous`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Synchronous {
     /// How many standbys must have a commit before it is acknowledged.
     pub acks: Acks,
@@ -325,7 +349,7 @@ pub struct Synchronous {
 }
 
 /// A number of standbys, at least 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Acks(pub u32);
 
 /// `failover.synchronous.on_no_voter`
@@ -461,7 +485,7 @@ pub struct Security {
 }
 
 /// A certificate and its key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TlsFiles {
     /// Certificate chain, PEM.
     pub cert: PathBuf,

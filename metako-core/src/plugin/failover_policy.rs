@@ -1,9 +1,12 @@
 //! Whether to fail over, and to whom.
 
+use std::fmt;
 use std::fmt::Debug;
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::BuildError;
 use crate::{Lsn, NodeName, TimelineId};
@@ -26,6 +29,50 @@ pub trait FailoverPolicy: Send + Sync {
     /// Orders the electable nodes, best first. All of them have been frozen and their positions read. Nodes that are
     /// behind the most advanced one may be ranked, but the controller refuses to promote them.
     fn rank(&self, electable: &mut [Electable]);
+}
+
+/// A running policy, with the spec that it was built from. Is written down as its spec, and built anew when it is read.
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub struct Policy {
+    spec: Arc<dyn FailoverPolicySpec>,
+    #[serde(skip)]
+    running: Arc<dyn FailoverPolicy>,
+}
+
+impl Policy {
+    /// Builds the policy of a spec.
+    pub fn build(spec: Arc<dyn FailoverPolicySpec>) -> Result<Self, BuildError> {
+        let running = Arc::from(spec.build()?);
+        Ok(Self { spec, running })
+    }
+
+    /// Puts the running policy behind another that asks it, such as one that contains panics.
+    #[must_use]
+    pub fn map(self, wrap: impl FnOnce(Arc<dyn FailoverPolicy>) -> Arc<dyn FailoverPolicy>) -> Self {
+        Self { running: wrap(self.running), spec: self.spec }
+    }
+}
+
+impl Deref for Policy {
+    type Target = dyn FailoverPolicy;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.running
+    }
+}
+
+impl Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.spec.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Policy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spec = Box::<dyn FailoverPolicySpec>::deserialize(deserializer)?;
+        Self::build(Arc::from(spec)).map_err(serde::de::Error::custom)
+    }
 }
 
 /// A policy's judgement.

@@ -14,6 +14,8 @@
 //! A strategy may choose badly, never unsafely: the core filters what a strategy is offered and vetoes what it
 //! proposes.
 
+use std::any::Any;
+
 mod failover_policy;
 mod health_probe;
 mod load_balancer;
@@ -21,7 +23,8 @@ mod query_classifier;
 mod registry;
 
 pub use failover_policy::{
-    Assessment, Electable, Evidence, FailoverPolicy, FailoverPolicySpec, PrimaryEvidence, WitnessCount,
+    Assessment, Electable, Evidence, FailoverPolicy, FailoverPolicySpec, Policy, PrimaryEvidence,
+    WitnessCount,
 };
 pub use health_probe::{
     HealthProbe, HealthProbeSpec, NodeAccess, NodeReport, ProbeFailure, Receiver, ReportedRole, Sender,
@@ -32,6 +35,15 @@ pub use query_classifier::{
     Class, Classification, Effects, QueryClassifier, QueryClassifierSpec, Span, TransactionVerb,
 };
 pub use registry::{Kind, RegistryError, StrategyInfo, find, strategies, verify};
+
+/// What a panic said, such as that of a strategy.
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
 
 /// Why a spec could not be built into a strategy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use metako_core::config::{ClusterSettings, Config};
-use metako_core::plugin::{BuildError, FailoverPolicy, FailoverPolicySpec, HealthProbe};
+use metako_core::plugin::{BuildError, FailoverPolicy, FailoverPolicySpec, HealthProbe, Policy};
 
 use super::contained::ContainedPolicy;
 
@@ -16,7 +16,7 @@ pub struct ControlConfig {
     /// The cluster's settings.
     pub settings: Arc<ClusterSettings>,
     /// The failover policy.
-    pub policy: Arc<dyn FailoverPolicy>,
+    pub policy: Policy,
     /// The health probe.
     pub probe: Arc<dyn HealthProbe>,
     /// The probe's name, for messages.
@@ -27,11 +27,11 @@ impl ControlConfig {
     /// Builds the strategies of a configuration.
     pub fn build(config: &Config) -> Result<Self, BuildError> {
         let spec = &config.strategies.policy;
-        let policy: Arc<dyn FailoverPolicy> = Arc::from(spec.build()?);
-        let policy = match stock_policy() {
-            Some(stock) => Arc::new(ContainedPolicy::new(spec.typetag_name(), policy, stock)),
+        let name = spec.typetag_name();
+        let policy = Policy::build(Arc::clone(spec))?.map(|policy| match stock_policy() {
+            Some(stock) => Arc::new(ContainedPolicy::new(name, policy, stock)),
             None => policy,
-        };
+        });
         Ok(Self {
             settings: Arc::clone(&config.cluster),
             policy,

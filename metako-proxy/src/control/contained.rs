@@ -8,16 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::FutureExt as _;
 use metako_core::plugin::{
     Assessment, Electable, Evidence, FailoverPolicy, HealthProbe, NodeAccess, NodeReport, ProbeFailure,
+    panic_text,
 };
-
-/// What a panic said.
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
-}
 
 /// A failover policy whose panics are answered by the stock policy.
 pub struct ContainedPolicy {

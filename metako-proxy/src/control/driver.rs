@@ -16,13 +16,14 @@ use metako_core::cluster::{
     Action, ActionFailure, ActionId, ActionOutcome, Controller, Event, OperatorCommand, Plan, ServerLoss,
 };
 use metako_core::config::{ClusterSettings, Node};
+use metako_core::plugin::panic_text;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::actions::{Order, Servers};
 use super::config::ControlConfig;
-use super::contained::panic_text;
 use super::hooks;
+use super::incidents::Recorder;
 use super::journal::{Found, JournalError, JournalStore};
 use super::persist::JournalWriter;
 use super::probes::{ProbeAnswer, Probes};
@@ -52,6 +53,8 @@ pub struct Parts {
     pub history: Arc<History>,
     /// Where what happens is counted.
     pub figures: Arc<Figures>,
+    /// Where everything is written down.
+    pub record: Recorder,
     /// Where the view is published.
     pub view: Arc<ViewCell>,
     /// The data plane's fence.
@@ -188,6 +191,7 @@ pub struct Driver<E: Env> {
     journal: JournalWriter,
     history: Arc<History>,
     figures: Arc<Figures>,
+    record: Recorder,
     view: Arc<ViewCell>,
     fence: Arc<dyn Fence>,
     evidence: Option<mpsc::Receiver<(NodeName, ServerLoss)>>,
@@ -199,7 +203,7 @@ pub struct Driver<E: Env> {
 impl<E: Env> Driver<E> {
     /// Reads the journal and makes a driver, which does nothing before it [runs](Self::run).
     pub async fn start(env: E, parts: Parts) -> Result<(Self, DriverHandle), StartError> {
-        let Parts { config, servers, journal, history, figures, view, fence, evidence } = parts;
+        let Parts { config, servers, journal, history, figures, record, view, fence, evidence } = parts;
         let found = match journal.load().await? {
             Found::Nothing => None,
             Found::Journal(found) => Some(*found),
@@ -223,7 +227,7 @@ impl<E: Env> Driver<E> {
         }
         let settings = Arc::clone(&config.settings);
         let nodes: Vec<_> = settings.nodes.iter().cloned().map(Arc::new).collect();
-        let controller = Controller::new(Arc::clone(&settings), Arc::clone(&config.policy), found, env.now());
+        let controller = Controller::new(Arc::clone(&settings), config.policy.clone(), found, env.now());
         let (reporter, reports) = mpsc::channel(REPORTS_MAX);
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let mut probes = Probes::new(env.clone(), Arc::clone(&servers), reporter.clone());
@@ -240,6 +244,7 @@ impl<E: Env> Driver<E> {
             servers,
             history,
             figures,
+            record,
             view,
             fence,
             evidence: Some(evidence),
@@ -311,17 +316,16 @@ impl<E: Env> Driver<E> {
     }
 
     fn offer(&mut self, config: ControlConfig) -> Event {
-        let event = Event::Reconfigured {
-            settings: Arc::clone(&config.settings),
-            policy: Arc::clone(&config.policy),
-        };
+        let event =
+            Event::Reconfigured { settings: Arc::clone(&config.settings), policy: config.policy.clone() };
         self.offered = Some(config);
         event
     }
 
     fn handle(&mut self, event: Event, actions: &mut Vec<Action>) {
         self.figures.told(&event);
-        self.controller.handle(self.env.now(), event, actions);
+        let (wall_clock, now) = (self.env.wall_clock(), self.env.now());
+        self.record.handle(&mut self.controller, wall_clock, now, event, actions);
         // What it refuses, or keeps for later, must not take away nodes that it goes on to ask and to order about.
         if !Arc::ptr_eq(&self.settings, self.controller.settings())
             && let Some(config) =

@@ -267,7 +267,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::PermissionsExt as _;
 
-    use metako_core::cluster::{Attempt, JournalPhase, SyncRule};
+    use metako_core::cluster::{Attempt, JournalPhase, Observed, SyncRule};
     use metako_core::{Epoch, Lsn, NodeName, SystemId, TimelineId};
     use proptest::prelude::*;
 
@@ -292,6 +292,8 @@ mod tests {
             tainted: vec![NodeName::from("c")],
             displaced: vec![NodeName::from("a")],
             paused: true,
+            sync_names: BTreeMap::from([(NodeName::from("a"), vec!["ANY 1 (\"b\")".to_owned()])]),
+            observed: Observed { started_at: Some(-7), rivals: vec![NodeName::from("c")], away: true },
             floor: Some(Lsn(0x300_0060)),
             saved: BTreeMap::from([(
                 NodeName::from("b"),

@@ -1,17 +1,19 @@
 //! Writes decisions down: to the log, to `history.jsonl`, and to the memory that `status` reads.
 
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use metako_core::cluster::{Decision, DecisionKind};
+use metako_core::record::timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+
+use super::writer::{Sink, Writer, last_seq, open_for_append, queue};
 
 /// Size from which the history goes on in a new file; one old file is kept beside it.
 const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -52,20 +54,13 @@ struct State {
     lines: Option<mpsc::Sender<String>>,
 }
 
-/// Writes the lines of a [`History`] to its file.
-#[derive(Debug)]
-pub struct HistoryWriter {
-    file: HistoryFile,
-    lines: mpsc::Receiver<String>,
-}
-
 impl History {
     /// A history that goes on where the file in `directory` ends. Its writer is to be run as a task. Blocks for a moment.
-    pub fn open(directory: &Path) -> io::Result<(Arc<Self>, HistoryWriter)> {
+    pub fn open(directory: &Path) -> io::Result<(Arc<Self>, Writer<HistoryFile>)> {
         let (file, last) = HistoryFile::open(directory, FILE_BYTES_MAX)?;
-        let (sender, lines) = mpsc::channel(WAITING_MAX);
+        let (sender, writer) = queue(file, WAITING_MAX);
         let state = State { next: last + 1, recent: VecDeque::new(), unwritten: 0, lines: Some(sender) };
-        Ok((Arc::new(Self { state: Mutex::new(state) }), HistoryWriter { file, lines }))
+        Ok((Arc::new(Self { state: Mutex::new(state) }), writer))
     }
 
     /// A history in memory only.
@@ -126,12 +121,6 @@ impl History {
     }
 }
 
-/// A point in time since 1970 as RFC 3339 in UTC.
-pub fn timestamp(wall_clock: Duration) -> String {
-    let micros = i64::try_from(wall_clock.as_micros()).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_microsecond(micros).unwrap_or(jiff::Timestamp::MAX).to_string()
-}
-
 fn log(decision: &Decision) {
     let Decision { kind, node, epoch, reason } = decision;
     let kind_name = kind_name(*kind);
@@ -182,30 +171,19 @@ fn is_warning(kind: DecisionKind) -> bool {
     }
 }
 
-impl HistoryWriter {
-    /// Writes until the history is [closed](History::close) or dropped.
-    pub async fn run(self) {
-        let Self { mut file, mut lines } = self;
-        let mut batch = Vec::new();
-        while lines.recv_many(&mut batch, WAITING_MAX).await > 0 {
-            let work = tokio::task::spawn_blocking({
-                let batch = std::mem::take(&mut batch);
-                move || {
-                    let result = batch.iter().try_for_each(|line| file.append(line));
-                    (file, result)
-                }
-            });
-            let Ok((back, result)) = work.await else { return };
-            file = back;
-            if let Err(error) = result {
-                tracing::warn!(file = %file.path.display(), %error, "the history could not be written");
-            }
+impl Sink for HistoryFile {
+    type Item = String;
+
+    fn take(&mut self, lines: Vec<String>) {
+        if let Err(error) = lines.iter().try_for_each(|line| self.append(line)) {
+            tracing::warn!(file = %self.path.display(), %error, "the history could not be written");
         }
     }
 }
 
+/// The file of a [`History`].
 #[derive(Debug)]
-struct HistoryFile {
+pub struct HistoryFile {
     path: PathBuf,
     old: PathBuf,
     file: File,
@@ -268,30 +246,11 @@ fn entries_in(path: &Path) -> io::Result<Vec<Entry>> {
     Ok(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
-fn open_for_append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)
-}
-
 fn ends_a_line(mut file: &File) -> io::Result<bool> {
     file.seek(SeekFrom::End(-1))?;
     let mut last = [0];
     file.read_exact(&mut last)?;
     Ok(last == *b"\n")
-}
-
-/// The number of the last whole entry in the last part of the file; 0 if there is none.
-fn last_seq(mut file: &File) -> io::Result<u64> {
-    const TAIL: u64 = 64 << 10;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-    let mut tail = Vec::new();
-    file.take(TAIL).read_to_end(&mut tail)?;
-    let entries = tail.split(|byte| *byte == b'\n').rev();
-    Ok(entries
-        .filter_map(|line| serde_json::from_slice::<Entry>(line).ok())
-        .map(|entry| entry.seq)
-        .next()
-        .unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -341,12 +300,7 @@ mod tests {
         history.record(Duration::ZERO, decision("whole"));
         drop(history);
         writer.run().await;
-        OpenOptions::new()
-            .append(true)
-            .open(directory.path().join(FILE))
-            .unwrap()
-            .write_all(b"{\"v\":1,\"se")
-            .unwrap();
+        open_for_append(&directory.path().join(FILE)).unwrap().write_all(b"{\"v\":1,\"se").unwrap();
         let (history, writer) = History::open(directory.path()).unwrap();
         history.record(Duration::ZERO, decision("after"));
         drop(history);

@@ -11,7 +11,7 @@ use metako_core::cluster::{
 use metako_core::{Epoch, NodeName, TimelineId};
 use metako_proxy::control::{
     ControlConfig, Driver, DriverHandle, FileJournal, Found, History, JournalError, JournalStore, Parts,
-    PgServers,
+    PgServers, Recorder,
 };
 use metako_proxy::env::{Env as _, TokioEnv};
 use metako_proxy::metrics::Figures;
@@ -80,6 +80,7 @@ impl Running {
             journal: Arc::new(Kept { file: FileJournal::open(state).unwrap(), last }),
             history,
             figures: Arc::new(Figures::new(env.now())),
+            record: Recorder::none(),
             view: Arc::clone(&view),
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             evidence: losses,

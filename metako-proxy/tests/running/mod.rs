@@ -151,8 +151,18 @@ impl Metako {
         nix::sys::signal::kill(self.pid(), signal).expect("metako can be signalled");
     }
 
+    /// Its state directory.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
     /// Waits for its end after a SIGTERM; answers whether it ended with success.
     pub(crate) fn stop(mut self) -> bool {
+        self.end()
+    }
+
+    /// As [`Self::stop`], and keeps its folder.
+    pub(crate) fn end(&mut self) -> bool {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         eventually("metako ends", || match self.child.try_wait() {
             Ok(Some(status)) => Ok(status.success()),

@@ -78,7 +78,7 @@ fn journal(epoch: u64, phase: JournalPhase) -> LogEvent {
         saved: BTreeMap::new(),
         displaced: Vec::new(),
         paused: false,
-        sync_names: std::collections::BTreeMap::new(),
+        sync_names: BTreeMap::new(),
         observed: Observed::default(),
         floor: None,
     }))

@@ -3,6 +3,8 @@
 
 mod text;
 
+pub(crate) use text::kind_name;
+
 use std::collections::BTreeSet;
 use std::fmt;
 

@@ -9,7 +9,7 @@ use metako_core::cluster::{
     HookCall, HookKind, OperatorCommand, ProbeId, ServerLoss,
 };
 use metako_core::config::{ClusterSettings, Split};
-use metako_core::plugin::{FailoverPolicy, HealthProbe, LoadBalancer, ProbeFailure};
+use metako_core::plugin::{HealthProbe, LoadBalancer, Policy, ProbeFailure};
 use metako_core::{Epoch, NodeName, Tick};
 
 use super::{ProxyEvent, World};
@@ -30,7 +30,7 @@ const NO_CONNECTION: Duration = Duration::from_secs(5);
 /// What the proxy is started with.
 pub(super) struct Recipe {
     pub(super) settings: Arc<ClusterSettings>,
-    pub(super) policy: Arc<dyn FailoverPolicy>,
+    pub(super) policy: Policy,
     pub(super) probe: Arc<dyn HealthProbe>,
     pub(super) balancer: Arc<dyn LoadBalancer>,
     pub(super) split: Split,
@@ -85,7 +85,10 @@ impl World {
         self.proxy_run += 1;
         let journal = self.journal.clone();
         self.stage.log(LogEvent::ProxyStarted { epoch: journal.as_ref().map(|journal| journal.epoch) });
-        let controller = Controller::new(Arc::clone(settings), Arc::clone(policy), journal, self.stage.now);
+        let controller = Controller::new(Arc::clone(settings), policy.clone(), journal, self.stage.now);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.starts(self.stage.now, &controller);
+        }
         let view = controller.view();
         let probe = Arc::clone(probe);
         self.proxy =
@@ -106,7 +109,10 @@ impl World {
     pub(super) fn feed(&mut self, event: ControllerEvent) {
         let Some(proxy) = &mut self.proxy else { return };
         let mut actions = Vec::new();
-        proxy.controller.handle(self.stage.now, event, &mut actions);
+        match &mut self.keeper {
+            Some(keeper) => keeper.handle(&mut proxy.controller, self.stage.now, event, &mut actions),
+            None => proxy.controller.handle(self.stage.now, event, &mut actions),
+        }
         for action in actions {
             self.carry_out(action);
         }

@@ -14,6 +14,7 @@ use crate::executor::run_ready;
 use crate::log::{EndNode, EndState, Log, LogEvent};
 use crate::message::{Answer, Body, CallId, Message, Place, Request};
 use crate::model::{Access, Cluster, Node, NodeEvent};
+use crate::record::Keeper;
 use crate::scenario::FaultSpec;
 use crate::stage::{Event, Stage};
 
@@ -62,11 +63,18 @@ pub(crate) struct World {
     /// Nodes that writes were opened to, in order; at first the primary that the scenario begins with.
     primaries: Vec<usize>,
     end: Tick,
+    keeper: Option<Keeper>,
 }
 
 impl World {
-    /// Runs to the end and gives the log.
-    pub(crate) fn run(mut self) -> Log {
+    /// Has the incident record kept, or not.
+    pub(crate) fn keeping(mut self, keeper: Option<Keeper>) -> Self {
+        self.keeper = keeper;
+        self
+    }
+
+    /// Runs to the end and gives the log, and the record if one was kept.
+    pub(crate) fn run(mut self) -> (Log, Option<Keeper>) {
         self.cluster.begin(&mut self.stage);
         self.start_proxy();
         self.begin_clients();
@@ -93,7 +101,7 @@ impl World {
         self.stage.now = self.end;
         let end = self.end_state();
         self.stage.log(LogEvent::End(Box::new(end)));
-        self.stage.log
+        (self.stage.log, self.keeper)
     }
 
     fn dispatch(&mut self, event: Event) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use metako_core::Tick;
 use metako_core::config::{ClusterSettings, Config, HumanDuration, RoleHint};
-use metako_core::plugin::BuildError;
+use metako_core::plugin::{BuildError, Policy};
 
 use super::World;
 use super::clients::Clients;
@@ -51,7 +51,7 @@ impl World {
         let strategies = &config.strategies;
         let recipe = Recipe {
             settings: Arc::clone(settings),
-            policy: Arc::from(strategies.policy.build().map_err(built("failover.policy"))?),
+            policy: Policy::build(Arc::clone(&strategies.policy)).map_err(built("failover.policy"))?,
             probe: Arc::from(strategies.probe.build().map_err(built("health_check.probe"))?),
             balancer: Arc::from(strategies.balancer.build().map_err(built("load_balancer.algorithm"))?),
             split: config.routing.split,
@@ -80,6 +80,7 @@ impl World {
             faults: scenario.faults.clone(),
             primaries: vec![primary],
             end: Tick::ZERO + scenario.run.length.0,
+            keeper: None,
         })
     }
 }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::fake::{Eager, Line, settings, synchronous};
+use super::fake::{Line, eager, settings, synchronous};
 use super::lab::{Lab, Treat};
 use crate::cluster::{Action, Controller, DecisionKind, Journal, ObservedRole, SyncRule};
 use crate::config::{NoVoter, RoleHint};
@@ -165,7 +165,7 @@ fn a_primary_on_another_timeline_than_the_journals_needs_a_person() {
 
 #[test]
 fn the_state_can_be_printed() {
-    let controller = Controller::new(Arc::new(settings()), Arc::new(Eager), None, crate::Tick::ZERO);
+    let controller = Controller::new(Arc::new(settings()), eager(), None, crate::Tick::ZERO);
     assert!(format!("{controller:?}").contains("Discovering"));
 }
 

@@ -1,4 +1,4 @@
-use super::fake::{Eager, Line, settings};
+use super::fake::{Line, eager, settings};
 use super::lab::{Lab, Treat};
 use crate::cluster::{Action, DecisionKind, Event, JournalPhase, ObservedRole};
 use crate::config::Priority;
@@ -408,10 +408,7 @@ fn a_configuration_that_comes_during_a_failover_waits_for_its_end() {
     assert_eq!(lab.phase(), "promoting");
     let mut fewer = settings();
     fewer.nodes.remove(0);
-    lab.event(Event::Reconfigured {
-        settings: std::sync::Arc::new(fewer),
-        policy: std::sync::Arc::new(Eager),
-    });
+    lab.event(Event::Reconfigured { settings: std::sync::Arc::new(fewer), policy: eager() });
     assert_eq!(lab.view.nodes.len(), 3);
     lab.treat.clear();
     lab.pass(6000);

@@ -1,17 +1,22 @@
 //! A scripted cluster's parts: its configuration, an eager policy and nodes that answer what they are told to.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::config::{
     Acks, ClusterSettings, FailoverMode, FailoverSettings, Hook, Hooks, NoVoter, Node, NodeTls, Priority,
     ReplicationAddress, Secret, SslMode, Synchronous, UnknownOutcome,
 };
-use crate::plugin::{Assessment, Electable, Evidence, FailoverPolicy, PrimaryEvidence};
+use crate::plugin::{
+    Assessment, BuildError, Electable, Evidence, FailoverPolicy, FailoverPolicySpec, Policy, PrimaryEvidence,
+};
 use crate::{Lsn, SystemId, TimelineId};
 
 /// A node on localhost.
-pub(in crate::cluster) fn node(name: &str, port: u16) -> Node {
+pub(crate) fn node(name: &str, port: u16) -> Node {
     Node {
         name: name.into(),
         host: "localhost".to_owned(),
@@ -37,7 +42,7 @@ pub(in crate::cluster) fn node(name: &str, port: u16) -> Node {
 }
 
 /// Nodes a, b and c on ports 5001 to 5003, asynchronous.
-pub(super) fn settings() -> ClusterSettings {
+pub(crate) fn settings() -> ClusterSettings {
     ClusterSettings {
         name: "main".to_owned(),
         nodes: vec![node("a", 5001), node("b", 5002), node("c", 5003)],
@@ -62,7 +67,7 @@ pub(super) fn settings() -> ClusterSettings {
 }
 
 /// With both hooks.
-pub(super) fn hooked(mut settings: ClusterSettings) -> ClusterSettings {
+pub(crate) fn hooked(mut settings: ClusterSettings) -> ClusterSettings {
     let hook = |name: &str| Some(Hook { command: vec![name.to_owned()], timeout: Duration::from_mins(1) });
     settings.hooks = Hooks { stop: hook("stop-it"), rejoin: hook("rejoin-it"), withheld: Vec::new() };
     settings
@@ -75,7 +80,22 @@ pub(super) fn synchronous(acks: u32, on_no_voter: NoVoter) -> ClusterSettings {
 }
 
 /// Fails over on everything that is not healthy, and prefers names late in the alphabet: the core has to do the rest.
-pub(super) struct Eager;
+struct Eager;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct EagerSpec {}
+
+#[typetag::serde(name = "eager")]
+impl FailoverPolicySpec for EagerSpec {
+    fn build(&self) -> Result<Box<dyn FailoverPolicy>, BuildError> {
+        Ok(Box::new(Eager))
+    }
+}
+
+/// The policy of these tests.
+pub(crate) fn eager() -> Policy {
+    Policy::build(Arc::new(EagerSpec {})).unwrap()
+}
 
 impl FailoverPolicy for Eager {
     fn assess(&self, evidence: &Evidence) -> Assessment {

@@ -13,7 +13,7 @@ use crate::config::ClusterSettings;
 use crate::plugin::{NodeReport, ProbeFailure, Receiver, ReportedRole, Sender, SettingValue};
 use crate::{Epoch, Lsn, NodeName, Tick};
 
-use super::fake::{Eager, Fake, Line};
+use super::fake::{Fake, Line, eager};
 use super::names::lane_of;
 
 /// What the lab does with an action of one kind.
@@ -70,7 +70,7 @@ impl Lab {
         let nodes = settings.nodes.iter().map(|node| (node.name.clone(), node.port));
         let mut lab = Self {
             now: Tick::ZERO,
-            controller: Controller::new(Arc::clone(&settings), Arc::new(Eager), None, Tick::ZERO),
+            controller: Controller::new(Arc::clone(&settings), eager(), None, Tick::ZERO),
             nodes: nodes.map(|(name, port)| (name, Fake::new(port, port == 5001))).collect(),
             settings,
             disk: None,
@@ -116,8 +116,7 @@ impl Lab {
         self.later.clear();
         self.kept.clear();
         self.running.clear();
-        self.controller =
-            Controller::new(Arc::clone(&self.settings), Arc::new(Eager), self.disk.clone(), self.now);
+        self.controller = Controller::new(Arc::clone(&self.settings), eager(), self.disk.clone(), self.now);
         self.view = self.controller.view();
         self.start();
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::fake::{Eager, Line, hooked, settings, synchronous};
+use super::fake::{Line, eager, hooked, settings, synchronous};
 use super::lab::{Lab, Treat};
 use crate::cluster::{ActionId, ActionOutcome, Event, OperatorCommand, ProbeId, ServerLoss};
 use crate::config::{ClusterSettings, NoVoter};
@@ -139,7 +139,7 @@ fn take(lab: &mut Lab, step: &Step) {
         Step::Reload(which) => {
             let settings = Arc::new(configuration(*which));
             lab.settings = Arc::clone(&settings);
-            lab.event(Event::Reconfigured { settings, policy: Arc::new(Eager) });
+            lab.event(Event::Reconfigured { settings, policy: eager() });
         }
     }
 }

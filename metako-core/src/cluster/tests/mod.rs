@@ -17,4 +17,4 @@ mod suspicion;
 mod switchover;
 mod synchronous;
 
-pub(super) use fake::node;
+pub(crate) use fake::{eager, hooked, node, settings};

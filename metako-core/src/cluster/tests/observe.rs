@@ -395,7 +395,7 @@ fn the_mode_that_comes_while_standbys_are_frozen_waits_for_the_end_of_the_failov
     lab.kill("a");
     lab.pass(100);
     assert_eq!(lab.phase(), "freezing");
-    let policy = std::sync::Arc::new(super::fake::Eager);
+    let policy = super::fake::eager();
     lab.event(Event::Reconfigured { settings: std::sync::Arc::new(observed()), policy });
     lab.treat.clear();
     lab.pass(5000);
@@ -514,7 +514,7 @@ fn the_mode_can_be_changed_while_the_primary_is_gone() {
     let mut lab = Lab::steady(observed());
     lab.kill("a");
     lab.pass(3000);
-    let policy = std::sync::Arc::new(super::fake::Eager);
+    let policy = super::fake::eager();
     lab.event(Event::Reconfigured { settings: std::sync::Arc::new(settings()), policy });
     lab.pass(5000);
     assert_eq!(lab.primary(), Some("c"));
@@ -540,7 +540,7 @@ fn a_standby_that_metako_froze_is_given_back_also_when_another_one_was_promoted_
 
 fn reload(lab: &mut Lab, settings: ClusterSettings) {
     lab.settings = std::sync::Arc::new(settings);
-    let policy = std::sync::Arc::new(super::fake::Eager);
+    let policy = super::fake::eager();
     lab.event(Event::Reconfigured { settings: std::sync::Arc::clone(&lab.settings), policy });
 }
 

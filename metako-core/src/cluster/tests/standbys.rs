@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fake::{Eager, Line, node, settings, synchronous};
+use super::fake::{Line, eager, node, settings, synchronous};
 use super::lab::Lab;
 use crate::cluster::{Action, DecisionKind, Event, ReadFitness};
 use crate::config::NoVoter;
@@ -132,7 +132,7 @@ fn nodes_come_and_go_with_the_configuration_but_not_the_primary() {
     changed.nodes.remove(1);
     changed.nodes.push(node("d", 5004));
     changed.interval = Duration::from_millis(400);
-    lab.event(Event::Reconfigured { settings: Arc::new(changed), policy: Arc::new(Eager) });
+    lab.event(Event::Reconfigured { settings: Arc::new(changed), policy: eager() });
     let names: Vec<&str> = lab.view.nodes.iter().map(|node| node.name.as_str()).collect();
     assert_eq!(names, ["a", "c", "d"]);
     assert_eq!(lab.primary(), Some("a"));
@@ -140,7 +140,7 @@ fn nodes_come_and_go_with_the_configuration_but_not_the_primary() {
 
     let mut without = settings();
     without.nodes.remove(0);
-    lab.event(Event::Reconfigured { settings: Arc::new(without), policy: Arc::new(Eager) });
+    lab.event(Event::Reconfigured { settings: Arc::new(without), policy: eager() });
     assert_eq!(lab.view.nodes.len(), 3, "nothing of a refused configuration is taken");
     assert!(lab.said(DecisionKind::Reconfigured)[1].contains("a is the primary and cannot be removed"));
     assert_eq!(lab.primary(), Some("a"));
@@ -150,7 +150,7 @@ fn nodes_come_and_go_with_the_configuration_but_not_the_primary() {
 fn synchronous_replication_can_be_turned_on_and_off_and_strengthened() {
     let mut lab = Lab::steady(settings());
     let turn = |lab: &mut Lab, to| {
-        lab.event(Event::Reconfigured { settings: Arc::new(to), policy: Arc::new(Eager) });
+        lab.event(Event::Reconfigured { settings: Arc::new(to), policy: eager() });
         lab.pass(6000);
     };
     turn(&mut lab, synchronous(1, NoVoter::Block));

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
 
-use super::fake::{Eager, Line, node, settings, synchronous};
+use super::fake::{Line, eager, node, settings, synchronous};
 use super::lab::Lab;
 use crate::cluster::{Event, OperatorCommand, Survival};
 use crate::config::{ClusterSettings, FailoverMode, NoVoter, Priority};
-use crate::plugin::{Assessment, Electable, Evidence, FailoverPolicy};
+use crate::plugin::{
+    Assessment, BuildError, Electable, Evidence, FailoverPolicy, FailoverPolicySpec, Policy,
+};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -210,7 +213,7 @@ fn a_stream_from_an_address_that_nobody_has_stands_in_the_way() {
     other.nodes[2].replication.host = "elsewhere".to_owned();
     lab.fake("b").settings.insert("primary_conninfo".to_owned(), "host=localhost port=5003".to_owned());
     lab.settings = Arc::new(other);
-    let (settings, policy) = (Arc::clone(&lab.settings), Arc::new(Eager));
+    let (settings, policy) = (Arc::clone(&lab.settings), eager());
     lab.event(Event::Reconfigured { settings, policy });
     lab.pass(5000);
     assert_eq!(said(&lab).0, 0);
@@ -221,7 +224,15 @@ fn a_stream_from_an_address_that_nobody_has_stands_in_the_way() {
 }
 
 /// Wants two standbys that bear the failure out.
-struct Careful;
+#[derive(Debug, Serialize, Deserialize)]
+struct Careful {}
+
+#[typetag::serde(name = "careful")]
+impl FailoverPolicySpec for Careful {
+    fn build(&self) -> Result<Box<dyn FailoverPolicy>, BuildError> {
+        Ok(Box::new(Self {}))
+    }
+}
 
 impl FailoverPolicy for Careful {
     fn assess(&self, evidence: &Evidence) -> Assessment {
@@ -237,7 +248,7 @@ impl FailoverPolicy for Careful {
 #[test]
 fn a_policy_that_wants_more_is_asked() {
     let mut lab = Lab::steady(settings());
-    let (settings, policy) = (Arc::clone(&lab.settings), Arc::new(Careful));
+    let (settings, policy) = (Arc::clone(&lab.settings), Policy::build(Arc::new(Careful {})).unwrap());
     lab.event(Event::Reconfigured { settings, policy });
     assert_eq!(said(&lab).0, 1);
     assert!(lab.view.survival.reason.ends_with("failover.policy would wait: one witness is none"));

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::fake::{Eager, Line, settings, synchronous};
+use super::fake::{Line, eager, settings, synchronous};
 use super::lab::Lab;
 use crate::cluster::{DecisionKind, Event, Health, ProbeId, ServerLoss};
 use crate::config::{FailoverMode, NoVoter, Priority};
@@ -151,10 +151,7 @@ fn in_manual_mode_the_automatic_mode_of_a_new_configuration_goes_on() {
     let mut lab = Lab::steady(manual);
     lab.kill("a");
     lab.pass(1000);
-    lab.event(Event::Reconfigured {
-        settings: std::sync::Arc::new(settings()),
-        policy: std::sync::Arc::new(Eager),
-    });
+    lab.event(Event::Reconfigured { settings: std::sync::Arc::new(settings()), policy: eager() });
     lab.pass(3000);
     assert_eq!(lab.primary(), Some("c"));
 }
@@ -201,10 +198,7 @@ fn the_budget_of_failovers_ends_in_a_persons_hands() {
     let mut lab = Lab::steady(settings());
     let mut rare = settings();
     rare.failover.budget = (1, Duration::from_mins(10));
-    lab.event(Event::Reconfigured {
-        settings: std::sync::Arc::new(rare),
-        policy: std::sync::Arc::new(Eager),
-    });
+    lab.event(Event::Reconfigured { settings: std::sync::Arc::new(rare), policy: eager() });
     lab.kill("a");
     lab.pass(2000);
     assert_eq!(lab.primary(), Some("c"));

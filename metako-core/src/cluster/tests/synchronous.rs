@@ -1,6 +1,6 @@
 //! Failover with synchronous replication.
 
-use super::fake::{Eager, Line, settings, synchronous};
+use super::fake::{Line, eager, settings, synchronous};
 use super::lab::{Lab, Treat};
 use crate::cluster::{Action, Event, SyncRule};
 use crate::config::{ClusterSettings, FailoverMode, NoVoter};
@@ -26,7 +26,7 @@ fn a_configuration_that_comes_while_a_rule_is_written_down_is_taken_after_it() {
     let mut lab = Lab::steady(settings());
     let reload = |lab: &mut Lab, settings: ClusterSettings| {
         let settings = std::sync::Arc::new(settings);
-        lab.event(Event::Reconfigured { settings, policy: std::sync::Arc::new(Eager) });
+        lab.event(Event::Reconfigured { settings, policy: eager() });
     };
     lab.treat.insert("persist", Treat::Keep);
     reload(&mut lab, synchronous(1, NoVoter::Block));
@@ -244,7 +244,7 @@ fn a_rule_that_is_given_up_is_out_of_the_journal_before_it_is_out_of_force() {
     let mut lab = Lab::steady(synchronous(1, NoVoter::Block));
     lab.forget();
     lab.settings = std::sync::Arc::new(settings());
-    lab.event(Event::Reconfigured { settings: lab.settings.clone(), policy: std::sync::Arc::new(Eager) });
+    lab.event(Event::Reconfigured { settings: lab.settings.clone(), policy: eager() });
     lab.pass(10_000);
     assert_eq!(order_of(&lab)[..2], ["persist", "set_sync"]);
     assert_eq!(lab.fake("a").setting("synchronous_standby_names"), "");
@@ -257,7 +257,7 @@ fn a_rule_that_was_taken_away_before_it_was_confirmed_begins_anew() {
         lab.fake(name).reachable_by_others = false;
     }
     lab.settings = std::sync::Arc::new(synchronous(1, NoVoter::Block));
-    lab.event(Event::Reconfigured { settings: lab.settings.clone(), policy: std::sync::Arc::new(Eager) });
+    lab.event(Event::Reconfigured { settings: lab.settings.clone(), policy: eager() });
     lab.pass(3000);
     assert_eq!(lab.fake("a").setting("synchronous_standby_names"), r#"ANY 1 ("b","c")"#);
     let mark = lab.fake("a").position();

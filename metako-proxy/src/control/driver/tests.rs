@@ -13,8 +13,8 @@ use metako_core::config::{
     UnknownOutcome,
 };
 use metako_core::plugin::{
-    Assessment, Electable, Evidence, FailoverPolicy, HealthProbe, NodeAccess, NodeReport, ProbeFailure,
-    ReportedRole,
+    Assessment, BuildError, Electable, Evidence, FailoverPolicy, FailoverPolicySpec, HealthProbe, NodeAccess,
+    NodeReport, Policy, ProbeFailure, ReportedRole,
 };
 use metako_core::{Epoch, Lsn, SystemId, TimelineId};
 use parking_lot::Mutex;
@@ -24,6 +24,16 @@ use crate::control::journal::MockJournalStore;
 use crate::env::TokioEnv;
 
 struct Never;
+
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct NeverSpec {}
+
+#[typetag::serde(name = "never")]
+impl FailoverPolicySpec for NeverSpec {
+    fn build(&self) -> Result<Box<dyn FailoverPolicy>, BuildError> {
+        Ok(Box::new(Never))
+    }
+}
 
 impl FailoverPolicy for Never {
     fn assess(&self, _: &Evidence) -> Assessment {
@@ -172,7 +182,7 @@ fn config(nodes: Vec<Node>) -> ControlConfig {
     };
     ControlConfig {
         settings: Arc::new(settings),
-        policy: Arc::new(Never),
+        policy: Policy::build(Arc::new(NeverSpec {})).unwrap(),
         probe: Arc::new(ByName),
         probe_name: "by_name".to_owned(),
     }
@@ -194,7 +204,7 @@ fn journal(cluster: &str, epoch: u64) -> Journal {
         saved: BTreeMap::new(),
         displaced: Vec::new(),
         paused: false,
-        sync_names: std::collections::BTreeMap::new(),
+        sync_names: BTreeMap::new(),
         observed: Observed::default(),
         floor: None,
     }
@@ -224,6 +234,7 @@ async fn bench(names: &[&str], store: MockJournalStore, fence: MockCut) -> Bench
         journal: Arc::new(store),
         history: History::in_memory(),
         figures: Arc::new(Figures::new(metako_core::Tick::ZERO)),
+        record: Recorder::none(),
         view: Arc::clone(&view),
         fence: Arc::new(fence),
         evidence,
@@ -484,6 +495,7 @@ async fn another_clusters_journal_is_refused() {
         journal: Arc::new(store),
         history: History::in_memory(),
         figures: Arc::new(Figures::new(metako_core::Tick::ZERO)),
+        record: Recorder::none(),
         view: Arc::new(ViewCell::new(ClusterView::empty("starting"))),
         fence: Arc::new(MockCut::new()),
         evidence,
