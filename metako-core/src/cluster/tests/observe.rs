@@ -721,7 +721,9 @@ fn what_was_held_is_not_opened_by_another_mode_that_meets_a_failure_or_a_restart
             lab.restart();
         }
         lab.pass(1000);
+        // c answers, and does not stand with a.
         lab.fake("c").line = Line::Up;
+        lab.fake("c").settings.insert("primary_conninfo".to_owned(), String::new());
         lab.fake("a").line = Line::Refused;
         lab.fake("a").reachable_by_others = false;
         lab.pass(1000);
