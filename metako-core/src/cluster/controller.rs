@@ -242,6 +242,11 @@ impl Controller {
         &self.settings
     }
 
+    /// Whether the journal is on its way to disk: until then nothing else begins, and [`Self::examine`] refuses.
+    pub fn is_writing(&self) -> bool {
+        self.writing.is_some()
+    }
+
     /// The journal as it is on disk.
     pub fn journal(&self) -> Option<&Journal> {
         self.journal.as_ref()

@@ -27,7 +27,7 @@ impl Controller {
     ///
     /// The reason, for people, and what to do instead.
     pub fn examine(&self, command: &OperatorCommand) -> Result<Plan, String> {
-        if self.writing.is_some() {
+        if self.is_writing() {
             return Err("the journal is being written: ask again".to_owned());
         }
         let changes = !matches!(command, OperatorCommand::Adopt(_) | OperatorCommand::Resume);

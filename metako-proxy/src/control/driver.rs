@@ -96,9 +96,16 @@ pub struct DriverHandle {
 
 enum Command {
     Reconfigure(Box<ControlConfig>),
-    Operator { command: OperatorCommand, dry_run: bool, reply: oneshot::Sender<Result<Accepted, String>> },
+    Operator(Wish),
     Settle,
     Stop(oneshot::Sender<()>),
+}
+
+/// What a person asks for.
+struct Wish {
+    command: OperatorCommand,
+    dry_run: bool,
+    reply: oneshot::Sender<Result<Accepted, String>>,
 }
 
 /// What the controller says to a person's wish before it begins.
@@ -137,7 +144,7 @@ impl DriverHandle {
     /// it was decided; what comes of it shows in the view and in the decisions.
     pub async fn operator(&self, command: OperatorCommand, dry_run: bool) -> Result<Accepted, OperatorError> {
         let (reply, decided) = oneshot::channel();
-        self.send(Command::Operator { command, dry_run, reply }).await?;
+        self.send(Command::Operator(Wish { command, dry_run, reply })).await?;
         decided.await.map_err(|_| Stopped)?.map_err(OperatorError::Refused)
     }
 
@@ -196,6 +203,8 @@ pub struct Driver<E: Env> {
     fence: Arc<dyn Fence>,
     evidence: Option<mpsc::Receiver<(NodeName, ServerLoss)>>,
     commands: Option<mpsc::Receiver<Command>>,
+    /// What a person asked for while the journal was on its way to disk.
+    waiting: VecDeque<Wish>,
     reports: mpsc::Receiver<Report>,
     reporter: mpsc::Sender<Report>,
 }
@@ -249,6 +258,7 @@ impl<E: Env> Driver<E> {
             fence,
             evidence: Some(evidence),
             commands: Some(commands),
+            waiting: VecDeque::new(),
             reports,
             reporter,
         };
@@ -282,6 +292,11 @@ impl<E: Env> Driver<E> {
     }
 
     async fn next(&mut self) -> ControlFlow<oneshot::Sender<()>, Event> {
+        if !self.controller.is_writing()
+            && let Some(wish) = self.waiting.pop_front()
+        {
+            return ControlFlow::Continue(self.consider(wish));
+        }
         let due = self.controller.poll_timeout();
         let now = self.env.now();
         // One order, so that a simulated run repeats itself. The timer stands before evidence, which may come in floods.
@@ -289,7 +304,7 @@ impl<E: Env> Driver<E> {
             biased;
             command = receive(&mut self.commands) => match command {
                 Command::Reconfigure(config) => self.offer(*config),
-                Command::Operator { command, dry_run, reply } => self.consider(command, dry_run, reply),
+                Command::Operator(wish) => self.consider(wish),
                 Command::Settle => Event::Stopping,
                 Command::Stop(ended) => return ControlFlow::Break(ended),
             },
@@ -303,12 +318,13 @@ impl<E: Env> Driver<E> {
         ControlFlow::Continue(event)
     }
 
-    fn consider(
-        &self,
-        command: OperatorCommand,
-        dry_run: bool,
-        reply: oneshot::Sender<Result<Accepted, String>>,
-    ) -> Event {
+    /// What can be said only when the journal is on disk waits for that; too many wishes are refused instead.
+    fn consider(&mut self, wish: Wish) -> Event {
+        if self.controller.is_writing() && self.waiting.len() < COMMANDS_MAX {
+            self.waiting.push_back(wish);
+            return Event::Timer;
+        }
+        let Wish { command, dry_run, reply } = wish;
         let plan = self.controller.examine(&command);
         // Whoever asked may be gone: the wish stands all the same.
         let _ = reply.send(plan.map(|plan| Accepted { plan, after: self.history.last() }));

@@ -549,6 +549,41 @@ async fn a_driver_asks_its_nodes_by_itself_and_stops_when_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_person_asks_for_waits_until_the_journal_is_on_disk() {
+    let mut store = empty_store();
+    store.expect_save().returning(|_| Ok(()));
+    let Bench { mut driver, handle, .. } = bench(&["a", "b"], store, MockCut::new()).await;
+    let report = loop {
+        // Both nodes say that they are primaries, so nothing is written before a person says which is.
+        let ControlFlow::Continue(event) = driver.next().await else { panic!() };
+        let mut actions = Vec::new();
+        driver.handle(event, &mut actions);
+        actions.into_iter().for_each(|action| drop(driver.carry_out(action)));
+        let asked = driver.controller.view();
+        if asked.nodes.iter().all(|node| node.health == metako_core::cluster::Health::Up) {
+            break asked;
+        }
+    };
+    assert!(report.primary().is_none(), "{report:?}");
+    let mut actions = Vec::new();
+    driver.handle(Event::Operator(OperatorCommand::Adopt(NodeName::from("a"))), &mut actions);
+    assert!(driver.controller.is_writing());
+    let (reply, decided) = oneshot::channel();
+    driver.consider(Wish { command: OperatorCommand::Pause, dry_run: true, reply });
+    assert_eq!(driver.waiting.len(), 1);
+    let id = actions.iter().find_map(|action| match action {
+        Action::Persist { id, .. } => Some(*id),
+        _ => None,
+    });
+    driver.handle(Event::Done { id: id.unwrap(), outcome: Ok(ActionOutcome::Done) }, &mut actions);
+    assert!(!driver.controller.is_writing());
+    assert!(matches!(driver.next().await, ControlFlow::Continue(_)));
+    let answer = decided.await.unwrap();
+    assert!(answer.as_ref().err().is_none_or(|why| !why.contains("being written")), "{answer:?}");
+    drop(handle);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_end_of_a_driver_is_noticed_however_it_comes() {
     let Bench { driver, handle, .. } = bench(&["a"], empty_store(), MockCut::new()).await;
     let running = tokio::spawn(driver.run());
