@@ -50,6 +50,8 @@ pub enum Purpose {
     Ask,
     /// Whom somebody else promotes in a random scenario.
     Manager,
+    /// Whose disk stands still in a random scenario.
+    Stall,
 }
 
 /// One draw, without state: equal arguments give equal bits.

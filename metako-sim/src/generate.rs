@@ -58,6 +58,23 @@ pub fn scenario(seed: u64, nodes: &[&str], menu: Menu) -> Scenario {
     }
 }
 
+/// The same scenario, and the disk of a node stands still for a while as well: the primary's, often, and long enough to be
+/// replaced, often. Shifts no other fault.
+pub fn with_stall(mut scenario: Scenario, nodes: &[&str]) -> Scenario {
+    let mut dice = Dice { purpose: Purpose::Stall, chance: Chance::new(scenario.seed), drawn: 0 };
+    let at = Duration::from_millis(dice.between(2_000, 6_000));
+    let longest = u64::try_from(HEALED.saturating_sub(at).as_millis()).unwrap_or(0);
+    let lasting =
+        if dice.between(0, 2) == 0 { dice.between(200, 9_000) } else { dice.between(9_000, longest) };
+    let target = if dice.between(0, 1) == 0 { Target::Primary } else { dice.node(nodes) };
+    scenario.faults.push(FaultSpec {
+        at: HumanDuration(at),
+        lasting: Some(HumanDuration(Duration::from_millis(lasting))),
+        fault: Fault::Stall(target),
+    });
+    scenario
+}
+
 struct Dice {
     purpose: Purpose,
     chance: Chance,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use metako_core::cluster::DecisionKind;
 use metako_core::config::FailoverMode;
 use metako_core::{NodeName, Tick};
-use metako_sim::generate::{Menu, scenario};
+use metako_sim::generate::{Menu, scenario, with_stall};
 use metako_sim::log::{ClientEvent, Entry, LogEvent, NodeChange};
 use metako_sim::scenario::{Bounds, Expect, Scenario};
 use metako_sim::{Outcome, run};
@@ -112,10 +112,20 @@ fn not_observed_at_the_end(outcome: &Outcome) -> Vec<String> {
 
 /// Runs seeds and gives what the broken ones say.
 fn broken(configuration: &str, seeds: std::ops::Range<u64>, menu: Menu) -> Vec<String> {
+    broken_with(configuration, seeds, menu, |scenario| scenario)
+}
+
+/// As [`broken`], with scenarios that are changed after they are drawn.
+fn broken_with(
+    configuration: &str,
+    seeds: std::ops::Range<u64>,
+    menu: Menu,
+    change: impl Fn(Scenario) -> Scenario,
+) -> Vec<String> {
     let config = config(configuration);
     let mut broken = Vec::new();
     for seed in seeds {
-        let mut scenario = scenario(seed, &NODES, menu);
+        let mut scenario = change(scenario(seed, &NODES, menu));
         if menu.faults_max == 0 {
             // Where nothing goes wrong nobody gets an error, and nothing is lost, even without synchronous replication.
             let none = Some(Bounds::Exactly(0));
@@ -172,6 +182,16 @@ fn a_proxy_that_is_killed_as_well_goes_on_from_its_journal() {
         Menu { faults_max: 3, proxy: true, operator: false, manager: false },
     );
     assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
+}
+
+#[test]
+fn disks_that_stall_among_faults_break_no_rule() {
+    let menu = Menu { faults_max: 2, proxy: true, operator: false, manager: false };
+    let stalls = |scenario| with_stall(scenario, &NODES);
+    for configuration in [SYNCHRONOUS, ASYNCHRONOUS, HOOKED, OBSERVED] {
+        let broken = broken_with(configuration, 6_000..6_050, menu, stalls);
+        assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
+    }
 }
 
 /// Hooks that are given up while they are at work on their host.
@@ -262,6 +282,8 @@ fn by_hand() {
         operator: var("OPERATOR", "1") == "1",
         manager: var("MANAGER", "0") == "1",
     };
-    let broken = broken(configuration, seeds, menu);
+    let stalls = var("STALLS", "0") == "1";
+    let change = |scenario| if stalls { with_stall(scenario, &NODES) } else { scenario };
+    let broken = broken_with(configuration, seeds, menu, change);
     println!("{} broken:\n{}", broken.len(), broken.join("\n"));
 }

@@ -13,6 +13,7 @@ const PRIMARY_DIES: &str = include_str!("../scenarios/primary-dies.yaml");
 const PRIMARY_DIES_ASYNCHRONOUS: &str = include_str!("../scenarios/primary-dies-asynchronous.yaml");
 const PROXY_CUT_OFF: &str = include_str!("../scenarios/proxy-cut-off.yaml");
 const PRIMARY_FREEZES: &str = include_str!("../scenarios/primary-freezes.yaml");
+const DISK_STALLS: &str = include_str!("../scenarios/disk-stalls.yaml");
 const SOMEBODY_PROMOTES: &str = include_str!("../scenarios/somebody-promotes.yaml");
 const STALE_PRIMARY_AT_START: &str = include_str!("../scenarios/stale-primary-at-start.yaml");
 const OLD_PRIMARY_RETURNS: &str = include_str!("../scenarios/old-primary-returns.yaml");
@@ -81,6 +82,25 @@ fn a_proxy_that_is_cut_off_promotes_nobody() {
 #[test]
 fn a_primary_that_freezes_is_replaced() {
     met(SYNCHRONOUS, PRIMARY_FREEZES);
+}
+
+#[test]
+fn a_primary_whose_disk_stalls_is_replaced_although_its_replicas_stream() {
+    for configuration in [SYNCHRONOUS, ASYNCHRONOUS] {
+        for outcome in met(configuration, DISK_STALLS) {
+            assert!(outcome.facts.acknowledged > 1_000, "{:?}", outcome.facts);
+            assert!(outcome.facts.lost.is_empty(), "what was acknowledged was on its disk, and streamed");
+        }
+    }
+}
+
+#[test]
+fn a_primary_whose_disk_is_slow_is_not_replaced() {
+    let slow = DISK_STALLS.replace("for: 25s", "for: 7s").replace("failovers: 1", "failovers: 0");
+    let slow =
+        slow.replace("primary: [pg2, pg3], replicas_streaming: 1", "primary: [pg1], replicas_streaming: 2");
+    met(SYNCHRONOUS, &slow);
+    met(ASYNCHRONOUS, &slow);
 }
 
 #[test]

@@ -69,6 +69,7 @@ fn all_witnesses_needs_all_of_them_and_time() {
         failures: 9,
         witnesses: WitnessCount { configured: lost + unseen, fresh: 0, lost, unseen },
         silent_after: Duration::from_secs(2),
+        stalled_after: Duration::from_secs(10),
         restart_grace: Duration::ZERO,
         failure_threshold: 3,
     };

@@ -279,6 +279,7 @@ impl Controller {
             failures: state.failures,
             witnesses,
             silent_after: failover.silent_after,
+            stalled_after: failover.stalled_after,
             restart_grace: if synchronous { Duration::ZERO } else { failover.async_restart_grace },
             failure_threshold: self.settings.failure_threshold,
         })
@@ -304,7 +305,7 @@ impl Controller {
     fn veto(&self, evidence: &Evidence, since: Moment) -> Option<Veto> {
         self.veto_of_evidence(evidence, since)
             .or_else(|| self.veto_of_mode())
-            .or_else(|| self.veto_of_history(&evidence.primary, since))
+            .or_else(|| self.veto_of_history(evidence, since))
             .or_else(|| self.veto_of_budget())
             .or_else(|| self.veto_of_candidates(&evidence.primary, since))
     }
@@ -321,6 +322,7 @@ impl Controller {
                     "{primary} does not let metako log in, which says nothing of its health: check username and password"
                 )));
             }
+            PrimaryEvidence::WriteStalled => return self.veto_of_streams(primary, since),
             PrimaryEvidence::Refused
             | PrimaryEvidence::Silent
             | PrimaryEvidence::Starting
@@ -331,6 +333,22 @@ impl Controller {
         Some(Veto::Evidence(format!(
             "{fresh} still streams from {primary}: it is this proxy that is cut off from {primary}"
         )))
+    }
+
+    /// Standbys stream on from a primary whose disk stands still, and prove nothing about that disk. But they have to be
+    /// stopped before one of them is chosen.
+    fn veto_of_streams(&self, primary: &NodeName, since: Moment) -> Option<Veto> {
+        let problem = |standby: &NodeName| {
+            let tainted =
+                || self.is_tainted(standby).then(|| "was left behind in another history".to_owned());
+            self.can_be_frozen(standby).err().or_else(tainted)
+        };
+        self.seen(primary, since, Witness::Fresh).into_iter().find_map(|standby| {
+            let why = problem(&standby)?;
+            Some(Veto::Evidence(format!(
+                "{standby} streams from {primary} and could not be stopped: it {why}"
+            )))
+        })
     }
 
     /// Whether metako may decide alone.
@@ -362,9 +380,12 @@ impl Controller {
     }
 
     /// Whether those are at hand without whom acknowledged commits could be missed, and nobody was promoted meanwhile.
-    fn veto_of_history(&self, primary: &NodeName, since: Moment) -> Option<Veto> {
-        self.too_few(&self.seen(primary, since, Witness::Lost))
-            .or_else(|| self.timeline_in_use().map(Veto::Person))
+    fn veto_of_history(&self, evidence: &Evidence, since: Moment) -> Option<Veto> {
+        let mut at_hand = self.seen(&evidence.primary, since, Witness::Lost);
+        if evidence.kind == PrimaryEvidence::WriteStalled {
+            at_hand.extend(self.seen(&evidence.primary, since, Witness::Fresh));
+        }
+        self.too_few(&at_hand).or_else(|| self.timeline_in_use().map(Veto::Person))
     }
 
     /// Whether there is one who can follow.
@@ -403,13 +424,13 @@ impl Controller {
         }
         let veto = self
             .veto_of_evidence(&evidence, since)
-            .or_else(|| self.veto_of_history(primary, since))
+            .or_else(|| self.veto_of_history(&evidence, since))
             .or_else(|| self.veto_of_candidates(primary, since))?;
         Some(veto.into_reason())
     }
 
     /// Whether too few standbys are at hand for no acknowledged commit to be missed.
-    pub(super) fn too_few(&self, lost: &[NodeName]) -> Option<Veto> {
+    pub(super) fn too_few(&self, at_hand: &[NodeName]) -> Option<Veto> {
         let rule = self.journal.as_ref().map(|journal| &journal.sync);
         let Some(SyncRule::Quorum { acks, voters }) = rule else {
             if self.settings.failover.synchronous.is_some() {
@@ -419,10 +440,10 @@ impl Controller {
                         .to_owned(),
                 ));
             }
-            return lost.is_empty().then(|| Veto::Stuck("no standby answers this proxy".to_owned()));
+            return at_hand.is_empty().then(|| Veto::Stuck("no standby answers this proxy".to_owned()));
         };
         let need = needed(*acks, voters.len());
-        let have = lost.iter().filter(|standby| voters.contains(standby)).count();
+        let have = at_hand.iter().filter(|standby| voters.contains(standby)).count();
         (have < need).then(|| {
             Veto::Stuck(format!(
                 "{have} of the {need} synchronous standbys that must answer do (ANY {acks} of {}): an acknowledged commit \

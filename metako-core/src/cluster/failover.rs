@@ -11,7 +11,7 @@ use super::node::Moment;
 use super::witness::Witness;
 use super::work::{Lane, Task};
 use super::{Action, Controller, DecisionKind, JournalPhase, Phase, settings};
-use crate::plugin::NodeReport;
+use crate::plugin::{NodeReport, PrimaryEvidence};
 use crate::{Lsn, NodeName, Tick};
 
 /// What is known of the running failover besides the journal. All of it can be found out again after a restart.
@@ -144,7 +144,13 @@ impl Controller {
         // The hook said that it is stopped: who has still to learn of that is frozen, and awaited for a moment.
         let stopped = failover.planned
             && matches!(&self.phase, Phase::Freezing { since, .. } if self.now < *since + FREEZE_WAIT);
-        let streams = self.all_but(&old).into_iter().filter(|_| !stopped).find(|standby| {
+        // What streams from one whose disk stands still is frozen next.
+        let stalled = self
+            .nodes
+            .get(&old)
+            .and_then(|state| state.failing)
+            .is_some_and(|(kind, _)| kind == PrimaryEvidence::WriteStalled);
+        let streams = self.all_but(&old).into_iter().filter(|_| !stopped && !stalled).find(|standby| {
             let untouched =
                 !failover.frozen.contains_key(standby) && !self.work.busy(&Lane::Node(standby.clone()));
             untouched && self.witness(standby, &old, began) == Witness::Fresh

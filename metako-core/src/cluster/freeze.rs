@@ -10,7 +10,7 @@ use super::witness::Witness;
 use super::work::{Lane, Task};
 use super::{Action, Attempt, Controller, DecisionKind, JournalPhase, Phase, SyncRule, settings};
 use crate::config::{NoVoter, Priority};
-use crate::plugin::{Electable, PrimaryEvidence};
+use crate::plugin::{Electable, NodeReport, PrimaryEvidence};
 use crate::{Lsn, NodeName, Tick, TimelineId};
 
 /// A choice that has still to be confirmed by a look at all frozen standbys, taken after it.
@@ -143,14 +143,20 @@ impl Controller {
             ));
         }
         self.is_replaceable(old, failover)?;
-        let streams = self
-            .all_but(old)
-            .into_iter()
-            .find(|standby| self.witness(standby, old, failover.began) == Witness::Fresh);
+        let streams = self.all_but(old).into_iter().find(|standby| {
+            self.witness(standby, old, failover.began) == Witness::Fresh || self.receives_from(standby, old)
+        });
         match streams {
             Some(standby) => Err(format!("{standby} could not be frozen and streams from {old}")),
             None => Ok(()),
         }
+    }
+
+    /// Whether a standby's last answer shows a stream from that node, also after metako told it to stop.
+    fn receives_from(&self, standby: &NodeName, upstream: &NodeName) -> bool {
+        let receiver = self.report(standby).and_then(NodeReport::streaming_receiver);
+        receiver.and_then(|receiver| self.node_at(&receiver.sender_host, receiver.sender_port)).as_ref()
+            == Some(upstream)
     }
 
     /// Whether the old primary is gone; an error says what is awaited. One that metako itself stops is known to be stopped

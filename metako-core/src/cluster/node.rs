@@ -134,6 +134,7 @@ pub(super) fn classify(failure: &ProbeFailure) -> PrimaryEvidence {
     match failure {
         ProbeFailure::Refused(_) => PrimaryEvidence::Refused,
         ProbeFailure::TimedOut(_) | ProbeFailure::Unreachable(_) => PrimaryEvidence::Silent,
+        ProbeFailure::WriteStalled(_) => PrimaryEvidence::WriteStalled,
         ProbeFailure::StartingUp(_) => PrimaryEvidence::Starting,
         ProbeFailure::ShuttingDown(_) => PrimaryEvidence::ShuttingDown,
         ProbeFailure::TooManyConnections(_) => PrimaryEvidence::Full,

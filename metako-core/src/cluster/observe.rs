@@ -188,15 +188,21 @@ impl Controller {
     pub(super) fn step_awaiting(&mut self, primary: &NodeName, since: Moment, kind: PrimaryEvidence) {
         let Some(state) = self.nodes.get(primary) else { return };
         let failure = state.failure().map_or_else(String::new, ToString::to_string);
-        // Whatever it is that fails, and however that changes.
-        let (standing, patience) =
-            (self.now.since(state.unwell.unwrap_or(self.now)), self.settings.failover.silent_after);
+        let failover = &self.settings.failover;
+        let stalled =
+            state.failing.filter(|(kind, _)| *kind == PrimaryEvidence::WriteStalled).map(|(_, since)| since);
+        let (failed, patience) = match stalled {
+            Some(stalled) => (stalled, failover.stalled_after),
+            // Whatever it is that fails, and however that changes.
+            None => (state.unwell.unwrap_or(self.now), failover.silent_after),
+        };
+        let standing = self.now.since(failed);
         let others = self.all_but(primary);
         let seen = |witness| others.iter().find(|node| self.witness(node, primary, since) == witness);
         let lives =
             matches!(kind, PrimaryEvidence::Healthy | PrimaryEvidence::Full | PrimaryEvidence::NoLogin);
         let lost = seen(Witness::Lost).is_some();
-        let waiting = match seen(Witness::Fresh) {
+        let waiting = match seen(Witness::Fresh).filter(|_| stalled.is_none()) {
             Some(standby) => {
                 format!(
                     "{standby} still streams from {primary}: it is this proxy that is cut off from {primary}"

@@ -328,6 +328,7 @@ impl Controller {
                 failures: FAILURES,
                 witnesses: WitnessCount { configured, fresh: 0, lost, unseen: configured - lost },
                 silent_after: failover.silent_after,
+                stalled_after: failover.stalled_after,
                 restart_grace: failover.async_restart_grace,
                 failure_threshold: self.settings.failure_threshold,
             };

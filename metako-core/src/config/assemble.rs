@@ -269,6 +269,7 @@ fn failover(raw: &raw::Failover, synchronous: Option<Synchronous>) -> FailoverSe
         mode: raw.mode,
         synchronous,
         silent_after: raw.silent_after.0,
+        stalled_after: raw.stalled_after.0,
         async_restart_grace: raw.async_restart_grace.0,
         hold_timeout: raw.hold_timeout.0,
         drain_timeout: raw.drain_timeout.0,

@@ -240,6 +240,7 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
             }),
         ),
         ("failover.silent_after", time(failover.silent_after)),
+        ("failover.stalled_after", time(failover.stalled_after)),
         ("failover.async_restart_grace", time(failover.async_restart_grace)),
         ("failover.hold_timeout", time(failover.hold_timeout)),
         ("failover.drain_timeout", time(failover.drain_timeout)),

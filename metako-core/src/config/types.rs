@@ -284,6 +284,8 @@ pub struct FailoverSettings {
     pub synchronous: Option<Synchronous>,
     /// `silent_after`
     pub silent_after: Duration,
+    /// `stalled_after`
+    pub stalled_after: Duration,
     /// `async_restart_grace`
     pub async_restart_grace: Duration,
     /// `hold_timeout`

@@ -107,6 +107,8 @@ pub struct Evidence {
     pub witnesses: WitnessCount,
     /// `failover.silent_after`.
     pub silent_after: Duration,
+    /// `failover.stalled_after`.
+    pub stalled_after: Duration,
     /// `failover.async_restart_grace`; zero when replication is synchronous.
     pub restart_grace: Duration,
     /// `health_check.failure_threshold`.
@@ -123,6 +125,9 @@ pub enum PrimaryEvidence {
     Refused,
     /// It does not answer.
     Silent,
+    /// It answers as a primary, but a small commit that waits for its own disk alone does not end. Standbys that stream
+    /// from it say nothing against that.
+    WriteStalled,
     /// It is starting or recovering from a crash: alive.
     Starting,
     /// It is shutting down.

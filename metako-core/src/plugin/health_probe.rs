@@ -42,6 +42,11 @@ pub trait NodeAccess: Send {
     /// Runs one statement by the simple protocol and returns its rows as text; for probes with questions of their own.
     /// The simulator answers [`ProbeFailure::Unsupported`] to what its model does not know.
     async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, ProbeFailure>;
+
+    /// Why the probe that was just dropped after `limit` did not end in time, as far as the access knows. Returns at once.
+    fn overdue(&self, limit: Duration) -> ProbeFailure {
+        ProbeFailure::TimedOut(limit)
+    }
 }
 
 /// What a node said of itself.
@@ -190,6 +195,10 @@ pub enum ProbeFailure {
     /// No answer in time; says nothing about who is at fault.
     #[error("no answer within {}ms", .0.as_millis())]
     TimedOut(Duration),
+    /// It answered as a primary in time, and has not ended a small commit that waits for its own disk alone, although the
+    /// commit was sent longer ago than a probe may take.
+    #[error("it answers, but a commit does not end within {}ms", .0.as_millis())]
+    WriteStalled(Duration),
     /// A standing connection broke.
     #[error("connection lost: {0}")]
     Lost(String),
@@ -225,6 +234,7 @@ impl ProbeFailure {
         match self {
             Self::Refused(_) => "refused",
             Self::TimedOut(_) => "timed_out",
+            Self::WriteStalled(_) => "write_stalled",
             Self::Lost(_) => "lost",
             Self::Authentication(_) => "authentication",
             Self::TooManyConnections(_) => "too_many_connections",

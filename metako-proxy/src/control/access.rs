@@ -1,6 +1,6 @@
 //! [`NodeAccess`] over a real control connection.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,8 +23,11 @@ const COMMIT_PROBE: &str = "BEGIN; SET LOCAL synchronous_commit = local; \
      SELECT CASE WHEN pg_is_in_recovery() THEN 'in recovery' \
      ELSE pg_logical_emit_message(true, 'metako', 'probe')::text END; COMMIT";
 
-/// How long a commit that nobody waits for any more keeps another one from being tried.
-const COMMIT_GIVEN_UP: Duration = Duration::from_secs(10);
+/// How long a commit that nobody waits for any more keeps another one from being tried, on another connection: short
+/// enough that more than one has hung before anybody acts on it by default. Doubled with each that hung, so that
+/// the server processes that hang in writes do not fill all connection slots.
+const COMMIT_GIVEN_UP: Duration = Duration::from_secs(4);
+const DOUBLINGS_MAX: u32 = 6;
 
 /// The control connections of one node for its health probes, opened at first use and again after trouble.
 ///
@@ -44,11 +47,34 @@ pub struct PgNode<E: Env> {
     custom: Session<E>,
     committing: Option<Connection>,
     commit: Option<CommitAttempt>,
+    step: Step,
+    hung: Option<Hung>,
+}
+
+/// How far the present probe has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Asking,
+    /// The node has said what it is.
+    Reported,
+    /// And a commit is awaited since.
+    Committing,
+}
+
+/// Commits that were given up, and none has ended after them.
+#[derive(Debug, Clone, Copy)]
+struct Hung {
+    /// When the first was sent.
+    since: Tick,
+    count: u32,
 }
 
 /// A commit that is under way in a task of its own.
 struct CommitAttempt {
     begun: Tick,
+    limit: Duration,
+    /// When it was sent: before that there is a log-in.
+    sent: Arc<OnceLock<Tick>>,
     answer: oneshot::Receiver<(Result<Duration, ProbeFailure>, Option<Connection>)>,
 }
 
@@ -58,11 +84,26 @@ impl<E: Env> PgNode<E> {
         let session = |kind| Session::new(env.clone(), Arc::clone(&node), tls.clone(), kind);
         let (sql, replication, custom) = (session(Kind::Sql), session(Kind::Replication), session(Kind::Sql));
         let sql = sql.telling(evidence);
-        Self { env, node, tls, sql, replication, custom, committing: None, commit: None }
+        Self {
+            env,
+            node,
+            tls,
+            sql,
+            replication,
+            custom,
+            committing: None,
+            commit: None,
+            step: Step::Asking,
+            hung: None,
+        }
     }
 
     fn begin_commit(&mut self) -> CommitAttempt {
         let (sender, answer) = oneshot::channel();
+        let sent = Arc::new(OnceLock::new());
+        let doublings = self.hung.map_or(0, |hung| hung.count.min(DOUBLINGS_MAX));
+        let limit = COMMIT_GIVEN_UP * 2_u32.pow(doublings);
+        let is_sent = Arc::clone(&sent);
         let (env, node, standing) = (self.env.clone(), Arc::clone(&self.node), self.committing.take());
         let tls = self.tls.clone();
         self.env.spawn(async move {
@@ -72,19 +113,34 @@ impl<E: Env> PgNode<E> {
                     Some(connection) => connection,
                     None => Connection::open(&env, &node, &tls).await?,
                 };
-                let sent = env.now();
+                let sent = *is_sent.get_or_init(|| env.now());
                 let rows = connection.rows(COMMIT_PROBE).await?;
                 Ok((rows, env.now().since(sent), connection))
             };
-            let answer = match timeout(COMMIT_GIVEN_UP, attempt).await {
+            let answer = match timeout(limit, attempt).await {
                 Ok(Ok((rows, took, connection))) => (committed(&rows, took), Some(connection)),
                 Ok(Err(failure)) => (Err(failure), None),
-                Err(_) => (Err(ProbeFailure::TimedOut(COMMIT_GIVEN_UP)), None),
+                Err(_) if is_sent.get().is_some() => (Err(ProbeFailure::WriteStalled(limit)), None),
+                Err(_) => (Err(ProbeFailure::TimedOut(limit)), None),
             };
             // Nobody may be waiting any more.
             let _ = sender.send(answer);
         });
-        CommitAttempt { begun: self.env.now(), answer }
+        CommitAttempt { begun: self.env.now(), limit, sent, answer }
+    }
+
+    /// A commit ended, was given up by its task, or is given up here (`None`).
+    fn commit_ended(&mut self, sent: Option<Tick>, result: Option<&Result<Duration, ProbeFailure>>) {
+        let gave_up = match result {
+            None | Some(Err(ProbeFailure::WriteStalled(_))) => sent,
+            // It never came to a commit.
+            Some(Err(ProbeFailure::TimedOut(_))) => return,
+            Some(_) => None,
+        };
+        self.hung = gave_up.map(|sent| Hung {
+            since: self.hung.map_or(sent, |hung| hung.since),
+            count: self.hung.map_or(1, |hung| hung.count.saturating_add(1)),
+        });
     }
 
     async fn replayed_timeline(&mut self) -> Result<TimelineId, ProbeFailure> {
@@ -121,6 +177,7 @@ fn committed(rows: &[Row], took: Duration) -> Result<Duration, ProbeFailure> {
 #[async_trait]
 impl<E: Env> NodeAccess for PgNode<E> {
     async fn report(&mut self) -> Result<NodeReport, ProbeFailure> {
+        self.step = Step::Asking;
         let connection = self.sql.take().await?;
         let sent = self.env.now();
         let rows = connection.rows(node_report::QUESTION).await?;
@@ -137,29 +194,50 @@ impl<E: Env> NodeAccess for PgNode<E> {
             }
             None => self.replayed_timeline().await?,
         };
+        self.step = Step::Reported;
         Ok(answer.into_report(timeline, latency))
     }
 
     async fn commit(&mut self) -> Result<Duration, ProbeFailure> {
+        if self.step == Step::Reported {
+            self.step = Step::Committing;
+        }
         let attempt = match self.commit.take() {
             Some(mut attempt) => match attempt.answer.try_recv() {
                 // It ended when nobody looked, and says nothing of now.
-                Ok((_, connection)) => {
+                Ok((result, connection)) => {
+                    self.commit_ended(attempt.sent.get().copied(), Some(&result));
                     self.committing = connection;
                     self.begin_commit()
                 }
-                Err(TryRecvError::Empty) if self.env.now().since(attempt.begun) < COMMIT_GIVEN_UP => attempt,
-                Err(_) => self.begin_commit(),
+                Err(TryRecvError::Empty) if self.env.now().since(attempt.begun) < attempt.limit => attempt,
+                Err(_) => {
+                    self.commit_ended(attempt.sent.get().copied(), None);
+                    self.begin_commit()
+                }
             },
             None => self.begin_commit(),
         };
         let attempt = self.commit.insert(attempt);
+        let sent = Arc::clone(&attempt.sent);
         let (result, connection) = (&mut attempt.answer)
             .await
             .map_err(|_| ProbeFailure::Unexpected("the task of the commit probe ended".to_owned()))?;
         self.commit = None;
+        self.commit_ended(sent.get().copied(), Some(&result));
         self.committing = connection;
         result
+    }
+
+    fn overdue(&self, limit: Duration) -> ProbeFailure {
+        let sent = self.commit.as_ref().and_then(|attempt| attempt.sent.get().copied());
+        let since = self.hung.map(|hung| hung.since).or(sent);
+        let hangs = since.is_some_and(|since| self.env.now().since(since) >= limit);
+        if self.step == Step::Committing && hangs {
+            ProbeFailure::WriteStalled(limit)
+        } else {
+            ProbeFailure::TimedOut(limit)
+        }
     }
 
     async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, ProbeFailure> {

@@ -125,6 +125,7 @@ mod tests {
             failures: 1,
             witnesses: WitnessCount::default(),
             silent_after: Duration::ZERO,
+            stalled_after: Duration::ZERO,
             restart_grace: Duration::ZERO,
             failure_threshold: 1,
         };

@@ -95,7 +95,7 @@ impl<E: Env> Probes<E> {
         self.env.spawn(async move {
             let sent = env.now();
             let run = timeout(limit, contained::probe(&*probe, &name, &mut *access)).await;
-            let (result, panicked) = run.unwrap_or((Err(ProbeFailure::TimedOut(limit)), Panicked(false)));
+            let (result, panicked) = run.unwrap_or_else(|_| (Err(access.overdue(limit)), Panicked(false)));
             // What a panic left behind is not used again.
             let access = (panicked == Panicked(false)).then_some(access);
             let answer = Box::new(ProbeAnswer { id, node, sent, result, access });

@@ -98,6 +98,7 @@ mod tests {
             mode: FailoverMode::Automatic,
             synchronous: None,
             silent_after: Duration::ZERO,
+            stalled_after: Duration::ZERO,
             async_restart_grace: Duration::ZERO,
             hold_timeout: Duration::ZERO,
             drain_timeout: Duration::ZERO,

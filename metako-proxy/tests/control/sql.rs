@@ -13,7 +13,7 @@ use metako_proxy::playground::{Builder, Cluster};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{config, eventually};
+use super::{LIMIT, config, eventually};
 
 const DONE: Result<ActionOutcome, ActionFailure> = Ok(ActionOutcome::Done);
 
@@ -294,6 +294,59 @@ async fn what_hangs_on_a_server_does_not_add_up() {
          AND application_name = 'metako'";
     let sessions = client.query_one(question, &[]).await.unwrap().get::<_, i64>(0);
     assert_eq!(sessions, 1, "a commit that was given up is joined, not tried beside");
+}
+
+/// One probe of a node, given up when its commit has not ended after so long.
+async fn probed(access: &mut dyn NodeAccess, limit: Duration) -> Result<Duration, ProbeFailure> {
+    access.report().await?;
+    match tokio::time::timeout(limit, access.commit()).await {
+        Ok(result) => result,
+        Err(_) => Err(access.overdue(limit)),
+    }
+}
+
+async fn until(access: &mut dyn NodeAccess, limit: Duration, wanted: &Result<Duration, ProbeFailure>) {
+    let probing = async { while probed(access, limit).await != *wanted {} };
+    tokio::time::timeout(LIMIT, probing).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_commit_that_hangs_is_told_from_a_node_that_does_not_answer() {
+    let bench = Bench::start(Builder::new().replicas(0)).await;
+    let node = &bench.cluster.nodes()[0];
+    let limit = Duration::from_millis(300);
+    let mut access = bench.access(0);
+    access.report().await.unwrap();
+    access.commit().await.unwrap();
+    let question = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%''metako'', ''probe''%' \
+         AND application_name = 'metako'";
+    let client = node.connect().await.unwrap();
+    let committing = Pid::from_raw(client.query_one(question, &[]).await.unwrap().get(0));
+    kill(committing, Signal::SIGSTOP).unwrap();
+
+    let stalled = Err(ProbeFailure::WriteStalled(limit));
+    until(&mut *access, limit, &stalled).await;
+    assert_eq!(access.overdue(Duration::from_mins(1)), ProbeFailure::TimedOut(Duration::from_mins(1)));
+    node.freeze().unwrap();
+    tokio::time::timeout(limit, access.report()).await.unwrap_err();
+    assert_eq!(access.overdue(limit), ProbeFailure::TimedOut(limit), "nothing was answered");
+    node.thaw().unwrap();
+    tokio::time::timeout(LIMIT, access.commit()).await.unwrap().unwrap();
+
+    // One process that hangs alone: another connection shows that, and until then nothing else is said.
+    kill(committing, Signal::SIGSTOP).unwrap();
+    until(&mut *access, limit, &stalled).await;
+    let well = async {
+        loop {
+            match probed(&mut *access, limit).await {
+                Ok(_) => return,
+                Err(ProbeFailure::WriteStalled(_)) => {}
+                Err(other) => panic!("{other}"),
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, well).await.unwrap();
+    kill(committing, Signal::SIGCONT).unwrap();
 }
 
 #[tokio::test]

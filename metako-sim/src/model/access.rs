@@ -60,7 +60,12 @@ impl NodeAccess for Access<'_> {
             return Err(ProbeFailure::ReadOnly("cannot execute COMMIT during recovery".to_owned()));
         }
         let fsync = node.rates.fsync;
+        let stalled = node.stalled;
         self.cluster.append_other(self.stage, self.index);
+        if stalled {
+            // The proxy, which has the report, waits for it until the probe's time is over.
+            return Err(ProbeFailure::WriteStalled(Duration::ZERO));
+        }
         let flush = self.stage.chance.duration(Purpose::Flush, self.index as u64, fsync);
         self.took += flush;
         Ok(flush)

@@ -41,6 +41,7 @@ impl Cluster {
         node.retry_pending = false;
         node.waiters.clear();
         node.stash.clear();
+        node.awaiting_disk.clear();
         let receiver = node.receiver.take();
         let senders = std::mem::take(&mut node.senders);
         let here = Place::Node(index);
@@ -108,6 +109,19 @@ impl Cluster {
         }
         if std::mem::take(&mut self.nodes[index].stop_pending) {
             self.after(stage, index, STOP_SEEN, NodeEvent::StopSeen);
+        }
+    }
+
+    /// Its disk stands still: questions are answered and what is on disk is streamed, but nothing is flushed.
+    pub(crate) fn stall(&mut self, index: usize) {
+        self.nodes[index].stalled = true;
+    }
+
+    /// Its disk goes on, with all that waits for it, in its order.
+    pub(crate) fn unstall(&mut self, stage: &mut Stage, index: usize) {
+        self.nodes[index].stalled = false;
+        for event in std::mem::take(&mut self.nodes[index].awaiting_disk) {
+            self.after(stage, index, Duration::ZERO, event);
         }
     }
 

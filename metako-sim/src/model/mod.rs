@@ -65,6 +65,20 @@ pub(crate) enum NodeEvent {
     Send { to: Place, body: Body },
 }
 
+impl NodeEvent {
+    /// Whether it is the end of something that was written to disk.
+    fn needs_disk(&self) -> bool {
+        matches!(
+            self,
+            Self::Ready
+                | Self::Flushed(_)
+                | Self::PromotionEnds
+                | Self::CheckpointEnds { .. }
+                | Self::SessionsEnded
+        )
+    }
+}
+
 /// All nodes.
 pub(crate) struct Cluster {
     nodes: Vec<Node>,
@@ -113,6 +127,9 @@ impl Cluster {
 
     /// Handles an event of a node that is not frozen and is still in the run that the event belongs to.
     pub(crate) fn handle(&mut self, stage: &mut Stage, index: usize, event: NodeEvent) {
+        if self.nodes[index].stalled && event.needs_disk() {
+            return self.nodes[index].awaiting_disk.push(event);
+        }
         match event {
             NodeEvent::Ready => self.ready(stage, index),
             NodeEvent::Flushed(end) => self.flushed(stage, index, end),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use metako_core::{Lsn, NodeName, SystemId, Tick, TimelineId};
 
-use super::conninfo;
 use super::wal::Wal;
+use super::{NodeEvent, conninfo};
 use crate::message::{CallId, LinkId, Ticket};
 use crate::scenario::Span;
 use crate::stage::Event;
@@ -109,6 +109,10 @@ pub(crate) struct Node {
     pub(crate) system_id: SystemId,
     pub(crate) process: Process,
     pub(crate) frozen: bool,
+    /// Nothing that has to reach its disk ends.
+    pub(crate) stalled: bool,
+    /// What ends when its disk goes on.
+    pub(crate) awaiting_disk: Vec<NodeEvent>,
     /// The postmaster was told to stop while it was frozen: it sees that when it goes on.
     pub(crate) stop_pending: bool,
     /// The shutdown's last record is written.
@@ -154,6 +158,8 @@ impl Node {
             system_id: SystemId(7_234_567_890_123_456_789),
             process: Process::Running,
             frozen: false,
+            stalled: false,
+            awaiting_disk: Vec::new(),
             stop_pending: false,
             closed_log: false,
             locked: false,

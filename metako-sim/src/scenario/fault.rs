@@ -24,6 +24,9 @@ pub enum Fault {
     Start(Target),
     /// All processes of a server are stopped with SIGSTOP. When the fault ends, they go on.
     Freeze(Target),
+    /// The disk of a server stands still: it answers and streams what is on disk, and nothing is flushed. When the fault ends,
+    /// the disk goes on.
+    Stall(Target),
     /// Whoever manages the cluster promotes a standby behind metako's back, and has the other standbys follow it.
     Promote(Target),
     /// Nothing gets from one place to the other: it is held back, as TCP does, and sent again when the fault ends.

@@ -64,6 +64,8 @@ struct Call {
     limit: Duration,
     arrived: bool,
     lingers: bool,
+    /// The node has reported, and a commit is awaited.
+    stalled: bool,
 }
 
 enum CallPurpose {
@@ -260,7 +262,9 @@ impl World {
         let run = self.cluster.node(node).run;
         let lingers = self.stage.chance.between(Purpose::Linger, node as u64, 0, 1) == 1;
         let (sent, arrived, server_run) = (self.stage.now, false, Some(run));
-        proxy.calls.insert(call, Call { node, server_run, purpose, sent, limit, arrived, lingers });
+        proxy
+            .calls
+            .insert(call, Call { node, server_run, purpose, sent, limit, arrived, lingers, stalled: false });
         let server_run = run;
         self.stage.send(Place::Proxy, Place::Node(node), Body::Call { call, server_run, lingers, request });
         self.proxy_after(limit, ProxyEvent::CallTimedOut(call));
@@ -286,7 +290,9 @@ impl World {
         let limit = if reached { limit } else { NO_CONNECTION.min(limit) };
         let (sent, server_run, purpose) = (self.stage.now, None, CallPurpose::Action(id));
         let (arrived, lingers) = (true, false);
-        proxy.calls.insert(call, Call { node, server_run, purpose, sent, limit, arrived, lingers });
+        proxy
+            .calls
+            .insert(call, Call { node, server_run, purpose, sent, limit, arrived, lingers, stalled: false });
         if reached {
             self.begin_hook(call, node, hook);
         }
@@ -309,6 +315,12 @@ impl World {
     }
 
     pub(super) fn call_answered(&mut self, call: CallId, answer: Answer) {
+        if let Answer::Probe(Err(ProbeFailure::WriteStalled(_))) = answer {
+            if let Some(call) = self.proxy.as_mut().and_then(|proxy| proxy.calls.get_mut(&call)) {
+                call.stalled = true;
+            }
+            return;
+        }
         let Some(call) = self.proxy.as_mut().and_then(|proxy| proxy.calls.remove(&call)) else { return };
         self.call_ended(&call, answer);
     }
@@ -351,6 +363,9 @@ impl World {
     fn call_timed_out(&mut self, call: CallId) {
         let Some(call) = self.proxy.as_mut().and_then(|proxy| proxy.calls.remove(&call)) else { return };
         match call.purpose {
+            CallPurpose::Probe(id) if call.stalled => {
+                self.probed(id, &call, Err(ProbeFailure::WriteStalled(call.limit)));
+            }
             CallPurpose::Probe(id) => self.probed(id, &call, Err(ProbeFailure::TimedOut(call.limit))),
             // What lies in the buffer of a standing connection may still be carried out.
             CallPurpose::Action(id) if call.arrived || call.lingers => {

@@ -12,6 +12,7 @@ use crate::scenario::{Ask, End, Fault, Target};
 pub(super) enum Undo {
     Start(usize),
     Thaw(usize),
+    Unstall(usize),
     Mend(Vec<(Place, Place)>),
     StartProxy,
 }
@@ -37,6 +38,10 @@ impl World {
                 world.cluster.freeze(&mut world.stage, node);
                 Some(Undo::Thaw(node))
             }),
+            Fault::Stall(target) => self.on_node("stall", target, |world, node| {
+                world.cluster.stall(node);
+                Some(Undo::Unstall(node))
+            }),
             Fault::Promote(target) => self.on_node("promote", target, |world, node| {
                 world.cluster.hand_over(&mut world.stage, node);
                 None
@@ -60,6 +65,10 @@ impl World {
             Undo::Thaw(node) => {
                 self.log_fault(&format!("thaw {}", self.cluster.node(node).name));
                 self.cluster.thaw(&mut self.stage, node);
+            }
+            Undo::Unstall(node) => {
+                self.log_fault(&format!("unstall {}", self.cluster.node(node).name));
+                self.cluster.unstall(&mut self.stage, node);
             }
             Undo::Mend(ways) => {
                 self.log_fault(&format!("mend {}", self.describe(&ways)));

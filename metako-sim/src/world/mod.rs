@@ -195,7 +195,9 @@ impl World {
             let here = Place::Node(index);
             EndNode {
                 node: node.name.clone(),
-                well: node.is_up() && !cut.iter().any(|(from, to)| *from == here || *to == here),
+                well: node.is_up()
+                    && !node.stalled
+                    && !cut.iter().any(|(from, to)| *from == here || *to == here),
                 primary: node.primary,
                 timeline: node.wal.timeline(),
                 position: node.wal.flushed(),

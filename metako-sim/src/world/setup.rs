@@ -165,9 +165,11 @@ fn named_nodes(fault: &Fault) -> Vec<&str> {
         if let End::Node(target) = end { of(target) } else { None }
     }
     match fault {
-        Fault::Kill(target) | Fault::Start(target) | Fault::Freeze(target) | Fault::Promote(target) => {
-            of(target).into_iter().collect()
-        }
+        Fault::Kill(target)
+        | Fault::Start(target)
+        | Fault::Freeze(target)
+        | Fault::Stall(target)
+        | Fault::Promote(target) => of(target).into_iter().collect(),
         Fault::Cut { from, to, .. } => [of_end(from), of_end(to)].into_iter().flatten().collect(),
         Fault::Ask { to, .. } => to.iter().filter_map(of).collect(),
         Fault::KillProxy => Vec::new(),

@@ -7,10 +7,11 @@ use metako_core::{Lsn, NodeName, TimelineId};
 
 use super::{Numbers, broken, built};
 
-const KINDS: [PrimaryEvidence; 9] = [
+const KINDS: [PrimaryEvidence; 10] = [
     PrimaryEvidence::Healthy,
     PrimaryEvidence::Refused,
     PrimaryEvidence::Silent,
+    PrimaryEvidence::WriteStalled,
     PrimaryEvidence::Starting,
     PrimaryEvidence::ShuttingDown,
     PrimaryEvidence::Full,
@@ -55,14 +56,15 @@ pub fn failover_policy(spec: &dyn FailoverPolicySpec) -> Result<(), String> {
 fn evidence(numbers: &mut Numbers) -> Evidence {
     let [fresh, lost, unseen] = [(); 3].map(|()| numbers.below(3) as usize);
     let mut span = || Duration::from_millis(u64::from(numbers.below(6000)));
-    let (standing, silent_after, restart_grace) = (span(), span(), span());
+    let (standing, silent_after, stalled_after, restart_grace) = (span(), span(), span(), span());
     Evidence {
         primary: NodeName::from("primary"),
-        kind: KINDS[numbers.below(9) as usize],
+        kind: KINDS[numbers.below(10) as usize],
         standing,
         failures: numbers.below(10),
         witnesses: WitnessCount { configured: fresh + lost + unseen, fresh, lost, unseen },
         silent_after,
+        stalled_after,
         restart_grace,
         failure_threshold: numbers.below(5) + 1,
     }

@@ -120,6 +120,7 @@ fn failures() -> Vec<ProbeFailure> {
     vec![
         ProbeFailure::Refused(text()),
         ProbeFailure::TimedOut(Duration::from_millis(1)),
+        ProbeFailure::WriteStalled(Duration::from_millis(1)),
         ProbeFailure::Lost(text()),
         ProbeFailure::Authentication(text()),
         ProbeFailure::TooManyConnections(text()),

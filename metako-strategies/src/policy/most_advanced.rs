@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// Fails over only when the standbys that answer bear out that the primary is gone, and to the one that has the most of
 /// its WAL. A primary that refuses connections is replaced at once (after `failover.async_restart_grace`, if that is
-/// set), a silent one after `failover.silent_after`; one that answers in any way is left alone.
+/// set), a silent one after `failover.silent_after`. One that answers and does not end a commit is replaced after
+/// `failover.stalled_after`, although its standbys stream from it; one that answers in any other way is left alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MostAdvancedSpec {
@@ -49,6 +50,7 @@ impl FailoverPolicy for MostAdvanced {
             PrimaryEvidence::Healthy => wait(format!("{primary} is well")),
             PrimaryEvidence::Refused => refused(evidence),
             PrimaryEvidence::Silent => silent(evidence),
+            PrimaryEvidence::WriteStalled => stalled(evidence),
             PrimaryEvidence::Starting => wait(format!(
                 "{primary} is starting or recovering from a crash: it is alive, so it is waited for"
             )),
@@ -127,6 +129,33 @@ fn silent(evidence: &Evidence) -> Assessment {
         },
         None => Assessment::FailOver {
             reason: format!("{primary} has not answered for {standing} and {testimony}"),
+        },
+    }
+}
+
+/// It answers, and nothing that it writes reaches its disk. Standbys that stream from it get what was on the disk before,
+/// so only whether they are at hand counts. Slow disks stall for seconds, in a checkpoint say, and go on.
+fn stalled(evidence: &Evidence) -> Assessment {
+    let primary = &evidence.primary;
+    let WitnessCount { configured, fresh, lost, .. } = evidence.witnesses;
+    let stalled = format!("{primary} answers, and a small commit does not end: its disk may stand still");
+    let at_hand = fresh + lost;
+    if at_hand == 0 {
+        return wait(format!("{stalled}; of {configured} standbys none answers, so that nobody can follow"));
+    }
+    match left(evidence.stalled_after, evidence.standing) {
+        Some(left) => Assessment::Wait {
+            reason: format!(
+                "{stalled}; it is given {} (failover.stalled_after), and writes go there meanwhile",
+                millis(evidence.stalled_after)
+            ),
+            ask_again_in: Some(left),
+        },
+        None => Assessment::FailOver {
+            reason: format!(
+                "{stalled}, for longer than failover.stalled_after ({}); of {configured} standbys {at_hand} answer",
+                millis(evidence.stalled_after)
+            ),
         },
     }
 }

@@ -54,6 +54,7 @@ pub(crate) fn settings() -> ClusterSettings {
             mode: FailoverMode::Automatic,
             synchronous: None,
             silent_after: Duration::from_millis(2500),
+            stalled_after: Duration::from_secs(10),
             async_restart_grace: Duration::ZERO,
             hold_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
@@ -99,11 +100,15 @@ pub(crate) fn eager() -> Policy {
 
 impl FailoverPolicy for Eager {
     fn assess(&self, evidence: &Evidence) -> Assessment {
-        if evidence.kind == PrimaryEvidence::Silent && evidence.standing < evidence.silent_after {
-            let reason = format!("{} is silent", evidence.primary);
+        let patience = match evidence.kind {
+            PrimaryEvidence::Silent => evidence.silent_after,
+            PrimaryEvidence::WriteStalled => evidence.stalled_after,
+            _ => Duration::ZERO,
+        };
+        if evidence.standing < patience {
             return Assessment::Wait {
-                reason,
-                ask_again_in: Some(evidence.silent_after.saturating_sub(evidence.standing)),
+                reason: format!("{} is {:?}", evidence.primary, evidence.kind),
+                ask_again_in: Some(patience.saturating_sub(evidence.standing)),
             };
         }
         Assessment::FailOver { reason: format!("{} is {:?}", evidence.primary, evidence.kind) }
@@ -123,6 +128,8 @@ pub(super) enum Line {
     Starting,
     Full,
     NoLogin,
+    /// Its disk stands still: it answers and streams, and nothing that has to reach the disk ends.
+    Stalled,
 }
 
 /// A scripted PostgreSQL.
@@ -138,6 +145,10 @@ pub(super) struct Fake {
     pub(super) replayed: Lsn,
     pub(super) connecting: bool,
     pub(super) startup_wait: Option<String>,
+    /// Its settings cannot be changed by SQL.
+    pub(super) fixed: bool,
+    /// Its receiver streams on from where it does, whatever the settings say.
+    pub(super) deaf: bool,
     pub(super) settings: BTreeMap<String, String>,
     pub(super) port: u16,
     pub(super) started_at: i64,
@@ -161,6 +172,8 @@ impl Fake {
             replayed: Lsn(1000),
             connecting: false,
             startup_wait: Some("RecoveryWalStream".to_owned()),
+            fixed: false,
+            deaf: false,
             settings,
             port,
             started_at: 1,

@@ -282,8 +282,8 @@ impl Lab {
         match action {
             Action::Probe { id, node, timeout } => {
                 let result = self.probe(node, *timeout);
-                let pause =
-                    if matches!(result, Err(ProbeFailure::TimedOut(_))) { *timeout } else { self.latency };
+                let hangs = matches!(result, Err(ProbeFailure::TimedOut(_) | ProbeFailure::WriteStalled(_)));
+                let pause = if hangs { *timeout } else { self.latency };
                 let event = Event::Probed { id: *id, node: node.clone(), sent: self.now, result };
                 if !pause.is_zero() {
                     self.count += 1;
@@ -398,7 +398,7 @@ impl Lab {
             .nodes
             .get(name)
             .filter(|fake| !fake.primary && fake.reachable_by_others && !fake.connecting)?;
-        let port = fake.upstream_port()?;
+        let port = if fake.deaf { 5001 } else { fake.upstream_port()? };
         let upstream = self.nodes.values().find(|other| other.port == port && other.port != fake.port)?;
         let follows = upstream.timeline >= fake.timeline && upstream.position() >= fake.position();
         (upstream.reachable_by_others && follows && upstream.system_id == fake.system_id).then_some(upstream)
@@ -429,6 +429,8 @@ impl Lab {
             Line::Up => Ok(self.report(name, fake)),
             Line::Refused => Err(ProbeFailure::Refused(words())),
             Line::Silent => Err(ProbeFailure::TimedOut(timeout)),
+            Line::Stalled if fake.primary => Err(ProbeFailure::WriteStalled(timeout)),
+            Line::Stalled => Ok(self.report(name, fake)),
             Line::Starting => Err(ProbeFailure::StartingUp(words())),
             Line::Full => Err(ProbeFailure::TooManyConnections(words())),
             Line::NoLogin => Err(ProbeFailure::Authentication(words())),
@@ -480,7 +482,10 @@ impl Lab {
                             ("recovery_min_apply_delay", "") => "0",
                             (_, value) => value,
                         };
-                        ((*name).to_owned(), SettingValue { value: value.to_owned(), changeable: true })
+                        (
+                            (*name).to_owned(),
+                            SettingValue { value: value.to_owned(), changeable: !fake.fixed },
+                        )
                     })
                     .collect(),
             }

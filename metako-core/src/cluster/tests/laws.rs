@@ -34,7 +34,8 @@ enum Step {
 }
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
-const LINES: [Line; 6] = [Line::Up, Line::Refused, Line::Silent, Line::Starting, Line::Full, Line::NoLogin];
+const LINES: [Line; 7] =
+    [Line::Up, Line::Refused, Line::Silent, Line::Starting, Line::Full, Line::NoLogin, Line::Stalled];
 const TASKS: [&str; 14] = [
     "probe",
     "persist",

@@ -11,6 +11,7 @@ mod observe;
 mod operator;
 mod rejoin;
 mod rules;
+mod stalled;
 mod standbys;
 mod survival;
 mod suspicion;

@@ -289,6 +289,9 @@ pub(super) struct Failover {
     /// A primary that is silent for so long is suspect.
     #[schemars(extend("x-min" = "1ms"))]
     pub(super) silent_after: HumanDuration,
+    /// A primary that answers and ends no commit for so long is replaced, although its replicas stream.
+    #[schemars(extend("x-min" = "1ms"))]
+    pub(super) stalled_after: HumanDuration,
     /// How long an asynchronous primary that restarts is waited for.
     pub(super) async_restart_grace: HumanDuration,
     /// How long a client is held while there is no primary.
@@ -314,6 +317,7 @@ impl Default for Failover {
             synchronous: Synchronous::Text(SynchronousText::None),
             exclusive_access: Reserved,
             silent_after: HumanDuration::from_millis(2500),
+            stalled_after: HumanDuration::from_secs(10),
             async_restart_grace: HumanDuration::default(),
             hold_timeout: HumanDuration::from_secs(30),
             drain_timeout: HumanDuration::from_secs(10),

@@ -170,6 +170,7 @@ fn config(nodes: Vec<Node>) -> ControlConfig {
             mode: FailoverMode::Automatic,
             synchronous: None,
             silent_after: Duration::from_millis(2500),
+            stalled_after: Duration::from_secs(10),
             async_restart_grace: Duration::ZERO,
             hold_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),

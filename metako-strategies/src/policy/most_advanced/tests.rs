@@ -18,6 +18,7 @@ fn evidence(kind: PrimaryEvidence, standing: Duration, fresh: usize, lost: usize
         failures: 3,
         witnesses: WitnessCount { configured: fresh + lost + unseen, fresh, lost, unseen },
         silent_after: Duration::from_millis(2500),
+        stalled_after: 10 * SECOND,
         restart_grace: Duration::ZERO,
         failure_threshold: 3,
     }
@@ -34,7 +35,7 @@ fn judged(evidence: &Evidence) -> (bool, Option<Duration>, String) {
 #[test]
 fn each_row_of_the_evidence_table() {
     use PrimaryEvidence::{
-        Full, Healthy, InRecovery, NoLogin, Refused, ShuttingDown, Silent, Starting, Unclear,
+        Full, Healthy, InRecovery, NoLogin, Refused, ShuttingDown, Silent, Starting, Unclear, WriteStalled,
     };
     let early = Duration::from_millis(400);
     let soon = Some(Duration::from_millis(2100));
@@ -54,6 +55,17 @@ fn each_row_of_the_evidence_table() {
         (Silent, late, (1, 1, 0), (false, None), "the way from here to it is broken"),
         (Silent, late, (0, 0, 2), (false, None), "this proxy seems to be cut off"),
         (Silent, late, (0, 0, 0), (false, None), "no standby to fail over to"),
+        (
+            WriteStalled,
+            early,
+            (2, 0, 0),
+            (false, Some(Duration::from_millis(9600))),
+            "failover.stalled_after",
+        ),
+        (WriteStalled, late, (2, 0, 0), (true, None), "of 2 standbys 2 answer"),
+        (WriteStalled, late, (0, 1, 1), (true, None), "of 2 standbys 1 answer"),
+        (WriteStalled, late, (0, 0, 2), (false, None), "none answers"),
+        (WriteStalled, late, (0, 0, 0), (false, None), "nobody can follow"),
         (Starting, late, (0, 2, 0), (false, None), "alive"),
         (ShuttingDown, late, (0, 2, 0), (false, None), "until it refuses connections"),
         (Full, late, (0, 2, 0), (false, None), "no connection slot"),
@@ -133,6 +145,7 @@ fn any_evidence() -> impl Strategy<Value = Evidence> {
         PrimaryEvidence::Healthy,
         PrimaryEvidence::Refused,
         PrimaryEvidence::Silent,
+        PrimaryEvidence::WriteStalled,
         PrimaryEvidence::Starting,
         PrimaryEvidence::ShuttingDown,
         PrimaryEvidence::Full,
@@ -141,9 +154,11 @@ fn any_evidence() -> impl Strategy<Value = Evidence> {
         PrimaryEvidence::Unclear,
     ]);
     let millis = || (0_u64..6000).prop_map(Duration::from_millis);
-    (kinds, millis(), 0_usize..3, 0_usize..3, 0_usize..3, millis(), millis()).prop_map(
-        |(kind, standing, fresh, lost, unseen, silent_after, restart_grace)| Evidence {
+    let patience = (millis(), millis(), millis());
+    (kinds, millis(), 0_usize..3, 0_usize..3, 0_usize..3, patience).prop_map(
+        |(kind, standing, fresh, lost, unseen, (silent_after, stalled_after, restart_grace))| Evidence {
             silent_after,
+            stalled_after,
             restart_grace,
             ..evidence(kind, standing, fresh, lost, unseen)
         },
@@ -152,8 +167,11 @@ fn any_evidence() -> impl Strategy<Value = Evidence> {
 
 proptest! {
     #[test]
-    fn it_fails_over_only_when_all_standbys_that_answer_lost_the_primary(evidence in any_evidence()) {
-        if judged(&evidence).0 {
+    fn it_fails_over_only_when_all_standbys_that_answer_lost_the_primary_or_it_cannot_write(evidence in any_evidence()) {
+        if judged(&evidence).0 && evidence.kind == PrimaryEvidence::WriteStalled {
+            prop_assert!(evidence.witnesses.fresh + evidence.witnesses.lost > 0);
+            prop_assert!(evidence.standing >= evidence.stalled_after);
+        } else if judged(&evidence).0 {
             prop_assert_eq!(evidence.witnesses.fresh, 0);
             prop_assert!(evidence.witnesses.lost > 0);
             prop_assert!(matches!(evidence.kind, PrimaryEvidence::Refused | PrimaryEvidence::Silent));
