@@ -118,11 +118,14 @@ fn built(result: Option<Result<(), BuildError>>, key: &str, checks: &mut Checks<
 /// The rule for synchronous commits that the file asks for.
 pub(super) fn synchronous(file: &File) -> Option<Synchronous> {
     let by_nodes = if file.nodes.len() == 2 { NoVoter::Degrade } else { NoVoter::Block };
-    let rule = |acks, on_no_voter| Synchronous { acks: Acks(acks), on_no_voter };
+    let rule = |acks, on_no_voter, commit_guard| Synchronous { acks: Acks(acks), on_no_voter, commit_guard };
     match &file.failover.synchronous {
         raw::Synchronous::Text(SynchronousText::None) => None,
-        raw::Synchronous::Text(SynchronousText::Any(acks)) => Some(rule(*acks, by_nodes)),
-        raw::Synchronous::Section(quorum) => Some(rule(quorum.acks, quorum.on_no_voter.unwrap_or(by_nodes))),
+        raw::Synchronous::Text(SynchronousText::Any(acks)) => Some(rule(*acks, by_nodes, false)),
+        raw::Synchronous::Text(SynchronousText::Strict) => Some(rule(1, NoVoter::Block, true)),
+        raw::Synchronous::Section(quorum) => {
+            Some(rule(quorum.acks, quorum.on_no_voter.unwrap_or(by_nodes), quorum.commit_guard))
+        }
     }
 }
 

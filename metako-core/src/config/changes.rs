@@ -235,8 +235,8 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
         (
             "failover.synchronous",
             maybe(failover.synchronous.as_ref(), |rule| {
-                let (acks, on_no_voter) = (rule.acks.0, word(rule.on_no_voter));
-                format!("{{ acks: {acks}, on_no_voter: {on_no_voter} }}")
+                let (acks, on_no_voter, guard) = (rule.acks.0, word(rule.on_no_voter), rule.commit_guard);
+                format!("{{ acks: {acks}, on_no_voter: {on_no_voter}, commit_guard: {guard} }}")
             }),
         ),
         ("failover.silent_after", time(failover.silent_after)),

@@ -285,12 +285,26 @@ fn synchronous_has_short_forms() {
             .synchronous
             .clone()
     };
-    let expected = |acks, on_no_voter| Some(Synchronous { acks: Acks(acks), on_no_voter });
+    let expected =
+        |acks, on_no_voter, commit_guard| Some(Synchronous { acks: Acks(acks), on_no_voter, commit_guard });
     assert_eq!(rule(&three, "none"), None);
-    assert_eq!(rule(&three, "any 2"), expected(2, NoVoter::Block));
-    assert_eq!(rule(&three, "{ acks: 2, commit_guard: false }"), expected(2, NoVoter::Block));
-    assert_eq!(rule(&with(""), "any 1"), expected(1, NoVoter::Degrade));
-    assert_eq!(rule(&with(""), "{ on_no_voter: block }"), expected(1, NoVoter::Block));
+    assert_eq!(rule(&three, "any 2"), expected(2, NoVoter::Block, false));
+    assert_eq!(rule(&three, "strict"), expected(1, NoVoter::Block, true));
+    assert_eq!(rule(&three, "{ acks: 2, commit_guard: false }"), expected(2, NoVoter::Block, false));
+    assert_eq!(rule(&with(""), "any 1"), expected(1, NoVoter::Degrade, false));
+    assert_eq!(rule(&with(""), "strict"), expected(1, NoVoter::Block, true));
+    assert_eq!(rule(&with(""), "{ on_no_voter: block }"), expected(1, NoVoter::Block, true));
+}
+
+#[test]
+fn the_commit_guard_reports_by_what_is_said_of_unknown_outcomes() {
+    let guard = |failover: &str| {
+        loaded(&with(&format!("failover: {{ {failover} }}\n"))).config.cluster.failover.commit_guard()
+    };
+    assert_eq!(guard("synchronous: any 1"), None);
+    assert_eq!(guard("unknown_outcome: close"), None);
+    assert_eq!(guard("synchronous: strict"), Some(UnknownOutcome::TransactionResolutionUnknown));
+    assert_eq!(guard("synchronous: {}, unknown_outcome: close"), Some(UnknownOutcome::Close));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::NodeName;
 use crate::plugin::{FailoverPolicySpec, HealthProbeSpec, LoadBalancerSpec, QueryClassifierSpec};
+use crate::wire::sqlstate;
 
 /// A checked configuration, with every default filled in.
 #[derive(Debug, Clone)]
@@ -302,6 +303,13 @@ pub struct FailoverSettings {
     pub unknown_outcome: UnknownOutcome,
 }
 
+impl FailoverSettings {
+    /// How a commit whose synchronous wait was cancelled is reported, if not as the success that PostgreSQL makes of it.
+    pub fn commit_guard(&self) -> Option<UnknownOutcome> {
+        self.synchronous.as_ref().filter(|rule| rule.commit_guard).map(|_| self.unknown_outcome)
+    }
+}
+
 /// `hooks`: commands that do on a node's host what SQL cannot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hooks {
@@ -348,6 +356,8 @@ pub struct Synchronous {
     pub acks: Acks,
     /// What to do when there are fewer.
     pub on_no_voter: NoVoter,
+    /// Whether a commit whose synchronous wait was cancelled is reported as unknown, not as success.
+    pub commit_guard: bool,
 }
 
 /// A number of standbys, at least 1.
@@ -378,6 +388,17 @@ pub enum UnknownOutcome {
     /// The client connection is closed.
     #[serde(rename = "close")]
     Close,
+}
+
+impl UnknownOutcome {
+    /// The SQLSTATE of the error; `None` if the connection ends without one.
+    pub fn sqlstate(self) -> Option<&'static str> {
+        match self {
+            Self::TransactionResolutionUnknown => Some(sqlstate::TRANSACTION_RESOLUTION_UNKNOWN),
+            Self::StatementCompletionUnknown => Some(sqlstate::STATEMENT_COMPLETION_UNKNOWN),
+            Self::Close => None,
+        }
+    }
 }
 
 /// `load_balancer`, but for the balancer itself.

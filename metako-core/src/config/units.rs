@@ -314,6 +314,8 @@ written_as_text!(PriorityText, "Priority", PRIORITY, "A number, smaller is prefe
 pub(super) enum SynchronousText {
     None,
     Any(u32),
+    /// Any one, commits wait for it, and a commit whose wait was cancelled is no success.
+    Strict,
 }
 
 impl FromStr for SynchronousText {
@@ -321,15 +323,20 @@ impl FromStr for SynchronousText {
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
         let wrong = || {
-            let near = (strsim::damerau_levenshtein(text, "none") <= 2).then_some("none");
+            let words = ["none", "strict"];
+            let near = words.into_iter().find(|word| strsim::damerau_levenshtein(text, word) <= 2);
             let any = text.parse::<u32>().ok().filter(|count| *count > 0).map(|count| format!("any {count}"));
             UnitError {
-                expected: "`none`, `any N` (N replicas, at least 1), or keys `mode`, `acks`, `on_no_voter`",
+                expected: "`none`, `any N` (N replicas, at least 1), `strict`, or keys `mode`, `acks`, `on_no_voter`, \
+                           `commit_guard`",
                 suggestion: near.map(str::to_owned).or(any),
             }
         };
         if text == "none" {
             return Ok(Self::None);
+        }
+        if text == "strict" {
+            return Ok(Self::Strict);
         }
         let count = text.strip_prefix("any ").map(str::trim).ok_or_else(wrong)?;
         if !count.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -344,11 +351,12 @@ impl fmt::Display for SynchronousText {
         match self {
             Self::None => f.write_str("none"),
             Self::Any(count) => write!(f, "any {count}"),
+            Self::Strict => f.write_str("strict"),
         }
     }
 }
 
-written_as_text!(SynchronousText, "SynchronousText", SYNCHRONOUS, "none or any N.");
+written_as_text!(SynchronousText, "SynchronousText", SYNCHRONOUS, "none, any N or strict.");
 
 /// Splits where the number ends: digits and a point, then the rest, which is the unit.
 fn number_and_unit(text: &str) -> (&str, &str) {
@@ -437,10 +445,10 @@ mod tests {
         for text in ["never", "0", "100"] {
             assert_eq!(text.parse::<PriorityText>().unwrap().to_string(), text);
         }
-        for text in ["none", "any 2"] {
+        for text in ["none", "any 2", "strict"] {
             assert_eq!(text.parse::<SynchronousText>().unwrap().to_string(), text);
         }
-        for text in ["any", "any 0", "any x", "any +1", "all"] {
+        for text in ["any", "any 0", "any x", "any +1", "all", "strict 2"] {
             assert!(text.parse::<SynchronousText>().is_err(), "{text}");
         }
     }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::describe::refuse_changed;
+use super::pins::Pins;
 use super::replies::{Asked, Owed};
 use super::rewrite::{self, Renamed};
 use super::settings::APPLICATION_NAME;
 use super::statements::{NO_SUCH_NAME, PREFIX};
-use super::{Attachment, Awaited, Here, Open, Server, Session, State, ends_connection};
+use super::{Attachment, Awaited, Here, Open, Server, Session, State, ends_connection, floor};
 use crate::wire::read::{self, ErrorFields};
 use crate::wire::write::{self, Report, TransactionStatus};
 use crate::wire::{FrameError, Header, Piece, sqlstate};
@@ -69,6 +70,7 @@ impl Session {
         }
         let (mut at, mut from) = (0, 0);
         loop {
+            let mut unreplicated = false;
             if self.rows_pass(server) {
                 at += server.framer.whole(&input[at..], *b"TD");
             }
@@ -82,9 +84,12 @@ impl Session {
                     }
                     (taken, Pass::Swallow)
                 }
-                Piece::Rest { taken, .. } => (taken, Pass::AsIs),
+                Piece::Rest { taken, last } => {
+                    unreplicated = server.read_notice(&input[at..at + taken], last);
+                    (taken, Pass::AsIs)
+                }
                 Piece::Start { header: Header { tag: tag @ (b'D' | b'd'), .. }, taken, whole } => {
-                    server.swallow_rest = server.answers_metako();
+                    server.swallow_rest = server.answers_metako() || server.told;
                     if !server.swallow_rest {
                         self.stop_holding_back();
                     } else if tag == b'D' {
@@ -92,7 +97,7 @@ impl Session {
                     }
                     (taken, if server.swallow_rest { Pass::Swallow } else { Pass::AsIs })
                 }
-                Piece::Start { header, taken, .. } => {
+                Piece::Start { header, taken, whole } => {
                     let body = &input[at + HEADER..at + taken];
                     let start = to_client.len();
                     let pass = self.answer_frame(server, header, body, to_client, to_server);
@@ -104,6 +109,10 @@ impl Session {
                         from = at;
                     }
                     server.swallow_rest = !matches!(pass, Pass::AsIs | Pass::Last);
+                    if header.tag == b'N' && !server.swallow_rest {
+                        self.begin_notice(server);
+                        unreplicated = server.read_notice(body, whole);
+                    }
                     (taken, pass)
                 }
             };
@@ -123,11 +132,15 @@ impl Session {
                 }
                 _ => {}
             }
-            if server.has_own_answer() {
+            if unreplicated || server.has_own_answer() {
                 to_client.extend_from_slice(&input[from..at]);
                 from = at;
-                server.give_own_answers(to_client);
             }
+            if unreplicated && let Some(ended) = self.commit_unreplicated(server, to_client) {
+                effect = ended;
+                break;
+            }
+            server.give_own_answers(to_client, &mut self.untold);
             if at == input.len() {
                 break;
             }
@@ -143,6 +156,7 @@ impl Session {
     fn rows_pass(&self, server: &Server) -> bool {
         matches!(server.replies.front(), Some(Owed::Query { .. } | Owed::Execute { .. }))
             && !self.refused
+            && !server.told
             && !self.is_holding_back()
     }
 
@@ -158,7 +172,7 @@ impl Session {
             return Pass::Swallow;
         }
         let own_query = server.answers_metako();
-        let pass = if own_query { Pass::Swallow } else { Pass::AsIs };
+        let pass = if own_query || server.told { Pass::Swallow } else { Pass::AsIs };
         match header.tag {
             // It answers nothing: what a client listens to is its own, whatever metako asks meanwhile.
             b'A' => return Pass::AsIs,
@@ -180,6 +194,7 @@ impl Session {
                         told.set(name, value);
                     }
                 }
+                return Pass::AsIs;
             }
             b'Z' => return self.answer_ready(server, body, to_client, to_server),
             _ if own_query => {}
@@ -190,11 +205,18 @@ impl Session {
                 return Pass::Swallow;
             }
             b'1' => {
-                let Some(Owed::Parse { own, statement, unit, .. }) = server.expect(b'1') else {
-                    return Pass::AsIs;
+                let Some(Owed::Parse { own, statement, unit, undo }) = server.expect(b'1') else {
+                    return if server.told { Pass::Stop(self.end_untold(to_client)) } else { pass };
                 };
+                if server.told {
+                    self.untold.extend(undo);
+                }
                 match statement {
                     Some(statement) => server.prepared.confirm(&statement, unit),
+                    // What it was before is gone: to use it is an error, as if it never was.
+                    None if server.told && !own && self.unnamed.here == Here::Sent(unit) => {
+                        self.unnamed = super::Unnamed::default();
+                    }
                     None if self.unnamed.here == Here::Sent(unit) => self.unnamed.here = Here::Yes,
                     None => {}
                 }
@@ -205,11 +227,13 @@ impl Session {
             b'2' => {
                 server.expect(b'2');
             }
-            b'3' => {
-                if let Some(Owed::Close { own: Some(_) }) = server.expect(b'3') {
-                    return Pass::Swallow;
+            b'3' => match server.expect(b'3') {
+                Some(Owed::Close { own: Some(_) }) => return Pass::Swallow,
+                Some(_) if server.told && self.pins.has(Pins::LONG) => {
+                    return Pass::Stop(self.end_untold(to_client));
                 }
-            }
+                _ => {}
+            },
             b'T' | b'n' if matches!(server.replies.front(), Some(Owed::Describe { .. })) => {
                 server.replies.pop();
             }
@@ -228,6 +252,7 @@ impl Session {
                     server.replies.pop();
                 }
             }
+            b'G' | b'W' if server.told => return Pass::Stop(self.end_untold(to_client)),
             b'G' => {
                 self.open_up();
                 self.awaited = Awaited::Unbounded;
@@ -266,6 +291,9 @@ impl Session {
             }
             _ => {}
         }
+        if std::mem::take(&mut server.told) {
+            self.undo_untold();
+        }
         if self.refused {
             return Pass::Stop(Effect::Refused);
         }
@@ -294,7 +322,7 @@ impl Session {
     ) -> Pass {
         let fields = read::error(body);
         if fields.is_fatal() {
-            let lost = ends_connection(fields.code) || self.is_holding_back();
+            let lost = ends_connection(fields.code) || self.is_holding_back() || server.told;
             return if lost { Pass::Stop(Effect::Lost) } else { Pass::Last };
         }
         if server.replies.front() == Some(&Owed::Metako(Asked::Question)) {
@@ -347,6 +375,9 @@ impl Session {
             self.refused = true;
             return Pass::Swallow;
         }
+        if server.told {
+            return Pass::Swallow;
+        }
         self.stop_holding_back();
         let whole = body.len() == header.length as usize;
         if let Some((statement, describes)) = changed.filter(|_| whole) {
@@ -393,6 +424,9 @@ impl Session {
 
     /// An error in the client's own words: its names of statements, and why metako cancelled.
     fn amended(&mut self, fields: &ErrorFields<'_>, body: &[u8], taken: Option<&[u8]>) -> Option<Vec<u8>> {
+        if let Some(refusal) = floor::refusal(body) {
+            return Some(refusal);
+        }
         if fields.code == b"57014"
             && let Some(key) = self.timed_out.take()
         {
@@ -419,8 +453,10 @@ impl Session {
     fn completed(&mut self, server: &mut Server, tag: &[u8]) {
         if forgets_statements(tag) {
             server.prepared.clear();
-            self.names.clear();
-            self.unnamed = super::Unnamed::default();
+            if !server.told {
+                self.names.clear();
+                self.unnamed = super::Unnamed::default();
+            }
         }
         if tag == b"DISCARD ALL\0" {
             self.discarded_all();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::acts;
+use super::floor::{self, Floored};
 use super::pins::Pins;
 use super::provide::OnServer;
 use super::replies::{By, Carried, Owed};
@@ -75,11 +76,18 @@ impl Session {
             }
             let Some(piece) = self.framer.next(&input[pipe.at..])? else { break };
             let taken = match piece {
+                Piece::Rest { taken, last } if self.drops_rest => {
+                    pipe.replace(taken);
+                    self.drops_rest = !last;
+                    taken
+                }
                 Piece::Rest { taken, .. } => taken,
                 Piece::Start { header, taken, whole } => {
                     let body = &input[pipe.at + HEADER..pipe.at + taken];
                     terminate = header.tag == b'X';
-                    if terminate {
+                    let skipped = server.skips_to_sync() && header.tag != b'S';
+                    if skipped || terminate {
+                        self.drops_rest = !whole;
                         pipe.replace(taken);
                     } else if !self.forward_frame(server, header, body, whole, cx, &mut pipe)? {
                         self.framer.take_back();
@@ -98,7 +106,7 @@ impl Session {
         let consumed = pipe.at;
         self.new_here &= consumed == 0;
         self.keep_for_repeat(&input[..consumed]);
-        server.give_own_answers(to_client);
+        server.give_own_answers(to_client, &mut self.untold);
         Ok(Forwarded { consumed, terminate })
     }
 
@@ -185,7 +193,13 @@ impl Session {
                 let Some(parse) = read::parse(body).filter(|parse| !server.refuses_name(parse.name)) else {
                     return self.forward_malformed(server, header, whole);
                 };
-                self.forward_parse(server, parse, header, cx, pipe);
+                if let Some(lowered) = self.lowers(parse.sql) {
+                    let (sql, tail) = (lowered.planted(), lowered.planted_tail());
+                    let planted = read::Parse { name: parse.name, sql: &sql, tail: &tail };
+                    self.forward_parse(server, planted, true, header, cx, pipe);
+                } else {
+                    self.forward_parse(server, parse, false, header, cx, pipe);
+                }
             }
             b'P' => {
                 // It keeps the client's name on this server, which nobody else will use.
@@ -292,6 +306,12 @@ impl Session {
         self.note(verdict);
         self.count(verdict);
         self.unnamed = Unnamed::default();
+        if let Some(lowered) = self.lowers(sql) {
+            write::query(pipe.replace(HEADER + header.length as usize), &lowered.planted());
+            self.sent(server, Owed::Query { carried: None });
+            self.complete_unit();
+            return Ok(true);
+        }
         let carried =
             verdict.about_session.then(|| Box::new(self.forward_script(server, sql, header, cx, pipe)));
         self.sent(server, Owed::Query { carried });
@@ -322,10 +342,17 @@ impl Session {
         Ok(true)
     }
 
+    /// The setting that a text lowers and must not, because commits are guarded.
+    fn lowers(&self, sql: &[u8]) -> Option<Floored> {
+        self.guard.and_then(|_| floor::lowered(sql))
+    }
+
+    /// Passes on a Parse, which is another than the client's if it is `planted`.
     fn forward_parse(
         &mut self,
         server: &mut Server,
         parse: read::Parse<'_>,
+        planted: bool,
         header: Header,
         cx: &SessionCx<'_>,
         pipe: &mut Pipe<'_>,
@@ -342,6 +369,9 @@ impl Session {
                 write::parse(pipe.replace(HEADER + header.length as usize), b"", &tail);
                 self.remember_unnamed(&tail, verdict, unit);
             } else {
+                if planted {
+                    write::parse(pipe.replace(HEADER + header.length as usize), b"", parse.tail);
+                }
                 self.remember_unnamed(parse.tail, verdict, unit);
             }
             self.unnamed.script = script;

@@ -42,19 +42,22 @@ impl Session {
             // It may have held a lock or a table that the client believes it has.
             self.pins.add(Pins::UNASKED);
         }
-        if let Some(reason) = self.pinned() {
-            let message = format!("terminating connection: node {} was lost ({})", cx.node, cx.cause);
-            let report = Report::fatal(sqlstate::ADMIN_SHUTDOWN, message)
-                .with_detail(format!("The session was bound to that server connection: {reason}."))
-                .with_hint("Connect again; what the session had set up on the server is gone.");
-            write::error_response(to_client, &report);
-            return Loss::Close;
-        }
         let (outstanding, unsynced) = (server.replies.outstanding(), server.replies.unsynced());
         let in_block = server.status != TransactionStatus::Idle;
+        if let Some(reason) = self.pinned() {
+            let is_unknown = (outstanding > 0 || unsynced)
+                && (self.open.may_commit || (self.open.may_change && !in_block));
+            if let Some(report) = lost_for_good(reason, is_unknown, cx) {
+                write::error_response(to_client, &report);
+            }
+            return Loss::Close;
+        }
         for message in server.replies.abandon() {
             self.undo(server, message);
         }
+        // Of the first that is awaited the client has its error already.
+        let told = std::mem::take(&mut server.told);
+        self.undo_untold();
         self.counts.failed += u32::from(outstanding > 0 || unsynced);
         match self.state {
             State::Attached(Attachment::Unit { holding: true, .. }) if !in_block => {
@@ -68,7 +71,7 @@ impl Session {
                 .with_detail("A part of the result had been delivered already.")
                 .with_hint("The statement only reads: run it again.");
                 self.release();
-                self.give_errors(&report, outstanding, unsynced, to_client);
+                self.give_errors(&report, (outstanding, unsynced), told, to_client);
                 return Loss::Kept;
             }
             _ => {}
@@ -92,22 +95,32 @@ impl Session {
                 "Nothing was changed: only reads, and the beginnings of transactions, were not answered.",
             )
             .with_hint("Run it again.");
-            self.give_errors(&report, outstanding, unsynced, to_client);
+            self.give_errors(&report, (outstanding, unsynced), told, to_client);
             return Loss::Kept;
         }
         let Some(report) = unknown(cx) else { return Loss::Close };
-        self.give_errors(&report, outstanding, unsynced, to_client);
+        self.give_errors(&report, (outstanding, unsynced), told, to_client);
         Loss::Kept
     }
 
-    /// One error and ReadyForQuery for each that is awaited, outside a block.
-    fn give_errors(&mut self, report: &Report, outstanding: usize, unsynced: bool, to_client: &mut Vec<u8>) {
-        for _ in 0..outstanding {
-            write::error_response(to_client, report);
+    /// One error and ReadyForQuery for each that is awaited, outside a block; no error for the first if it was `told`.
+    fn give_errors(
+        &mut self,
+        report: &Report,
+        (outstanding, unsynced): (usize, bool),
+        told: bool,
+        to_client: &mut Vec<u8>,
+    ) {
+        for nth in 0..outstanding {
+            if !told || nth > 0 {
+                write::error_response(to_client, report);
+            }
             ready_for_query(to_client, TransactionStatus::Idle);
         }
         if unsynced {
-            write::error_response(to_client, report);
+            if !told || outstanding > 0 {
+                write::error_response(to_client, report);
+            }
             self.state = State::Skipping;
         }
     }
@@ -142,12 +155,20 @@ impl Session {
     }
 }
 
+/// What a session is told that cannot go on without that server connection; nothing, where what is unknown is to be told so.
+fn lost_for_good(reason: &str, is_unknown: bool, cx: &LossCx<'_>) -> Option<Report> {
+    let code = if is_unknown { cx.unknown.sqlstate()? } else { sqlstate::ADMIN_SHUTDOWN };
+    let message = format!("terminating connection: node {} was lost ({})", cx.node, cx.cause);
+    let outcome = if is_unknown { " Whether the statement took effect is not known." } else { "" };
+    Some(
+        Report::fatal(code, message)
+            .with_detail(format!("The session was bound to that server connection: {reason}.{outcome}"))
+            .with_hint("Connect again; what the session had set up on the server is gone."),
+    )
+}
+
 fn unknown(cx: &LossCx<'_>) -> Option<Report> {
-    let code = match cx.unknown {
-        UnknownOutcome::TransactionResolutionUnknown => sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
-        UnknownOutcome::StatementCompletionUnknown => sqlstate::STATEMENT_COMPLETION_UNKNOWN,
-        UnknownOutcome::Close => return None,
-    };
+    let code = cx.unknown.sqlstate()?;
     let message = format!("node {} was lost before it answered ({})", cx.node, cx.cause);
     Some(
         Report::error(code, message)

@@ -26,7 +26,9 @@ mod application_name;
 mod by_statement;
 mod describe;
 mod described;
+mod floor;
 mod forward;
+mod guard;
 mod local;
 mod loss;
 mod pins;
@@ -37,6 +39,7 @@ mod replies;
 mod rewrite;
 mod server;
 mod settings;
+mod settings_guard;
 mod settle;
 mod statements;
 mod verdict;
@@ -46,22 +49,26 @@ mod edge_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 
 pub use answer::{Answered, Effect};
 pub use application_name::ApplicationName;
 pub use by_statement::block_opened;
+pub use floor::{FLOOR_OPTIONS, check_startup, refusal};
 pub use forward::Forwarded;
+pub use guard::unreplicated;
 pub use loss::{Loss, LossCx};
 pub use plan::{Plan, Route};
 pub use rewrite::Script;
 pub use server::Server;
 pub use settings::Reported;
+pub use settings_guard::SettingsGuard;
 pub use statements::{Interner, PREPARED_PER_SERVER_MAX, Statement, Statements};
 pub use verdict::Verdict;
 
+use crate::config::UnknownOutcome;
 use crate::plugin::{Effects, QueryClassifier, TransactionVerb};
 use crate::wire::write::{Report, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, sqlstate, write};
@@ -157,6 +164,10 @@ pub struct Counts {
     pub read_only: u32,
     /// Statements that may need a database to which nobody is connected.
     pub databases: u32,
+    /// Commits that are not known to be replicated.
+    pub unreplicated: u32,
+    /// Settings found lower than guarded commits allow.
+    pub lowered: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -301,6 +312,12 @@ pub struct Session {
     unit: Vec<u8>,
     /// What that unit changed of the client's names, first to last.
     unit_names: Vec<Undo>,
+    /// Whether commits are guarded, and how one is reported that is not known to be replicated.
+    guard: Option<UnknownOutcome>,
+    /// What was done to names and the client was not told, first to last.
+    untold: Vec<Undo>,
+    /// What remains of the client's frame at hand goes nowhere.
+    drops_rest: bool,
 }
 
 impl Session {
@@ -332,6 +349,9 @@ impl Session {
             refused: false,
             unit: Vec::new(),
             unit_names: Vec::new(),
+            guard: None,
+            untold: Vec::new(),
+            drops_rest: false,
         }
     }
 

@@ -517,7 +517,7 @@ proptest! {
         let lost = LossCx {
             node: "n",
             cause: "c",
-            unknown: crate::config::UnknownOutcome::TransactionResolutionUnknown,
+            unknown: UnknownOutcome::TransactionResolutionUnknown,
         };
         let _ = session.lose(&mut server, &lost, &mut to_client);
     }

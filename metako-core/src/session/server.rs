@@ -7,12 +7,14 @@ use super::pins::{Answer, ROW_MAX};
 use super::replies::{Asked, Owed, Replies};
 use super::settings::{Named, Reported, Settings, View, is_settable};
 use super::statements::{Prepared, Undo};
+use crate::wire::NoticeReader;
 use crate::wire::read::Target;
 use crate::wire::write::{self, TransactionStatus};
 use crate::wire::{Direction, FrameError, Framer, Piece};
 
 /// The protocol state of a server connection: it stays with the connection from client to client.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Server {
     pub(super) framer: Framer,
     pub(super) replies: Replies,
@@ -40,6 +42,11 @@ pub struct Server {
     row: Option<Vec<u8>>,
     /// The error that preparing for a Query ended in: it stands for the one that the Query then ends in.
     pub(super) stand_in: Option<Vec<u8>>,
+    /// Reads the notice at hand, where commits are guarded.
+    pub(super) notice: Option<NoticeReader>,
+    /// The client was told that a commit of the unit at hand is not known to be replicated: what else answers it is not for
+    /// the client.
+    pub(super) told: bool,
 }
 
 impl Server {
@@ -61,6 +68,8 @@ impl Server {
             describing: Describing::default(),
             row: None,
             stand_in: None,
+            notice: None,
+            told: false,
         }
     }
 
@@ -100,6 +109,11 @@ impl Server {
     /// Whether the node says of itself that it is in recovery; `None` before PostgreSQL 14.
     pub(super) fn in_recovery(&self) -> Option<bool> {
         self.reported.get(b"in_hot_standby").map(|value| value == b"on")
+    }
+
+    /// Whether the client was given an error that the server does not know of, and has not sent the Sync behind it yet.
+    pub(super) fn skips_to_sync(&self) -> bool {
+        self.told && !self.replies.are_outstanding()
     }
 
     /// Whether what comes next answers a query of metako's own.
@@ -171,10 +185,24 @@ impl Server {
         !self.framer.inside_frame() && matches!(self.replies.front(), Some(Owed::ClosedHere { .. }))
     }
 
-    /// Gives the answers that metako makes itself, as long as it is their turn.
-    pub(super) fn give_own_answers(&mut self, to_client: &mut Vec<u8>) {
+    /// Takes a part of a notice that is passed on. Whether that is its last, and it says that a commit's wait for synchronous
+    /// standbys was cancelled.
+    pub(super) fn read_notice(&mut self, part: &[u8], last: bool) -> bool {
+        let Some(notice) = &mut self.notice else { return false };
+        notice.read(part);
+        last && self.notice.take().is_some_and(|notice| notice.is_cancelled_wait())
+    }
+
+    /// Gives the answers that metako makes itself, as long as it is their turn. Those that are not for the client show in
+    /// `untold`.
+    pub(super) fn give_own_answers(&mut self, to_client: &mut Vec<u8>, untold: &mut Vec<Undo>) {
         while self.has_own_answer() {
-            if let Some(Owed::ClosedHere { undo: Undo::Restore(_, statement) }) = self.replies.pop()
+            let Some(Owed::ClosedHere { undo }) = self.replies.pop() else { break };
+            if self.told {
+                untold.push(undo);
+                continue;
+            }
+            if let Undo::Restore(_, statement) = undo
                 && statement.is_own()
             {
                 self.prepared.release(&statement);

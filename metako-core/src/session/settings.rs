@@ -67,6 +67,16 @@ impl Settings {
         others(self).eq(others(other))
     }
 
+    /// Whether that holds for one of them.
+    pub(super) fn any(&self, is: impl Fn(&[u8], &Made) -> bool) -> bool {
+        self.0.iter().any(|(name, made)| is(name, made))
+    }
+
+    /// Removes those for which that holds.
+    pub(super) fn remove_if(&mut self, is: impl Fn(&[u8], &Made) -> bool) {
+        self.0.retain(|(name, made)| !is(name, made));
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.0.iter().map(|(name, _)| name.as_ref())
     }

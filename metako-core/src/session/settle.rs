@@ -9,7 +9,7 @@ use super::pins::{Answer, Pins, question};
 use super::replies::{Asked, Owed};
 use super::settings::{self, APPLICATION_NAME, Made, Settings, View};
 use super::statements::Undo;
-use super::{Attachment, Here, Server, Session, State, Verdict};
+use super::{Attachment, Here, Server, Session, State, Verdict, floor};
 use crate::plugin::Effects;
 use crate::wire::write::{self, TransactionStatus};
 
@@ -189,7 +189,7 @@ impl Session {
 
     /// A statement succeeded.
     pub(super) fn succeeded(&mut self, server: &mut Server) {
-        let Server { replies, prepared, .. } = server;
+        let Server { replies, prepared, told, .. } = server;
         let done = self.becoming.statement;
         if matches!(replies.front(), Some(Owed::Query { .. })) {
             self.becoming.statement += 1;
@@ -198,11 +198,16 @@ impl Session {
         for (_, undo) in carried.undo.iter().filter(|(of, _)| *of == done) {
             match undo {
                 Undo::Forget(_, statement) => prepared.confirm(statement, carried.unit),
-                Undo::Restore(_, statement) if statement.is_own() => prepared.release(statement),
+                Undo::Restore(_, statement) if statement.is_own() && !*told => prepared.release(statement),
                 Undo::Restore(..) => {}
             }
         }
-        carried.undo.retain(|(of, _)| *of != done);
+        let (held, open): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut carried.undo).into_iter().partition(|(of, _)| *of == done);
+        carried.undo = open;
+        if *told {
+            self.untold.extend(held.into_iter().map(|(_, undo)| undo));
+        }
         self.becoming.done.append(&mut carried.acts);
     }
 
@@ -339,7 +344,8 @@ impl Session {
         explained
     }
 
-    /// The session has these settings now, and its server as well.
+    /// The session has these settings now, and its server as well. Those that a function has made, and that guarded commits
+    /// do not allow, are on the server only: they go before anything else is run there.
     fn take_settings(&mut self, server: &mut Server, mut settings: Settings) {
         let on_server = server.reported.get(APPLICATION_NAME).map(|name| Made::Value(name.into()));
         if settings.get(APPLICATION_NAME).is_none()
@@ -348,6 +354,11 @@ impl Session {
             // The server went back to its own.
             settings.set(APPLICATION_NAME, start.clone());
         }
+        let mut applied = settings.clone();
+        if self.guard.is_some() && settings.any(floor::is_below) {
+            settings.remove_if(floor::is_below);
+            self.counts.lowered += 1;
+        }
         let stuck = settings.is_stuck();
         self.pins.remove(Pins::SETTINGS);
         if stuck {
@@ -355,13 +366,12 @@ impl Session {
         }
         let wanted = settings.get(APPLICATION_NAME);
         let differs = on_server.filter(|name| wanted.is_some_and(|wanted| wanted != name));
-        self.settings = Arc::new(settings);
-        server.applied = Arc::clone(&self.settings);
         if let Some(name) = differs {
-            let mut applied = Settings::clone(&self.settings);
             applied.set(APPLICATION_NAME, name);
-            server.applied = Arc::new(applied);
         }
+        self.settings = Arc::new(settings);
+        server.applied =
+            if applied == *self.settings { Arc::clone(&self.settings) } else { Arc::new(applied) };
     }
 
     /// ReadyForQuery came for a query of metako's own.

@@ -1,10 +1,10 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::config::UnknownOutcome;
 use crate::plugin::{Class, Classification, Span};
 use crate::wire::read;
 
+mod guard;
 mod loss;
 mod state;
 mod statements;
@@ -140,7 +140,7 @@ pub(super) fn frames(bytes: &[u8]) -> Vec<(u8, &[u8])> {
     found
 }
 
-pub(super) fn brief(bytes: &[u8]) -> String {
+pub(crate) fn brief(bytes: &[u8]) -> String {
     let one = |(tag, body): (u8, &[u8])| match tag {
         b'Z' => format!("Z{}", char::from(body[0])),
         b'E' => format!("E{}", String::from_utf8_lossy(read::error(body).code)),
@@ -210,15 +210,15 @@ pub(super) const ONE: &[u8] = b"1\0\0\0\x04";
 pub(super) const BARE: &[u8] = b"t\0\0\0\x06\0\0n\0\0\0\x04";
 pub(super) const THREE: &[u8] = b"3\0\0\0\x04";
 pub(super) const TWO: &[u8] = b"2\0\0\0\x04";
-pub(super) const ROW: &[u8] = b"D\0\0\0\x06\0\0";
+pub(crate) const ROW: &[u8] = b"D\0\0\0\x06\0\0";
 
-pub(super) fn ready(status: TransactionStatus) -> Vec<u8> {
+pub(crate) fn ready(status: TransactionStatus) -> Vec<u8> {
     let mut out = Vec::new();
     write::ready_for_query(&mut out, status);
     out
 }
 
-pub(super) fn complete(tag: &str) -> Vec<u8> {
+pub(crate) fn complete(tag: &str) -> Vec<u8> {
     let mut out = Vec::new();
     write::command_complete(&mut out, tag);
     out
@@ -236,7 +236,7 @@ pub(super) fn described(parameter: u8, column: &str) -> Vec<u8> {
     out
 }
 
-pub(super) fn error(code: &'static str, message: &str) -> Vec<u8> {
+pub(crate) fn error(code: &'static str, message: &str) -> Vec<u8> {
     let mut out = Vec::new();
     write::error_response(&mut out, &Report::error(code, message));
     out

@@ -102,7 +102,7 @@ impl Direction {
                 _ => length,
             },
             Self::Server => match tag {
-                b'D' | b'd' | b'T' | b't' | b'A' | b'V' | b'G' | b'H' | b'W' | b'N' => 0,
+                b'D' | b'd' | b'T' | b't' | b'A' | b'V' | b'G' | b'H' | b'W' => 0,
                 _ => PREFIX_MAX,
             },
         };

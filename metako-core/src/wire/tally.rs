@@ -133,6 +133,11 @@ impl Tally {
         self.flow.outstanding > 0 || self.flow.unsynced || self.flow.unknown
     }
 
+    /// How many ReadyForQuery are awaited.
+    pub fn awaited(&self) -> u32 {
+        self.flow.outstanding
+    }
+
     /// Whether all that the server sent were whole messages, so that another can follow.
     pub fn between_messages(&self) -> bool {
         !self.from_server.failed && !self.from_server.inside_frame()

@@ -10,6 +10,7 @@ use metako_core::NodeName;
 use metako_core::cluster::ServerLoss;
 use metako_core::config::Node;
 use metako_core::plugin::ProbeFailure;
+use metako_core::wire::SYNC_WAIT;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
@@ -138,7 +139,7 @@ impl Connection {
                 };
                 match message {
                     Some(Ok(AsyncMessage::Notice(notice))) => {
-                        if notice.routine() == Some("SyncRepWaitForLSN") {
+                        if notice.routine() == Some(SYNC_WAIT) {
                             seen.sync_wait_cut.store(true, Ordering::Release);
                         }
                     }

@@ -1,7 +1,7 @@
 //! A client's task: log-in, then one unit of work after the other.
 
 pub(super) mod greeting;
-mod steady;
+pub(super) mod steady;
 mod work;
 
 use std::future::poll_fn;
@@ -42,6 +42,8 @@ pub(super) struct ClientTask<E: Env> {
     pool: Option<Arc<Cell<E>>>,
     /// It was not told yet that it may send.
     logs_in: bool,
+    /// Why it cannot go on by the present settings.
+    unfit: Option<Box<Report>>,
     rest: Rest,
     side: ClientSide<MaybeTls<E::Stream>>,
 }
@@ -51,20 +53,24 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Box<Client<May
     let handle = core.clients.enter(&core.env, client.protocol);
     // Whatever happens, the key is given up.
     let _entered = Entered { core: &core, handle: &handle };
-    let mode = core.settings.load().config.pool_of(&client.user).mode;
+    // The generation first: what is loaded behind it is as new, or newer.
+    let generation = core.generation.load(Ordering::Acquire);
+    let settings = core.settings.load_full();
+    let mode = settings.config.pool_of(&client.user).mode;
     let alone = mode == PoolMode::Session || client.replication.is_some();
     if alone {
         // Boxed, so that the task of a client that shares servers does not keep room for it.
         return Box::pin(transparent::serve(Arc::clone(&core), Arc::clone(&handle), *client)).await;
     }
     let mut output = Outbox::of(std::mem::take(&mut client.unsent));
-    let (who, application_name) = match greeting::who(&core, &mut client) {
+    let (who, application_name) = match greeting::who(&core, greeting::guards(&settings), &mut client) {
         Ok(found) => found,
         Err(report) => {
             return Box::pin(greeting::say_behind(&mut client.stream, &mut output, &report)).await;
         }
     };
-    let mut session = Session::new(core.settings.load().config.limits.message_size);
+    let mut session = Session::new(settings.config.limits.message_size);
+    session.guard_commits(settings.config.cluster.failover.commit_guard());
     if mode == PoolMode::Statement {
         session.go_by_statement();
     }
@@ -82,14 +88,15 @@ pub(super) async fn serve<E: Env>(core: Arc<Core<E>>, mut client: Box<Client<May
     };
     let (core, handle) = (Arc::clone(&core), Arc::clone(&handle));
     let mut task = ClientTask {
-        generation: core.generation.load(Ordering::Acquire),
-        settings: core.settings.load_full(),
+        generation,
+        settings,
         core,
         handle,
         scope: scope_of(&who),
         who: Arc::new(who),
         pool: None,
         logs_in: true,
+        unfit: None,
         rest: Rest::default(),
         side,
     };
@@ -125,7 +132,21 @@ impl<E: Env> ClientTask<E> {
         if self.generation != generation {
             self.settings = self.core.settings.load_full();
             self.generation = generation;
+            self.guard();
         }
+    }
+
+    /// Guards commits as the settings say, on server connections that are fit for that.
+    fn guard(&mut self) {
+        let guard = self.settings.config.cluster.failover.commit_guard();
+        self.unfit = None;
+        if guard.is_some() != self.who.floor {
+            match greeting::who_again(&self.core, &self.who, guard.is_some()) {
+                Ok(who) => self.who = Arc::new(who),
+                Err(report) => self.unfit = Some(Box::new(report)),
+            }
+        }
+        self.side.session.guard_commits(guard);
     }
 
     /// Writes all that waits for the client.
@@ -158,12 +179,19 @@ impl<E: Env> ClientTask<E> {
                 Halt::Gone => return Err(Gone),
                 Halt::Left => return Ok(()),
                 Halt::Stopped => return Box::pin(self.close_with(&stopping())).await,
+                Halt::Unfit(report) => return Box::pin(self.close_with(&report)).await,
                 Halt::Fault(fault) => return Box::pin(self.close_with(&fault.report())).await,
                 Halt::Later { read, picked } => {
                     match Box::pin(self.wait_for(read, Vec::new(), picked)).await? {
                         Ok(found) => {
+                            let who = Arc::clone(&self.who);
                             self.refresh();
-                            serving = Some(self.serve(found, read));
+                            if Arc::ptr_eq(&who, &self.who) && self.unfit.is_none() {
+                                serving = Some(self.serve(found, read));
+                            } else {
+                                // It was opened for other settings.
+                                drop(found.lease.give_back());
+                            }
                         }
                         Err(report) => Box::pin(self.refuse(&report)).await?,
                     }

@@ -25,7 +25,8 @@ use self::idle::Idle;
 pub(super) use self::lease::Lease;
 use self::opening::Order;
 use self::trouble::Trouble;
-use self::variants::{Parameters, VARIANTS_MAX, Variants};
+pub(super) use self::variants::Parameters;
+use self::variants::{VARIANTS_MAX, Variants};
 use super::Core;
 use super::conn::{Conn, Reported};
 use crate::backend::{ConnectError, MaybeTls};
@@ -49,6 +50,8 @@ pub(super) struct Who {
     pub(super) variant: Variant,
     /// The connection serves nobody else: its variant is nobody else's.
     pub(super) alone: bool,
+    /// The parameters begin with what guarded commits need.
+    pub(super) floor: bool,
     /// What proves to servers that it is this user.
     pub(super) credential: ServerCredential,
 }

@@ -1,5 +1,6 @@
 //! Moving bytes between a client and the server that it has at the moment.
 
+use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use metako_core::session::{Awaited, ClientFault, Effect, Session, SessionCx, UNIT_MAX};
 use metako_core::wire::FrameError;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
 use super::buffers::{Outbox, Scratch, poll_read, trim, with_scratch};
@@ -127,6 +129,13 @@ pub(super) struct Passage {
     cancelled: bool,
     /// The node refused a write because it is in recovery.
     pub(super) read_only: bool,
+    /// Commits that are not known to be replicated.
+    pub(super) unreplicated: u32,
+    /// Settings found lower than guarded commits allow.
+    pub(super) lowered: u32,
+    /// Ends when the cancel that metako itself sends has reached the server. What comes of the client waits until then: it may
+    /// be a COMMIT.
+    pub(super) cancelling: Option<oneshot::Receiver<()>>,
 }
 
 impl Passage {
@@ -137,6 +146,9 @@ impl Passage {
             broken: None,
             cancelled: false,
             read_only: false,
+            unreplicated: 0,
+            lowered: 0,
+            cancelling: None,
         }
     }
 }
@@ -180,6 +192,11 @@ where
         }
         if let Some(begins) = begins {
             self.begin(begins, cx)?;
+        }
+        if let Some(cancelling) = &mut self.passage.cancelling
+            && Pin::new(cancelling).poll(cx).is_ready()
+        {
+            self.passage.cancelling = None;
         }
         while self.step(cx)? {}
         // Nothing more has come of the client.
@@ -314,6 +331,9 @@ where
     }
 
     fn read_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.passage.cancelling.is_some() {
+            return Ok(false);
+        }
         let wanted = self.client.session.wants_input(&self.conn.server);
         if wanted && self.client.stalled && self.passage.to_server.is_empty() {
             with_scratch(|Scratch { first, second, .. }| self.forward_kept(cx, first, second))?;
@@ -451,6 +471,8 @@ where
             }
         }
         self.passage.read_only |= counts.read_only > 0;
+        self.passage.unreplicated += counts.unreplicated;
+        self.passage.lowered += counts.lowered;
     }
 
     /// The clock runs from sending to the first byte of the answer, and anew from each run of rows.

@@ -4,7 +4,8 @@
 //! The connection is opened for its client, with the client's own start-up parameters, on the primary; it counts against
 //! the size of its pool and serves nobody else. From then on bytes pass both ways untouched, and the client has to do
 //! with PostgreSQL itself: its errors, its notices at any moment, its end. metako only counts
-//! ([`metako_core::wire::tally`]), to know when nothing is under way and whether a message is cut.
+//! ([`metako_core::wire::tally`]), to know when nothing is under way and whether a message is cut. Only where commits are
+//! guarded, the success of one that is not known to be replicated is withheld ([`metako_core::wire::commit_guard`]).
 //!
 //! `load_balancer.read_timeout` and `write_timeout` do not apply here: without looking into statements a COMMIT cannot be
 //! told from others, and a COMMIT must not be cancelled. PostgreSQL's `statement_timeout` does that.
@@ -25,6 +26,7 @@ use std::sync::atomic::Ordering;
 
 use metako_core::cluster::ServerLoss;
 use metako_core::config::UnknownOutcome;
+use metako_core::session::unreplicated;
 use metako_core::wire::sqlstate;
 use metako_core::wire::tally::Tally;
 use metako_core::wire::write::Report;
@@ -49,20 +51,27 @@ const READY: usize = 6;
 pub(super) async fn serve<E: Env>(
     core: Arc<Core<E>>,
     handle: Arc<Handle>,
-    client: Client<MaybeTls<E::Stream>>,
+    mut client: Client<MaybeTls<E::Stream>>,
 ) {
-    let who = Arc::new(greeting::who_alone(&core, &client));
     let (protocol, replication) = (client.protocol, client.replication);
-    let Client { mut stream, leftover, unsent, .. } = client;
-    let (mut input, mut output) = (leftover, Outbox::of(unsent));
-    match find(&core, &handle, &who, &mut stream, (&mut input, &mut output)).await {
-        Ok(Ok(lease)) => {
-            drop(who);
-            relay(&core, &handle, lease, stream, (&input, output), protocol, replication).await;
+    let mut input = std::mem::take(&mut client.leftover);
+    let mut output = Outbox::of(std::mem::take(&mut client.unsent));
+    let lease = loop {
+        let who = match greeting::who_alone(&core, &client) {
+            Ok(who) => Arc::new(who),
+            Err(report) => return say_behind(&mut client.stream, &mut output, &report).await,
+        };
+        match find(&core, &handle, &who, &mut client.stream, (&mut input, &mut output)).await {
+            // Unless a reload meanwhile asks for one that begins in another way.
+            Ok(Ok(lease)) if who.floor == greeting::guards_alone(&core, replication) => break lease,
+            Ok(Ok(_)) => {}
+            Ok(Err(report)) => {
+                return say_behind(&mut client.stream, &mut output, &report.as_fatal()).await;
+            }
+            Err(Gone) => return,
         }
-        Ok(Err(report)) => say_behind(&mut stream, &mut output, &report.as_fatal()).await,
-        Err(Gone) => {}
-    }
+    };
+    relay(&core, &handle, lease, client.stream, (&input, output), protocol, replication).await;
 }
 
 async fn find<E: Env, S: AsyncRead + AsyncWrite + Unpin>(
@@ -111,10 +120,11 @@ async fn relay<E: Env>(
     let mut tally = Tally::new(core.settings.load().config.limits.message_size);
     let (conn, _, traffic) = lease.parts();
     let mut relay = Relay::new(core, handle, &mut stream, &mut conn.stream, to_client, replication);
-    let end = relay.run(&mut tally, &conn.registration.control, traffic, input).await;
+    let end = relay.run(&mut tally, &conn.registration.control, (&node, traffic), input).await;
     if relay.was_read_only() && !knows_its_role {
         core.evidence.report(&node, ServerLoss::ReadOnly);
     }
+    let guarded = relay.guards_commits();
     let mut rest = relay.into_rest();
     tracing::debug!(%node, ?end, "a client and the server connection of its own part");
     if let End::ServerEnded(_) = end {
@@ -139,19 +149,23 @@ async fn relay<E: Env>(
         // What a fenced server said last must not reach the client any more.
         End::Severed if !rest.is_empty() => None,
         End::Severed => lost(&tally, node.as_str(), "fenced off, because the primary changes", unknown),
-        End::Stopped => Some(stopping()),
-        End::TooLong(error) => Some(Report::fatal(sqlstate::PROTOCOL_VIOLATION, error.to_string())),
+        End::Stopped => broken_off(stopping(), (guarded && tally.is_busy()).then_some(unknown)),
+        End::Unreplicated => unreplicated(unknown, None).map(Report::as_fatal),
+        End::TooLong(error) => {
+            let report = Report::fatal(sqlstate::PROTOCOL_VIOLATION, error.to_string());
+            broken_off(report, (guarded && tally.awaited() > 0).then_some(unknown))
+        }
     };
     let said = async {
         if let Some(report) = &report
-            && tally.between_messages()
+            && (tally.between_messages() || matches!(end, End::Unreplicated))
         {
             say_behind(&mut stream, &mut rest, report).await;
         }
     };
     let stopped = async {
-        // The server would go on with what nobody waits for.
-        if matches!(end, End::Stopped | End::TooLong(_)) && tally.is_busy() {
+        // The server would go on with what nobody waits for. Where commits are guarded it does: it may be one.
+        if matches!(end, End::Stopped | End::TooLong(_)) && tally.is_busy() && !guarded {
             // If it does not arrive, the statement ends when it next speaks to the connection.
             let _ = deliver(&core.env, &cancel).await;
         }
@@ -169,15 +183,20 @@ fn welcome(out: &mut Vec<u8>, notices: &Notices, reported: &[(String, String)], 
     out.extend_from_slice(&ready);
 }
 
+/// What a client is told that metako parts from its server; nothing, where `failover.unknown_outcome` says so. `unknown` is
+/// how to report what may have been committed, if anything may.
+fn broken_off(report: Report, unknown: Option<UnknownOutcome>) -> Option<Report> {
+    let Some(unknown) = unknown else { return Some(report) };
+    let told = Report::fatal(unknown.sqlstate()?, report.message).with_detail(
+        "Whether the statement that was not answered took effect is not known: it was not cancelled.",
+    );
+    Some(told.with_hint("Connect again, and look before repeating it: it may have been committed."))
+}
+
 /// What a client is told whose server is gone; nothing, where `failover.unknown_outcome` says so.
 fn lost(tally: &Tally, node: &str, cause: &str, unknown: UnknownOutcome) -> Option<Report> {
     let report = if tally.is_busy() && !tally.is_streaming() {
-        let code = match unknown {
-            UnknownOutcome::TransactionResolutionUnknown => sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
-            UnknownOutcome::StatementCompletionUnknown => sqlstate::STATEMENT_COMPLETION_UNKNOWN,
-            UnknownOutcome::Close => return None,
-        };
-        Report::fatal(code, format!("node {node} was lost before it answered ({cause})"))
+        Report::fatal(unknown.sqlstate()?, format!("node {node} was lost before it answered ({cause})"))
             .with_detail("Whether the statement took effect is not known.")
             .with_hint("Connect again, and look before repeating it: it may have been committed.")
     } else {
@@ -189,4 +208,17 @@ fn lost(tally: &Tally, node: &str, cause: &str, unknown: UnknownOutcome) -> Opti
         .with_hint("Connect again; what the session had set up on the server is gone.")
     };
     Some(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_broken_off_while_a_commit_may_wait_is_unknown() {
+        let code = |unknown| broken_off(stopping(), unknown).map(|report| report.code);
+        assert_eq!(code(None), Some("57P01"));
+        assert_eq!(code(Some(UnknownOutcome::TransactionResolutionUnknown)), Some("08007"));
+        assert_eq!(code(Some(UnknownOutcome::Close)), None);
+    }
 }

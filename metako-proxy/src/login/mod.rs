@@ -220,6 +220,13 @@ pub enum Replication {
     Logical,
 }
 
+impl Replication {
+    /// Whether transactions can be committed on such a connection.
+    pub fn takes_sql(self) -> bool {
+        self == Self::Logical
+    }
+}
+
 /// Why a connection became no session. Its text is for metako's log; a client that was refused has been told already.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {

@@ -76,7 +76,7 @@ pub(crate) fn hooked(mut settings: ClusterSettings) -> ClusterSettings {
 
 pub(super) fn synchronous(acks: u32, on_no_voter: NoVoter) -> ClusterSettings {
     let mut settings = settings();
-    settings.failover.synchronous = Some(Synchronous { acks: Acks(acks), on_no_voter });
+    settings.failover.synchronous = Some(Synchronous { acks: Acks(acks), on_no_voter, commit_guard: false });
     settings
 }
 

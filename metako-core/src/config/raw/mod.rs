@@ -280,7 +280,6 @@ pub(super) struct Failover {
     #[schemars(schema_with = "failover_policy")]
     pub(super) policy: StrategyValue,
     /// How many replicas must have a commit before it is acknowledged.
-    #[schemars(extend("x-planned" = ["strict"]))]
     pub(super) synchronous: Synchronous,
     /// Whether clients exist that do not come through metako.
     #[serde(skip_serializing)]
@@ -362,13 +361,12 @@ pub(super) struct Quorum {
     #[schemars(with = "NoVoter")]
     pub(super) on_no_voter: Option<NoVoter>,
     /// Whether a commit whose synchronous wait was cancelled is reported as unknown.
-    #[schemars(extend("x-reserved" = "false"))]
     pub(super) commit_guard: bool,
 }
 
 impl Default for Quorum {
     fn default() -> Self {
-        Self { mode: SynchronousMode::Quorum, acks: 1, on_no_voter: None, commit_guard: false }
+        Self { mode: SynchronousMode::Quorum, acks: 1, on_no_voter: None, commit_guard: true }
     }
 }
 

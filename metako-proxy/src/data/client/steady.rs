@@ -7,7 +7,9 @@ use std::task::{Context, Poll, ready};
 use metako_core::cluster::ServerLoss;
 use metako_core::plugin::{LoadBalancer as _, Outcome};
 use metako_core::session::{ClientFault, Plan};
+use metako_core::wire::write::Report;
 use metako_core::{NodeName, Tick};
+use tokio::sync::oneshot;
 
 use super::{ClientTask, Found, session_cx};
 use crate::data::acquire::{First, Picked, Wanted, try_acquire};
@@ -41,6 +43,8 @@ pub(super) enum Halt<E: Env> {
     Left,
     /// Its connection has to end.
     Stopped,
+    /// It cannot go on by the settings since the last reload.
+    Unfit(Box<Report>),
     /// It sent what no client may send.
     Fault(ClientFault),
     /// No server is idle for what it wants.
@@ -123,6 +127,9 @@ impl<E: Env> ClientTask<E> {
                 return Poll::Ready(Err(halt));
             }
             self.refresh();
+            if let Some(report) = self.unfit.take() {
+                return Poll::Ready(Err(Halt::Unfit(report)));
+            }
             let session_cx = session_cx(&self.core, &self.settings, self.scope);
             let side = &mut self.side;
             match side.session.plan(&side.input, &session_cx, side.output.bytes()) {
@@ -200,11 +207,21 @@ impl<E: Env> ClientTask<E> {
             if std::mem::take(&mut relay.passage.read_only) && !*replica {
                 self.core.evidence.report(node, ServerLoss::ReadOnly);
             }
+            warn_of_unreplicated(node, std::mem::take(&mut relay.passage.unreplicated));
+            if std::mem::take(&mut relay.passage.lowered) > 0 {
+                tracing::warn!(%node, user, "a function or DO block has set synchronous_commit or client_min_messages lower \
+                     than commit_guard allows: that is reset, but what committed meanwhile may not be replicated");
+            }
             if let End::TimedOut(key) = end {
                 tracing::info!(%node, key, "a statement took too long and is cancelled on the server");
                 relay.client.session.timed_out(key);
                 let (handle, env) = (Arc::clone(&self.handle), self.core.env.clone());
-                self.core.env.spawn(async move { handle.cancel(&env).await });
+                let (delivered, cancelling) = oneshot::channel::<()>();
+                relay.passage.cancelling = Some(cancelling);
+                self.core.env.spawn(async move {
+                    handle.cancel(&env).await;
+                    drop(delivered);
+                });
                 continue;
             }
             if let Some(begun) = begun {
@@ -228,5 +245,13 @@ impl<E: Env> ClientTask<E> {
             return self.side.leaving.then_some(Halt::Left);
         }
         Some(Halt::Ended(end, Box::new(served)))
+    }
+}
+
+/// For the operator: a failover may lose what these commits have written.
+pub(in crate::data) fn warn_of_unreplicated(node: &NodeName, commits: u32) {
+    if commits > 0 {
+        tracing::warn!(%node, commits, "the wait of a commit for synchronous standbys was cancelled: its client is told \
+             that it is not known to be replicated");
     }
 }

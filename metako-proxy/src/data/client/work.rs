@@ -104,10 +104,11 @@ impl<E: Env> ClientTask<E> {
         }
     }
 
-    /// The client is gone: the server, whose state nobody knows, is closed, and what runs there is cancelled. In this
-    /// order: a fence is not to wait for a server that takes no cancel.
+    /// The client is gone: the server, whose state nobody knows, is closed, and what runs there is cancelled, unless that is a
+    /// COMMIT. In this order: a fence is not to wait for a server that takes no cancel.
     async fn abandon(&mut self, mut lease: Lease<E>) {
-        let busy = self.side.session.is_busy(&lease.conn().server);
+        let session = &self.side.session;
+        let busy = session.is_busy(&lease.conn().server) && !session.is_committing();
         let target = Arc::clone(&lease.conn().cancel);
         drop(lease);
         if busy {
@@ -165,9 +166,12 @@ impl<E: Env> ClientTask<E> {
                 .with_hint("The statement only reads: it can be run again.")
         } else {
             self.refresh();
-            match self.find(read, avoid.clone()).await? {
-                Ok(found) => return Ok(Some(self.serve_again(found, read, avoid))),
-                Err(report) => report,
+            match self.unfit.take() {
+                Some(unfit) => return self.close_with(&unfit).await,
+                None => match self.find(read, avoid.clone()).await? {
+                    Ok(found) => return Ok(Some(self.serve_again(found, read, avoid))),
+                    Err(report) => report,
+                },
             }
         };
         self.side.session.refuse_repeat(&report, self.side.output.bytes());

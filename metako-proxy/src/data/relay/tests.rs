@@ -94,6 +94,13 @@ async fn with_relay_over<C: AsyncRead + AsyncWrite + Unpin + Send>(
     let run = async {
         match poll_fn(|cx| relay.poll(cx)).await {
             End::TimedOut(key) => {
+                // The cancel arrives a second later.
+                let (delivered, cancelling) = oneshot::channel::<()>();
+                relay.passage.cancelling = Some(cancelling);
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    drop(delivered);
+                });
                 let then = poll_fn(|cx| relay.poll(cx)).await;
                 End::ServerLost(format!("{key}, then {then:?}"))
             }
@@ -189,6 +196,27 @@ async fn a_silent_server_is_timed_out_and_given_up_when_it_takes_no_cancel() {
     let wanted =
         "load_balancer.write_timeout, then ServerLost(\"it did not end a statement that was cancelled\")";
     assert_eq!(how, wanted);
+}
+
+/// What the client sends may be a COMMIT.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_while_a_cancel_of_metakos_own_is_on_its_way() {
+    let write = Duration::from_secs(3);
+    let time_outs = TimeOuts { read: None, write: Some(write), own: &|| Duration::from_secs(30) };
+    let scene = async |mut client: DuplexStream, mut server: DuplexStream| {
+        let mut sent = vec![0; QUERY.len()];
+        server.read_exact(&mut sent).await.unwrap();
+        tokio::time::sleep(write + Duration::from_millis(100)).await;
+        client.write_all(QUERY).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(800), server.read_exact(&mut sent)).await;
+        assert!(early.is_err(), "the cancel was not delivered yet");
+        server.read_exact(&mut sent).await.unwrap();
+        server.write_all(&ANSWER.repeat(2)).await.unwrap();
+        client.read_exact(&mut vec![0; 2 * ANSWER.len()]).await.unwrap();
+    };
+    let end = with_relay(time_outs, QUERY.to_vec(), scene).await;
+    let End::ServerLost(how) = end else { panic!("{end:?}") };
+    assert_eq!(how, "load_balancer.write_timeout, then Released");
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,13 +7,19 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use metako_core::NodeName;
+use metako_core::config::UnknownOutcome;
+use metako_core::session::{SettingsGuard, refusal, unreplicated};
 use metako_core::wire::FrameError;
+use metako_core::wire::commit_guard::{CommitGuard, Guarded};
 use metako_core::wire::tally::Tally;
+use metako_core::wire::write::Report;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
 use crate::data::Core;
-use crate::data::buffers::{Outbox, poll_read, with_scratch};
+use crate::data::buffers::{Outbox, Scratch, poll_read, with_scratch};
+use crate::data::client::steady::warn_of_unreplicated;
 use crate::data::clients::Handle;
 use crate::data::conn::{Control, Standing};
 use crate::env::Env;
@@ -34,6 +40,8 @@ pub(super) enum End {
     Severed,
     /// The client's connection has to end now, or has nothing under way and metako stops.
     Stopped,
+    /// A commit is not known to be replicated, and the client cannot be told in any other way.
+    Unreplicated,
     /// The client sent a message longer than `limits.message_size`.
     TooLong(FrameError),
 }
@@ -75,6 +83,24 @@ pub(super) struct Relay<'a, E: Env, C, S> {
     patience: Option<Pin<Box<Sleep>>>,
     cancelled: bool,
     read_only: bool,
+    /// Where commits are guarded.
+    guard: Option<Guard>,
+    /// The generation of settings that this goes by.
+    generation: Option<u64>,
+}
+
+/// The commit guard, and what it says.
+struct Guard {
+    settings: SettingsGuard,
+    commits: CommitGuard,
+    report: Option<Report>,
+}
+
+impl Guard {
+    fn new(unknown: UnknownOutcome) -> Self {
+        let (settings, commits) = (SettingsGuard::default(), CommitGuard::new(refusal));
+        Self { settings, commits, report: unreplicated(unknown, None) }
+    }
 }
 
 /// What the bytes are counted by.
@@ -82,6 +108,7 @@ struct Counting<'a> {
     tally: &'a mut Tally,
     control: &'a Control,
     traffic: &'a NodeTraffic,
+    node: &'a NodeName,
 }
 
 impl<'a, E: Env, C, S> Relay<'a, E, C, S>
@@ -111,7 +138,14 @@ where
             patience: None,
             cancelled: false,
             read_only: false,
+            guard: None,
+            generation: None,
         }
+    }
+
+    /// Whether commits are guarded.
+    pub(super) fn guards_commits(&self) -> bool {
+        self.guard.is_some()
     }
 
     /// What the client has not taken.
@@ -131,14 +165,18 @@ where
         &mut self,
         tally: &mut Tally,
         control: &Control,
-        traffic: &NodeTraffic,
+        (node, traffic): (&NodeName, &NodeTraffic),
         ahead: &[u8],
     ) -> End {
+        self.follow_settings(tally);
         if let Err(error) = tally.sent(ahead) {
             return End::TooLong(error);
         }
-        self.to_server.bytes().extend_from_slice(ahead);
-        let mut counting = Counting { tally, control, traffic };
+        let out = self.to_server.bytes();
+        if !self.guard.as_mut().is_some_and(|guard| guard.settings.filter(ahead, out)) {
+            out.extend_from_slice(ahead);
+        }
+        let mut counting = Counting { tally, control, traffic, node };
         poll_fn(|cx| self.poll(&mut counting, cx)).await
     }
 
@@ -155,8 +193,9 @@ where
         loop {
             let mut moved = self.write_client(cx);
             moved |= self.write_server(cx);
-            moved |= self.read_server(counting, cx);
-            match self.read_client(counting, cx) {
+            let read =
+                self.read_server(counting, cx).and_then(|read| Ok(read | self.read_client(counting, cx)?));
+            match read {
                 Ok(read) => moved |= read,
                 Err(end) => return Poll::Ready(end),
             }
@@ -231,30 +270,52 @@ where
         }
     }
 
-    fn read_server(&mut self, counting: &mut Counting<'_>, cx: &mut Context<'_>) -> bool {
+    fn read_server(&mut self, counting: &mut Counting<'_>, cx: &mut Context<'_>) -> Result<bool, End> {
         if !self.to_client.is_empty() || matches!(self.server_half, ServerHalf::Ended(_)) {
             // While the client is slow, so is the server.
-            return false;
+            return Ok(false);
         }
-        with_scratch(|scratch| {
-            match poll_read(self.server, cx, &mut scratch.input) {
-                Poll::Pending => return false,
+        with_scratch(|Scratch { input, first: changed, .. }| {
+            match poll_read(self.server, cx, input) {
+                Poll::Pending => return Ok(false),
                 Poll::Ready(Ok(0)) => {
                     self.server_half = ServerHalf::Ended("it closed the connection".to_owned());
                 }
                 Poll::Ready(Err(error)) => self.server_half = ServerHalf::Ended(error.to_string()),
                 Poll::Ready(Ok(read)) => {
-                    let bytes = &scratch.input[..read];
+                    let bytes = &input[..read];
+                    let guarded =
+                        self.guard.as_mut().map_or(Guarded::AsIs, |Guard { commits, report, .. }| {
+                            commits.filter(bytes, counting.tally.awaited(), report.as_ref(), changed)
+                        });
+                    let found = self.guard.as_mut().map_or(0, |guard| guard.commits.take_found());
+                    warn_of_unreplicated(counting.node, found);
+                    let shown = if guarded == Guarded::AsIs { bytes } else { &changed[..] };
                     counting.tally.received(bytes);
                     self.count(counting);
-                    if self.client_half != Half::Dead && self.to_client.send(self.client, cx, bytes).is_err()
-                    {
+                    let listens = self.client_half != Half::Dead && !shown.is_empty();
+                    if listens && self.to_client.send(self.client, cx, shown).is_err() {
                         self.client_died();
+                    }
+                    if guarded == Guarded::End {
+                        return Err(End::Unreplicated);
                     }
                 }
             }
-            true
+            Ok(true)
         })
+    }
+
+    /// Goes by the present settings, where nothing is under way.
+    fn follow_settings(&mut self, tally: &Tally) {
+        let generation = Some(self.core.generation.load(Ordering::Acquire));
+        let takes_sql = self.replication.is_none_or(Replication::takes_sql);
+        if self.generation == generation || !takes_sql || !tally.is_idle() {
+            return;
+        }
+        self.generation = generation;
+        let unknown = self.core.settings.load().config.cluster.failover.commit_guard();
+        self.guard = unknown.map(Guard::new);
     }
 
     fn read_client(&mut self, counting: &mut Counting<'_>, cx: &mut Context<'_>) -> Result<bool, End> {
@@ -262,16 +323,20 @@ where
         if self.client_half != Half::Open || !server_takes {
             return Ok(false);
         }
-        with_scratch(|scratch| {
-            match poll_read(self.client, cx, &mut scratch.input) {
+        with_scratch(|Scratch { input, first: changed, .. }| {
+            match poll_read(self.client, cx, input) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Ok(0)) => self.client_half = Half::Ended,
                 Poll::Ready(Err(_)) => self.client_died(),
                 Poll::Ready(Ok(read)) => {
-                    let bytes = &scratch.input[..read];
+                    let bytes = &input[..read];
+                    self.follow_settings(counting.tally);
                     counting.tally.sent(bytes).map_err(End::TooLong)?;
                     self.count(counting);
-                    if self.to_server.send(self.server, cx, bytes).is_err() {
+                    let guarded =
+                        self.guard.as_mut().is_some_and(|guard| guard.settings.filter(bytes, changed));
+                    let sent = if guarded { &changed[..] } else { bytes };
+                    if !sent.is_empty() && self.to_server.send(self.server, cx, sent).is_err() {
                         self.server_is_deaf();
                     }
                 }

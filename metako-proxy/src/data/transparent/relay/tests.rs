@@ -24,11 +24,13 @@ impl SecretSource for NoSecrets {
     }
 }
 
-fn core() -> Arc<Core<TokioEnv>> {
+fn core(failover: &str) -> Arc<Core<TokioEnv>> {
     use metako_strategies as _;
     let text = "nodes:\n\
-        - { name: a, host: 127.0.0.1, port: 1, role: primary, username: app, password: secret, database: shop }\n";
-    let config = metako_core::config::load("metako.yaml", text, &NoSecrets).unwrap().config;
+        - { name: a, host: 127.0.0.1, port: 1, role: primary, username: app, password: secret, database: shop }\n\
+        - { name: b, host: 127.0.0.1, port: 2, role: replica, username: app, password: secret, database: shop }\n";
+    let config =
+        metako_core::config::load("metako.yaml", &format!("{text}{failover}"), &NoSecrets).unwrap().config;
     let view = ViewCell::new(ClusterView {
         version: 1,
         epoch: Epoch(1),
@@ -53,8 +55,16 @@ async fn with_relay_of(
     replication: Option<Replication>,
     scene: impl AsyncFnOnce(DuplexStream, DuplexStream, &dyn Fn() -> Drain),
 ) -> (End, Tally, Duration) {
+    with_relay_by(core(""), replication, scene).await
+}
+
+/// The same by other settings.
+async fn with_relay_by(
+    core: Arc<Core<TokioEnv>>,
+    replication: Option<Replication>,
+    scene: impl AsyncFnOnce(DuplexStream, DuplexStream, &dyn Fn() -> Drain),
+) -> (End, Tally, Duration) {
     let begun = tokio::time::Instant::now();
-    let core = core();
     let handle = core.clients.enter(&core.env, Protocol::V3_0);
     let register = Arc::<Register>::default();
     let registration = register.enter(&"a".into(), Epoch(1));
@@ -63,13 +73,13 @@ async fn with_relay_of(
         core.clients.nudge_all();
         drain
     };
-    let traffic = NodeTraffic::default();
+    let (node, traffic) = (NodeName::from("a"), NodeTraffic::default());
     let (client_end, mut client) = duplex(1 << 10);
     let (server_end, mut server) = duplex(1 << 20);
     let mut tally = Tally::new(1 << 20);
     let mut relay = Relay::new(&core, &handle, &mut client, &mut server, Outbox::default(), replication);
     let relaying = async {
-        let end = relay.run(&mut tally, &registration.control, &traffic, &[]).await;
+        let end = relay.run(&mut tally, &registration.control, (&node, &traffic), &[]).await;
         (end, begun.elapsed())
     };
     let ((end, took), ()) = tokio::join!(relaying, scene(client_end, server_end, &drain));
@@ -115,6 +125,27 @@ async fn a_client_that_left_with_a_word_is_seen_through_and_one_that_vanished_is
         assert!(matches!(end, End::ClientLeft), "{end:?}");
         assert!(tally.is_busy());
         assert_eq!(took >= Duration::from_secs(3600), seen_through);
+    }
+}
+
+/// Logical replication takes SQL, the other does not.
+#[tokio::test(start_paused = true)]
+async fn commits_are_guarded_wherever_sql_is_taken() {
+    let off = b"Q\0\0\0\x21set synchronous_commit = off\0".as_slice();
+    for (replication, guarded) in
+        [(None, true), (Some(Replication::Logical), true), (Some(Replication::Physical), false)]
+    {
+        let core = core("failover: { synchronous: strict }\n");
+        with_relay_by(core, replication, async |mut client, mut server, _| {
+            client.write_all(off).await.unwrap();
+            let mut header = [0; 5];
+            server.read_exact(&mut header).await.unwrap();
+            let mut body = vec![0; usize::from(header[4]) - 4];
+            server.read_exact(&mut body).await.unwrap();
+            assert_eq!(header[0], b'Q');
+            assert_eq!(body != off[5..], guarded, "{replication:?}");
+        })
+        .await;
     }
 }
 
