@@ -134,6 +134,7 @@ pub(super) enum Line {
 
 /// A scripted PostgreSQL.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about a server, not one state")]
 pub(super) struct Fake {
     pub(super) line: Line,
     /// Whether other nodes reach it.

@@ -426,11 +426,10 @@ impl Lab {
         };
         let words = || "scripted".to_owned();
         match fake.line {
-            Line::Up => Ok(self.report(name, fake)),
+            Line::Stalled if fake.primary => Err(ProbeFailure::WriteStalled(timeout)),
+            Line::Up | Line::Stalled => Ok(self.report(name, fake)),
             Line::Refused => Err(ProbeFailure::Refused(words())),
             Line::Silent => Err(ProbeFailure::TimedOut(timeout)),
-            Line::Stalled if fake.primary => Err(ProbeFailure::WriteStalled(timeout)),
-            Line::Stalled => Ok(self.report(name, fake)),
             Line::Starting => Err(ProbeFailure::StartingUp(words())),
             Line::Full => Err(ProbeFailure::TooManyConnections(words())),
             Line::NoLogin => Err(ProbeFailure::Authentication(words())),
