@@ -164,9 +164,14 @@ fn reads_from_a_stale_primary_and_divergence_are_found() {
     let read = |primary| {
         LogEvent::Client(ClientEvent::Read { client: 0, node: name("a"), primary, timeline: TimelineId(1) })
     };
-    assert_eq!(found(vec![promoted("b", 2), read(true)]), ["no_read_from_a_stale_primary"]);
-    assert!(found(vec![promoted("b", 2), read(false)]).is_empty());
-    assert!(found(vec![read(true), promoted("b", 2)]).is_empty());
+    let asked = || [journal(2, promoting("b")), promote("b"), promoted("b", 2)].to_vec();
+    assert_eq!(found([asked(), vec![read(true)]].concat()), ["no_read_from_a_stale_primary"]);
+    assert!(found([asked(), vec![read(false)]].concat()).is_empty());
+    assert!(found([vec![read(true)], asked()].concat()).is_empty());
+    // Whom somebody else promotes is a stranger until writes are opened to it.
+    assert!(found(vec![promoted("b", 2), read(true)]).is_empty());
+    let followed = found(vec![promoted("b", 2), severed("a", 2), view(2, "b"), read(true)]);
+    assert_eq!(followed, ["no_read_from_a_stale_primary"]);
     let change = NodeChange::DivergedUnnoticed { upstream: name("b") };
     assert_eq!(found(vec![LogEvent::Node { node: name("a"), change }]), ["no_unnoticed_divergence"]);
 }
