@@ -20,7 +20,8 @@ use crate::admin::{self, Admin, Order, Reply};
 use crate::check::load_file;
 use crate::cli::Exit;
 use crate::control::{
-    Accepted, ControlConfig, Driver, DriverHandle, FileJournal, History, Parts, PgServers, Recorder, Status,
+    Accepted, ControlConfig, Driver, DriverHandle, FileJournal, History, Parts, PgServers, Recorder,
+    Segments, Status, Writer,
 };
 use crate::data::DataPlane;
 use crate::env::{Env, Listener, TokioEnv};
@@ -152,14 +153,6 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
-    /// The folder of the state directory that holds the incident record cannot be used.
-    #[error("the incident record in {} cannot be opened: {source}", path.display())]
-    Record {
-        /// The state directory.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
     /// The data plane cannot work by the configuration.
     #[error(transparent)]
     Data(#[from] crate::data::DataError),
@@ -182,7 +175,8 @@ pub struct App<E: Env> {
     stop: watch::Sender<bool>,
     history: Arc<History>,
     history_written: oneshot::Receiver<()>,
-    record_written: oneshot::Receiver<()>,
+    /// None where nothing is recorded.
+    record_written: Option<oneshot::Receiver<()>>,
     socket_closed: oneshot::Receiver<()>,
 }
 
@@ -200,6 +194,8 @@ struct Inner<E: Env> {
     /// When it was started, since 1970.
     started: Duration,
     history: Arc<History>,
+    /// Events that are not in the incident record.
+    events_lost: Arc<AtomicU64>,
     figures: Arc<Figures>,
     /// `log.report_interval` has another value.
     report_changed: Notify,
@@ -220,8 +216,8 @@ impl<E: Env> App<E> {
         let journal = FileJournal::open(&state_dir).map_err(control::StartError::from)?;
         let (history, history_writer) = History::open(&state_dir)
             .map_err(|source| StartError::History { path: state_dir.clone(), source })?;
-        let (record, record_writer) = Recorder::open(&state_dir)
-            .map_err(|source| StartError::Record { path: state_dir.clone(), source })?;
+        let (record, record_writer) = open_record(&state_dir);
+        let events_lost = record.lost();
         let config = Arc::new(config);
         let view = Arc::new(ViewCell::new(ClusterView::empty("metako is starting")));
         let traffic = Arc::new(Traffic::default());
@@ -256,7 +252,7 @@ impl<E: Env> App<E> {
         })?;
 
         let history_written = spawn_with_end(&env, history_writer.run());
-        let record_written = spawn_with_end(&env, record_writer.run());
+        let record_written = record_writer.map(|writer| spawn_with_end(&env, writer.run()));
         env.spawn(driver.run());
         let (stop, stopping) = watch::channel(false);
         let inner = Arc::new(Inner {
@@ -271,6 +267,7 @@ impl<E: Env> App<E> {
             env: env.clone(),
             started: env.wall_clock(),
             history: Arc::clone(&history),
+            events_lost,
             figures,
             report_changed: Notify::new(),
         });
@@ -339,8 +336,25 @@ impl<E: Env> App<E> {
         if tokio::time::timeout(ENDING_MAX, self.history_written).await.is_err() {
             tracing::warn!("the last decisions did not reach the history file within {ENDING_MAX:?}");
         }
-        if tokio::time::timeout(ENDING_MAX, self.record_written).await.is_err() {
+        if let Some(written) = self.record_written
+            && tokio::time::timeout(ENDING_MAX, written).await.is_err()
+        {
             tracing::warn!("the end of the incident record did not reach its file within {ENDING_MAX:?}");
+        }
+    }
+}
+
+/// The incident record with its writer. A cluster is not without its proxy because nothing can be recorded.
+fn open_record(state_dir: &Path) -> (Recorder, Option<Writer<Segments>>) {
+    match Recorder::open(state_dir) {
+        Ok((record, writer)) => (record, Some(writer)),
+        Err(error) => {
+            tracing::warn!(
+                state_dir = %state_dir.display(),
+                %error,
+                "the incident record cannot be opened: nothing is recorded until metako is started again"
+            );
+            (Recorder::none(), None)
         }
     }
 }
@@ -448,6 +462,7 @@ impl<E: Env> Admin for Inner<E> {
             figures: Arc::clone(&self.figures),
             traffic: Arc::clone(&self.traffic),
             unwritten_decisions: self.history.unwritten(),
+            unrecorded_events: self.events_lost.load(Ordering::Relaxed),
             reloads: self.reloads.done.load(Ordering::Relaxed),
             refused_reloads: self.reloads.refused.load(Ordering::Relaxed),
         };

@@ -68,6 +68,7 @@ fn facts() -> Facts {
         figures: Arc::new(figures),
         traffic: Arc::new(Traffic::default()),
         unwritten_decisions: 5,
+        unrecorded_events: 8,
         reloads: 6,
         refused_reloads: 7,
     }
@@ -121,6 +122,8 @@ fn both_forms_can_be_read_and_say_the_same() {
             ("metako_synchronous_voter", &[("node", "a")], 0.0),
             ("metako_aborted_changes_total", &[], 1.0),
             ("metako_config_reloads_total", &[("result", "failed")], 7.0),
+            ("metako_history_lines_unwritten_total", &[], 5.0),
+            ("metako_record_events_lost_total", &[], 8.0),
         ],
     );
     for (name, family) in &prometheus {

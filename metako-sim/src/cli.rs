@@ -124,7 +124,7 @@ fn replay_files(files: &[PathBuf], config: Option<&Path>, as_json: bool) -> Resu
     let Some(config) = config else {
         let replay = replay::replay(&sources).map_err(|problem| problem.to_string())?;
         let text = if as_json { format!("{}\n", replay::json(&replay)) } else { replay::human(&replay) };
-        return Ok((text, replay.difference.is_none()));
+        return Ok((text, replay.is_equal()));
     };
     let found = replay::what_if(&sources, &read_config(config)?).map_err(|problem| problem.to_string())?;
     let text =

@@ -32,6 +32,7 @@ fn recorded(config: &Config, scenario: &Scenario, seed: u64, snapshots: &[u64]) 
 fn equal(what: &str, text: &str) -> Replay {
     let found = replay(&[source(text)]).unwrap_or_else(|problem| panic!("{what}: {problem}"));
     assert!(found.difference.is_none(), "{what}: {:#?}", found.difference);
+    assert!(!found.state_lost && !found.left_out, "{what}: {:?}", found.notes);
     found
 }
 
@@ -57,7 +58,7 @@ fn every_shipped_scenario_is_replayed_to_equal_decisions() {
             let without = run(&config, &scenario, scenario.seed).expect("they fit");
             assert_eq!(outcome.log.hash(), without.log.hash(), "{name}: keeping a record changes nothing");
             let found = equal(&name, &text);
-            assert!(found.events > 100 && found.actions > 50, "{name}: {found:?}");
+            assert!(found.events > 80 && found.actions > 50, "{name}: {found:?}");
             assert!(
                 !text.contains("simulated") && !text.contains("secret"),
                 "{name}: a password is in the record"
@@ -194,6 +195,7 @@ fn a_gap_is_told_and_the_replay_goes_on_after_it() {
     let text: String = parts.iter().flat_map(|line| [line, "\n"]).collect();
     let found = equal("with a gap", &text);
     assert_eq!(found.blind.len(), 1, "{:?}", found.blind);
+    assert!(found.is_equal() && !found.is_complete());
     assert_eq!(found.blind[0].lost, 17);
     assert!(found.blind[0].from.0 < found.blind[0].to.0);
 }
@@ -242,6 +244,29 @@ fn files_come_in_any_order_and_a_cut_end_does_not_spoil_them() {
         .chain(all[answered + 1..].iter().map(|line| renumber(line, 1)))
         .collect();
     assert!(replay(&[source(&text)]).expect("a record").difference.is_some());
+}
+
+#[test]
+fn a_file_of_another_program_is_left_out_and_state_that_is_not_known_is_told() {
+    let (_, text) = recorded(&config(SYNCHRONOUS), &scenario(PRIMARY_DIES), 1, &[40]);
+    let second = from_last_state(&text);
+    let first = text.strip_suffix(&second).expect("the part before");
+    let later = first.replacen("\"v\":1", "\"v\":2", 1);
+    let found = replay(&[source(&later), source(&second)]).expect("one can be read");
+    assert!(found.is_equal() && found.left_out && !found.is_complete(), "{:?}", found.notes);
+    assert!(
+        found.notes.iter().any(|note| note.contains("left out") && note.contains("version 2")),
+        "{found:?}"
+    );
+    assert!(replay(&[source(&later)]).is_err() && replay(&[source(&later), source(&later)]).is_err());
+
+    let known = text.replacen("\"controller\":{", "\"controller\":{\"of_later\":7,", 1);
+    let found = replay(&[source(&known)]).expect("it can be read");
+    assert!(found.difference.is_none() && found.state_lost && !found.is_equal(), "{:?}", found.difference);
+    assert!(found.notes.iter().any(|note| note.contains("lost in reading: of_later")), "{:?}", found.notes);
+
+    let state = text.lines().next().expect("a state").to_owned() + "\n";
+    assert!(!replay(&[source(&state)]).expect("it can be read").is_equal(), "nothing was compared");
 }
 
 #[test]
@@ -350,6 +375,12 @@ fn command(arguments: &[&str]) -> Output {
         .expect("the binary runs")
 }
 
+/// The line with which a record begins.
+fn text_of_state(file: &Path) -> String {
+    let text = std::fs::read_to_string(file).expect("the record");
+    text.split_inclusive('\n').next().expect("a line").to_owned()
+}
+
 #[test]
 fn the_command_writes_records_and_replays_them() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("replayed");
@@ -370,6 +401,13 @@ fn the_command_writes_records_and_replays_them() {
     let output = command(&["replay", name, "--json"]);
     let object: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
     assert_eq!((&object["equal"], &object["schema"]), (&true.into(), &1.into()));
+    assert_eq!(object["complete"], true);
+    let state = text_of_state(&file);
+    let alone = folder.join("state.json");
+    std::fs::write(&alone, state).expect("written");
+    let output = command(&["replay", alone.to_str().expect("UTF-8")]);
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && shown.contains("nothing to compare"), "{shown}");
 
     let text = std::fs::read_to_string(&file).expect("the record");
     std::fs::write(&file, text.replace("\"out\":{\"promote\"", "\"out\":{\"demote\"")).expect("written");

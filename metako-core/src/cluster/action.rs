@@ -21,6 +21,7 @@ pub struct ProbeId(pub u64);
 /// answers with a failure); the others are not answered.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "actions are handed over one at a time, never stored in bulk")]
 pub enum Action {
     /// Run the health probe against a node; answered by [`Event::Probed`](super::Event::Probed).
     Probe {

@@ -9,8 +9,8 @@ pub(super) struct Conninfo(pub(super) Vec<(String, String)>);
 impl Conninfo {
     /// Reads either form that libpq knows; `None` if it is neither.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        let text = text.trim();
-        match text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://")) {
+        let text = text.trim_matches(is_space);
+        match uri(text) {
             Some(rest) => parse_uri(rest),
             None => parse_pairs(text),
         }
@@ -85,20 +85,69 @@ pub(super) fn rewrite(former: Option<&str>, standby: &Node, upstream: &Node) -> 
     conninfo.to_string()
 }
 
-/// Keywords whose values are secrets.
-const SECRETS: [&str; 5] =
-    ["password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret"];
+/// Keywords whose values are no secrets.
+const NO_SECRETS: [&str; 35] = [
+    "application_name",
+    "channel_binding",
+    "client_encoding",
+    "connect_timeout",
+    "dbname",
+    "fallback_application_name",
+    "gssdelegation",
+    "gssencmode",
+    "gsslib",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "krbsrvname",
+    "load_balance_hosts",
+    "max_protocol_version",
+    "min_protocol_version",
+    "passfile",
+    "port",
+    "replication",
+    "require_auth",
+    "requirepeer",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcompression",
+    "sslcrl",
+    "sslcrldir",
+    "sslmode",
+    "sslnegotiation",
+    "sslrootcert",
+    "sslsni",
+    "target_session_attrs",
+    "user",
+];
 
-/// A conninfo whose secrets are masked, and the whole of one that cannot be read. What depends on the address, or on
-/// whether there is a password, depends on the same in this.
+/// A conninfo of which only what is known to be no secret is left, and nothing of one that cannot be read, or not for
+/// certain. What depends on the address, or on whether there is a password, depends on the same in this.
 pub(crate) fn mask(text: &str) -> String {
-    let Some(mut conninfo) = Conninfo::parse(text) else { return Secret::MASK.to_owned() };
-    let mut secrets = conninfo.0.iter_mut().filter(|(key, _)| SECRETS.contains(&key.as_str())).peekable();
+    let known = Conninfo::parse(text).filter(|conninfo| {
+        // What is no keyword may be a part of a secret that was not quoted.
+        let is_keyword = |key: &str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        conninfo.0.iter().all(|(key, _)| is_keyword(key)) && !uri(text).is_some_and(is_ambiguous)
+    });
+    let Some(mut conninfo) = known else { return Secret::MASK.to_owned() };
+    let secret = |(key, value): &&mut (String, String)| {
+        // A database's name may be a whole conninfo.
+        !NO_SECRETS.contains(&key.as_str()) || (key == "dbname" && value.contains(['=', '@']))
+    };
+    let mut secrets = conninfo.0.iter_mut().filter(secret).peekable();
     if secrets.peek().is_none() {
         return text.to_owned();
     }
     secrets.for_each(|(_, value)| Secret::MASK.clone_into(value));
     conninfo.to_string()
+}
+
+/// Whether a URI has an `@` that ends no user: that may have been meant to be part of a password, or to end it.
+fn is_ambiguous(uri: &str) -> bool {
+    split_user(uri).1.contains('@')
 }
 
 /// Whether two host names mean the same host as far as can be told without asking anybody.
@@ -110,18 +159,37 @@ fn is_local(host: &str) -> bool {
     host.starts_with('/') || matches!(host, "localhost" | "127.0.0.1" | "::1" | "[::1]")
 }
 
+/// White space to libpq.
+fn is_space(character: char) -> bool {
+    matches!(character, ' ' | '\t'..='\r')
+}
+
+/// What follows the scheme, if it is a URI.
+fn uri(text: &str) -> Option<&str> {
+    let text = text.trim_matches(is_space);
+    text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://"))
+}
+
+/// The user with the password, and what follows: the first `@` ends it, if no `/` comes before.
+fn split_user(uri: &str) -> (&str, &str) {
+    match uri.find(['@', '/']) {
+        Some(at) if uri[at..].starts_with('@') => (&uri[..at], &uri[at + 1..]),
+        _ => ("", uri),
+    }
+}
+
 fn parse_pairs(text: &str) -> Option<Conninfo> {
     let mut pairs = Vec::new();
-    let mut rest = text.trim_start();
+    let mut rest = text.trim_start_matches(is_space);
     while !rest.is_empty() {
         let (key, after) = rest.split_once('=')?;
-        let key = key.trim();
-        if key.is_empty() || key.contains(char::is_whitespace) {
+        let key = key.trim_matches(is_space);
+        if key.is_empty() || key.contains(is_space) {
             return None;
         }
-        let (value, after) = parse_value(after.trim_start())?;
+        let (value, after) = parse_value(after.trim_start_matches(is_space))?;
         pairs.push((key.to_owned(), value));
-        rest = after.trim_start();
+        rest = after.trim_start_matches(is_space);
     }
     Some(Conninfo(pairs))
 }
@@ -134,7 +202,7 @@ fn parse_value(text: &str) -> Option<(String, &str)> {
         match character {
             '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
             '\'' if quoted => return Some((value, &text[at + 1..])),
-            _ if !quoted && character.is_whitespace() => return Some((value, &text[at..])),
+            _ if !quoted && is_space(character) => return Some((value, &text[at..])),
             _ => value.push(character),
         }
     }
@@ -149,9 +217,9 @@ fn parse_uri(rest: &str) -> Option<Conninfo> {
         }
         Some(())
     };
+    let (user, rest) = split_user(rest);
     let (before, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (authority, database) = before.split_once('/').unwrap_or((before, ""));
-    let (user, place) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (place, database) = before.split_once('/').unwrap_or((before, ""));
     let (user, password) = user.split_once(':').unwrap_or((user, ""));
     push("user", user)?;
     push("password", password)?;
@@ -172,7 +240,7 @@ fn parse_uri(rest: &str) -> Option<Conninfo> {
     push("dbname", database)?;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=')?;
-        push(key, value)?;
+        pairs.push((decode(key)?, decode(value)?));
     }
     Some(Conninfo(pairs))
 }
@@ -212,6 +280,11 @@ mod tests {
         assert_eq!(uri.value("user"), Some("r@x"));
         assert_eq!(uri.value("password"), Some("p/w"));
         assert_eq!(uri.value("sslmode"), Some("require"));
+        let uri = Conninfo::parse("postgres://u:a?b@h/d?pass%77ord=p").unwrap();
+        assert_eq!(uri.address(), Some(("h", 5432)), "user and password end at the first @");
+        assert_eq!(uri.value("password"), Some("p"), "keys are encoded too");
+        let pairs = Conninfo::parse("host=a\u{a0}b\u{b}user=u").unwrap();
+        assert_eq!((pairs.value("host"), pairs.value("user")), (Some("a\u{a0}b"), Some("u")));
         assert_eq!(Conninfo::parse("host=a,b port=1,2").unwrap().address(), None, "two hosts are no address");
         for broken in ["host", "=x", "a b=c", "host='x", "postgres://h/?x"] {
             assert_eq!(Conninfo::parse(broken), None, "{broken}");

@@ -34,6 +34,10 @@ const STEPS_MAX: usize = 16;
 /// The cluster controller. See the [module](super) for how it is driven. A copy that was written down and read again goes on as
 /// this one does, but for secrets, which are not written down.
 #[derive(Clone, Serialize, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about the primary and the process, not one state"
+)]
 pub struct Controller {
     pub(super) settings: Arc<ClusterSettings>,
     pub(super) policy: Policy,

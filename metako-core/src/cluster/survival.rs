@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::evidence::{Veto, needed};
 use super::node::Moment;
 use super::witness::Source;
-use super::work::Lane;
+use super::work::{Lane, Task};
 use super::{Controller, Phase, SyncRule, settings};
 use crate::config::NoVoter;
 use crate::plugin::{Assessment, Evidence, NodeReport, PrimaryEvidence, WitnessCount};
@@ -276,6 +276,10 @@ impl Controller {
 
     /// Why no failover would follow the primary's failure, even if all standbys live on.
     fn veto_of_any(&self, primary: &NodeName, streaming: &[NodeName]) -> Option<String> {
+        // One that is only on its way to the disk stops nothing.
+        if self.writing.is_some() && self.work.fails(&Lane::Journal, Task::Persist) {
+            return Some("the journal cannot be written, and nobody is promoted without it".to_owned());
+        }
         let standbys = self.all_but(primary);
         let source = |standby: &NodeName| self.source(standby, primary, EVER);
         let elsewhere = standbys

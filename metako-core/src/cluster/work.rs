@@ -137,6 +137,11 @@ impl Work {
         }
     }
 
+    /// Whether the task failed there when it was last tried.
+    pub(super) fn fails(&self, lane: &Lane, task: Task) -> bool {
+        self.pauses.get(&(lane.clone(), task)).is_some_and(|pause| pause.failures > 0)
+    }
+
     /// Whether the lane is taken.
     pub(super) fn busy(&self, lane: &Lane) -> bool {
         self.in_flight.contains_key(lane)

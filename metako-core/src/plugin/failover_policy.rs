@@ -12,6 +12,9 @@ use super::BuildError;
 use crate::{Lsn, NodeName, TimelineId};
 
 /// Options of a [`FailoverPolicy`], as the YAML gives them.
+///
+/// All options are written down in the incident record, so that it can be played again. One that is a secret must be of type
+/// [`Secret`](crate::config::Secret), which writes itself as a mask.
 #[typetag::serde(tag = "type")]
 pub trait FailoverPolicySpec: Debug + Send + Sync {
     /// Makes the running policy.

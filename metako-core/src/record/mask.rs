@@ -64,6 +64,8 @@ mod tests {
             "set": [["primary_conninfo", conninfo], ["primary_slot_name", "s"], ["restore_command", null]],
             "uri": [["primary_conninfo", "postgres://u:lion@h:1/d"]],
             "unreadable": [["primary_conninfo", "host='lion"]],
+            "uncertain": [["primary_conninfo", "postgres://u:li/on@h/d"]],
+            "unknown": [["primary_conninfo", "host=db lions=3"]],
             "plain": [["primary_conninfo", "host=db  user=u"]],
         });
         mask(&mut value);
@@ -73,6 +75,8 @@ mod tests {
             "set": [["primary_conninfo", masked], ["primary_slot_name", "s"], ["restore_command", null]],
             "uri": [["primary_conninfo", "user='u' password='***' host='h' port='1' dbname='d'"]],
             "unreadable": [["primary_conninfo", "***"]],
+            "uncertain": [["primary_conninfo", "***"]],
+            "unknown": [["primary_conninfo", "host='db' lions='***'"]],
             "plain": [["primary_conninfo", "host=db  user=u"]],
         });
         assert_eq!(value, expected);
@@ -80,20 +84,61 @@ mod tests {
         assert_eq!(value, expected, "masking twice is masking once");
     }
 
+    /// All but letters as `%41`.
+    fn encoded(text: &str) -> String {
+        let one = |byte: u8| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' => char::from(byte).to_string(),
+            other => format!("%{other:02X}"),
+        };
+        text.bytes().map(one).collect()
+    }
+
+    /// Texts that somebody may have written with this password, right or wrong.
+    fn forms(password: &str) -> Vec<String> {
+        let inside = password.replace('\\', "\\\\").replace('\'', "\\'");
+        let mut forms = vec![
+            format!("user=u password={}", inside.replace(' ', "\\ ")),
+            format!("dbname='postgres://u:{}@h/d' host=h", encoded(password)),
+        ];
+        for keyword in ["password", "sslpassword", "oauth_client_secret", "scram_client_key", "of_later"] {
+            forms.push(format!("host=h {keyword}='{inside}' user=u"));
+            forms.push(format!("{keyword} = '{inside}'"));
+            forms.push(format!("host=h {keyword}='{password}' user=u"));
+            forms.push(format!("user=u {keyword}={password}"));
+        }
+        for password in [password, &encoded(password)] {
+            for scheme in ["postgres", "postgresql"] {
+                forms.push(format!("{scheme}://u:{password}@h:5432/d?sslmode=require"));
+                forms.push(format!(" {scheme}://:{password}@/d"));
+                forms.push(format!("{scheme}://u@h/d?password={password}&sslmode=require"));
+                forms.push(format!("{scheme}:///d?host=h&pass%77ord={password}"));
+            }
+        }
+        forms
+    }
+
     proptest! {
         #[test]
-        fn no_password_survives_in_a_conninfo(password in "[a-z' \\\\%@]{6,12}", quoted in any::<bool>()) {
-            let inside = password.replace('\\', "\\\\").replace('\'', "\\'");
-            let conninfo = if quoted {
-                format!("host=h password='{inside}' user=u")
-            } else {
-                format!("user=u password={}", inside.replace(' ', "\\ "))
-            };
-            let mut value = json!({ "primary_conninfo": conninfo });
-            mask(&mut value);
-            let text = value.to_string();
-            prop_assert!(!text.contains(&password) && !text.contains(&inside), "{}", text);
-            prop_assert!(text.contains("***"), "{}", text);
+        fn no_password_survives_in_a_conninfo(
+            before in "[a-z' \\\\%@/?&=#:,]{0,6}",
+            after in "[a-z' \\\\%@/?&=#:,]{2,6}",
+        ) {
+            // An upper-case letter, so that it cannot stand there by chance.
+            let password = format!("{before}Q{after}");
+            let password = password.trim();
+            for conninfo in forms(password) {
+                let mut value = json!({ "primary_conninfo": conninfo });
+                mask(&mut value);
+                let masked = value["primary_conninfo"].as_str().unwrap_or_default();
+                let inside = password.replace('\\', "\\\\").replace('\'', "\\'");
+                for form in [password, &inside, &encoded(password)] {
+                    prop_assert!(!masked.contains(form), "{:?} is left {:?}", conninfo, masked);
+                }
+                prop_assert!(masked.contains("***"), "{:?} is left {:?}", conninfo, masked);
+                let once = value.clone();
+                mask(&mut value);
+                prop_assert_eq!(value, once);
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metako_core::cluster::{Decision, DecisionKind};
@@ -43,13 +44,14 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct History {
     state: Mutex<State>,
+    /// Decisions that are not in the file: what the queue refused, and what the disk did.
+    unwritten: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
 struct State {
     next: u64,
     recent: VecDeque<Entry>,
-    unwritten: u64,
     /// To the writer; none when there is none, or no longer.
     lines: Option<mpsc::Sender<String>>,
 }
@@ -58,15 +60,16 @@ impl History {
     /// A history that goes on where the file in `directory` ends. Its writer is to be run as a task. Blocks for a moment.
     pub fn open(directory: &Path) -> io::Result<(Arc<Self>, Writer<HistoryFile>)> {
         let (file, last) = HistoryFile::open(directory, FILE_BYTES_MAX)?;
+        let unwritten = Arc::clone(&file.unwritten);
         let (sender, writer) = queue(file, WAITING_MAX);
-        let state = State { next: last + 1, recent: VecDeque::new(), unwritten: 0, lines: Some(sender) };
-        Ok((Arc::new(Self { state: Mutex::new(state) }), writer))
+        let state = State { next: last + 1, recent: VecDeque::new(), lines: Some(sender) };
+        Ok((Arc::new(Self { state: Mutex::new(state), unwritten }), writer))
     }
 
     /// A history in memory only.
     pub fn in_memory() -> Arc<Self> {
-        let state = State { next: 1, recent: VecDeque::new(), unwritten: 0, lines: None };
-        Arc::new(Self { state: Mutex::new(state) })
+        let state = State { next: 1, recent: VecDeque::new(), lines: None };
+        Arc::new(Self { state: Mutex::new(state), unwritten: Arc::default() })
     }
 
     /// Writes a decision down. `wall_clock` is the time since 1970. Does not wait for the disk: when that is far behind,
@@ -80,9 +83,9 @@ impl History {
             let line = serde_json::to_string(&entry).expect("an entry has only text keys");
             let refused = lines.try_send(line).is_err();
             if refused {
-                state.unwritten += 1;
+                let before = self.unwritten.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
-                    unwritten = state.unwritten,
+                    unwritten = before + 1,
                     "the history file is behind: a decision is in the log only"
                 );
             }
@@ -104,9 +107,9 @@ impl History {
         self.state.lock().next - 1
     }
 
-    /// Decisions of this process that are not in the file, because it was behind.
+    /// Decisions of this process that are not in the file, because it was behind or could not be written.
     pub fn unwritten(&self) -> u64 {
-        self.state.lock().unwritten
+        self.unwritten.load(Ordering::Relaxed)
     }
 
     /// The decisions after the one with this number, oldest first, as far as they are in memory.
@@ -175,8 +178,15 @@ impl Sink for HistoryFile {
     type Item = String;
 
     fn take(&mut self, lines: Vec<String>) {
-        if let Err(error) = lines.iter().try_for_each(|line| self.append(line)) {
-            tracing::warn!(file = %self.path.display(), %error, "the history could not be written");
+        let mut first = None;
+        for line in &lines {
+            if let Err(error) = self.append(line) {
+                self.unwritten.fetch_add(1, Ordering::Relaxed);
+                first.get_or_insert(error);
+            }
+        }
+        if let Some(error) = first {
+            tracing::warn!(file = %self.path.display(), %error, "the history could not be written: decisions are in the log only");
         }
     }
 }
@@ -189,6 +199,9 @@ pub struct HistoryFile {
     file: File,
     bytes: u64,
     bytes_max: u64,
+    /// A line may stand there cut off.
+    cut: bool,
+    unwritten: Arc<AtomicU64>,
 }
 
 impl HistoryFile {
@@ -208,7 +221,7 @@ impl HistoryFile {
             file.write_all(b"\n")?;
             bytes += 1;
         }
-        Ok((Self { path, old, file, bytes, bytes_max }, last))
+        Ok((Self { path, old, file, bytes, bytes_max, cut: false, unwritten: Arc::default() }, last))
     }
 
     fn append(&mut self, line: &str) -> io::Result<()> {
@@ -217,8 +230,10 @@ impl HistoryFile {
             self.file = open_for_append(&self.path)?;
             self.bytes = 0;
         }
-        let line = format!("{line}\n");
+        let line = format!("{}{line}\n", if self.cut { "\n" } else { "" });
+        self.cut = true;
         self.file.write_all(line.as_bytes())?;
+        self.cut = false;
         self.bytes += line.len() as u64;
         Ok(())
     }
@@ -325,6 +340,20 @@ mod tests {
         }
         let (_, last) = HistoryFile::open(directory.path(), 1000).unwrap();
         assert_eq!(last, 100);
+    }
+
+    #[test]
+    fn what_a_full_disk_did_not_take_is_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, _) = HistoryFile::open(directory.path(), 1000).unwrap();
+        let unwritten = Arc::clone(&file.unwritten);
+        let good = std::mem::replace(&mut file.file, File::options().write(true).open("/dev/full").unwrap());
+        file.take(vec!["first".to_owned(), "second".to_owned()]);
+        assert_eq!(unwritten.load(Ordering::Relaxed), 2);
+        file.file = good;
+        file.take(vec!["third".to_owned()]);
+        assert_eq!(unwritten.load(Ordering::Relaxed), 2);
+        assert_eq!(lines(directory.path()), ["", "third"]);
     }
 
     #[test]

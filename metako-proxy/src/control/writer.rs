@@ -56,21 +56,41 @@ pub(super) fn open_for_append(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)
 }
 
-/// The `seq` of the last whole line of JSON in the last part of a file; 0 if there is none.
+/// The `seq` of the last whole line of JSON that has one; 0 if there is none. Reads from the end, as far as it must.
 pub(super) fn last_seq(mut file: &File) -> io::Result<u64> {
     #[derive(Deserialize)]
     struct Numbered {
         seq: u64,
     }
-    const TAIL: u64 = 1 << 20;
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-    let mut tail = Vec::new();
-    file.take(TAIL).read_to_end(&mut tail)?;
-    let lines = tail.split(|byte| *byte == b'\n').rev();
-    Ok(lines
-        .filter_map(|line| serde_json::from_slice::<Numbered>(line).ok())
-        .map(|line| line.seq)
-        .next()
-        .unwrap_or(0))
+    let mut size = 1 << 20;
+    loop {
+        file.seek(SeekFrom::Start(length.saturating_sub(size)))?;
+        let mut tail = Vec::new();
+        file.take(size).read_to_end(&mut tail)?;
+        let mut lines = tail.split(|byte| *byte == b'\n').rev();
+        match lines.find_map(|line| serde_json::from_slice::<Numbered>(line).ok()) {
+            Some(line) => return Ok(line.seq),
+            None if size >= length => return Ok(0),
+            None => size *= 2,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn the_last_number_is_found_however_long_the_lines_after_it_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = open_for_append(&directory.path().join("lines")).unwrap();
+        assert_eq!(last_seq(&file).unwrap(), 0);
+        file.write_all(b"{\"seq\":3}\n{\"seq\":4}\n").unwrap();
+        assert_eq!(last_seq(&file).unwrap(), 4);
+        file.write_all(&vec![b'x'; 3 << 20]).unwrap();
+        assert_eq!(last_seq(&file).unwrap(), 4, "a line of 3 MiB was cut off");
+    }
 }

@@ -62,6 +62,8 @@ pub struct Facts {
     pub traffic: Arc<Traffic>,
     /// Decisions that did not get into the history file.
     pub unwritten_decisions: u64,
+    /// Events that did not get into the incident record.
+    pub unrecorded_events: u64,
     /// Reloads that were done.
     pub reloads: u64,
     /// Reloads that were refused.
@@ -118,8 +120,13 @@ impl Facts {
         )?;
         page.counter(
             "metako_history_lines_unwritten",
-            "Decisions that are in the log only, because the history file was behind",
+            "Decisions that are in the log only, because the history file was behind or could not be written",
             self.unwritten_decisions,
+        )?;
+        page.counter(
+            "metako_record_events_lost",
+            "Events that are not in the incident record, because the disk was behind or could not be written",
+            self.unrecorded_events,
         )
     }
 

@@ -50,8 +50,24 @@ pub struct Replay {
     pub blind: Vec<Blind>,
     /// What else a person should know.
     pub notes: Vec<String>,
+    /// A state was read of which this program does not know all: what followed may follow from the rest.
+    pub state_lost: bool,
+    /// A file could not be read.
+    pub left_out: bool,
     /// The first difference: after it nothing was compared.
     pub difference: Option<Difference>,
+}
+
+impl Replay {
+    /// Whether this program answers as the recorded one did, wherever that is known.
+    pub fn is_equal(&self) -> bool {
+        self.difference.is_none() && !self.state_lost && self.events > 0
+    }
+
+    /// Whether everything between the first and the last line is known.
+    pub fn is_complete(&self) -> bool {
+        self.blind.is_empty() && !self.left_out
+    }
 }
 
 /// A decision, and when it was made.
@@ -79,10 +95,10 @@ pub struct Blind {
 /// Plays a record again. The files may come in any order. Blocks; costs no more than the controller did.
 ///
 /// # Errors
-/// A file that is no record, with the line.
+/// A file that is no record, with the line; where there are several, only if none is.
 pub fn replay(sources: &[Source]) -> Result<Replay, ReplayError> {
-    let Parts { parts, notes } = read::read(sources)?;
-    let mut player = Player { found: Replay { notes, ..Replay::default() }, ..Player::default() };
+    let Parts { parts, notes, left_out } = read::read(sources)?;
+    let mut player = Player { found: Replay { notes, left_out, ..Replay::default() }, ..Player::default() };
     for part in parts {
         match part {
             Part::Begin(begin) => player.begin(*begin),
@@ -106,7 +122,8 @@ struct Player {
 
 impl Player {
     fn begin(&mut self, begin: Beginning) {
-        let Beginning { place, seq, at, begin: written, controller } = &begin;
+        let Beginning { place, seq, at, begin: written, controller, lacks } = &begin;
+        self.found.state_lost |= lacks;
         if let Some(known) = &self.controller {
             if begin.continues(self.last.0) {
                 let reached = state(known);

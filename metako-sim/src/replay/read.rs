@@ -2,8 +2,10 @@
 
 use metako_core::Tick;
 use metako_core::cluster::{Controller, Event};
-use metako_core::record::{Begin, Cause, Line, LineError, What};
+use metako_core::record::{Begin, Cause, Line, LineError, What, state};
 use serde_json::Value;
+
+use super::difference;
 
 /// A file of a record.
 #[derive(Debug, Clone)]
@@ -63,6 +65,8 @@ pub(super) struct Beginning {
     pub(super) at: String,
     pub(super) begin: Begin,
     pub(super) controller: Controller,
+    /// It is not all of what was written down.
+    pub(super) lacks: bool,
 }
 
 /// What the controller was told, and what it answered then.
@@ -84,14 +88,24 @@ pub(super) struct Told {
 pub(super) struct Parts {
     pub(super) parts: Vec<Part>,
     pub(super) notes: Vec<String>,
+    /// A file is left out.
+    pub(super) left_out: bool,
 }
 
-/// Reads files, in the order of their numbers.
+/// Reads files, in the order of their numbers. One of several that cannot be read is left out.
 pub(super) fn read(sources: &[Source]) -> Result<Parts, ReplayError> {
     let mut notes = Vec::new();
     let mut files = Vec::new();
+    let mut unread = None;
     for source in sources {
-        let parts = read_file(source, &mut notes)?;
+        let parts = match read_file(source, &mut notes) {
+            Ok(parts) => parts,
+            Err(problem) => {
+                notes.push(format!("{} is left out: {problem}", source.name));
+                unread.get_or_insert(problem);
+                continue;
+            }
+        };
         match parts.first() {
             Some(Part::Begin(begin)) => files.push((begin.seq, parts)),
             _ => notes.push(format!("{} has no whole line and is left out", source.name)),
@@ -108,11 +122,21 @@ pub(super) fn read(sources: &[Source]) -> Result<Parts, ReplayError> {
             step.may_lack = false;
         }
     }
+    if let (true, Some(problem)) = (parts.is_empty(), &unread) {
+        return Err(problem.clone());
+    }
     if parts.is_empty() {
         let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
         return Err(ReplayError::Empty(names.join(", ")));
     }
-    Ok(Parts { parts, notes })
+    for part in &parts {
+        if let Part::Begin(begin) = part
+            && begin.lacks
+        {
+            notes.push(begin.note());
+        }
+    }
+    Ok(Parts { parts, notes, left_out: unread.is_some() })
 }
 
 fn read_file(source: &Source, notes: &mut Vec<String>) -> Result<Vec<Part>, ReplayError> {
@@ -163,7 +187,8 @@ fn add(parts: &mut Vec<Part>, place: Place, line: Line) -> Result<(), ReplayErro
             let controller = begin
                 .controller()
                 .map_err(|error| place.error(&format!("{error} (it was written by {})", begin.program)))?;
-            parts.push(Part::Begin(Box::new(Beginning { place, seq, at, begin, controller })));
+            let lacks = state(&controller) != begin.controller;
+            parts.push(Part::Begin(Box::new(Beginning { place, seq, at, begin, controller, lacks })));
         }
         (What::In(written), Some(event)) if !parts.is_empty() => {
             let (answers, last_seq, may_lack) = (Vec::new(), seq, false);
@@ -208,6 +233,19 @@ impl Part {
 }
 
 impl Beginning {
+    /// What was lost when the state was read.
+    fn note(&self) -> String {
+        let fields = difference::of_values(&self.begin.controller, &state(&self.controller));
+        let paths: Vec<&str> = fields.iter().map(|field| field.path.as_str()).collect();
+        format!(
+            "{}, line {}: this program does not know all of the state that {} wrote down; it was lost in reading: {}",
+            self.place.file,
+            self.place.line,
+            self.begin.program,
+            paths.join(", ")
+        )
+    }
+
     /// Whether it is the state after the step before it.
     pub(super) fn continues(&self, last_seq: u64) -> bool {
         self.begin.cause == Cause::GoesOn && self.begin.lost == 0 && self.seq == last_seq + 1

@@ -35,10 +35,17 @@ pub(crate) fn human(replay: &Replay) -> String {
         let _ = writeln!(text, "{}  {}", decided.at, decision(decided));
     }
     match &replay.difference {
+        None if replay.events == 0 => text.push_str("\nnothing to compare: there is no whole event\n"),
+        None if replay.state_lost => {
+            text.push_str(
+                "\nno difference, but not equal either: state was lost in reading, see the notes\n",
+            );
+        }
         None => {
+            let equal = if replay.is_complete() { "equal" } else { "equal where it is known" };
             let _ = writeln!(
                 text,
-                "\nequal: this program takes the same {} actions and {} decisions",
+                "\n{equal}: this program takes the same {} actions and {} decisions",
                 replay.actions,
                 replay.decisions.len()
             );
@@ -180,7 +187,8 @@ pub(crate) fn json(replay: &Replay) -> Value {
     });
     json!({
         "schema": 1,
-        "equal": replay.difference.is_none(),
+        "equal": replay.is_equal(),
+        "complete": replay.is_complete(),
         "cluster": replay.cluster,
         "programs": replay.programs,
         "from": from,

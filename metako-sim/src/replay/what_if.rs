@@ -61,7 +61,7 @@ pub struct Parted {
 /// # Errors
 /// A file that is no record, with the line; or a configuration of other nodes.
 pub fn what_if(sources: &[Source], config: &Config) -> Result<WhatIf, ReplayError> {
-    let Parts { parts, notes } = read(sources)?;
+    let Parts { parts, notes, .. } = read(sources)?;
     let policy = Policy::build(Arc::clone(&config.strategies.policy))
         .map_err(|problem| ReplayError::Config(format!("failover.policy: {problem}")))?;
     let mut other = Other {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::fake::{Line, eager, node, settings, synchronous};
-use super::lab::Lab;
+use super::lab::{Lab, Treat};
 use crate::cluster::{Event, OperatorCommand, Survival};
 use crate::config::{ClusterSettings, FailoverMode, NoVoter, Priority};
 use crate::plugin::{
@@ -201,6 +201,38 @@ fn nothing_is_survived_while_nobody_or_a_person_decides() {
     lab.pass(5000);
     assert_eq!((lab.phase(), said(&lab).0), ("manual_needed", 0));
     assert_eq!(lab.view.survival.reason, "a person has to decide first");
+}
+
+#[test]
+fn nothing_is_survived_while_the_journal_cannot_be_written() {
+    let reload = |lab: &mut Lab| {
+        let settings = Arc::new(synchronous(1, NoVoter::Block));
+        lab.event(Event::Reconfigured { settings, policy: eager() });
+    };
+    let mut lab = Lab::steady(settings());
+    lab.treat.insert("persist", Treat::Keep);
+    reload(&mut lab);
+    lab.pass(2000);
+    assert_eq!(lab.kept.len(), 1, "a rule is on its way to disk");
+    assert!(!lab.view.survival.reason.contains("journal"), "{:?}", lab.view.survival);
+
+    let mut lab = Lab::steady(settings());
+    lab.treat.insert("persist", Treat::Fail);
+    reload(&mut lab);
+    lab.pass(2000);
+    assert_eq!(said(&lab).0, 0, "{:?}", lab.view.survival);
+    assert!(lab.view.survival.reason.contains("the journal cannot be written"), "{:?}", lab.view.survival);
+    lab.treat.clear();
+    lab.pass(10_000);
+    assert_eq!(said(&lab), (1, true, Some(1)), "{:?}", lab.view.survival);
+
+    let mut lab = Lab::steady(settings());
+    lab.treat.insert("persist", Treat::Fail);
+    reload(&mut lab);
+    lab.pass(2000);
+    lab.kill("a");
+    lab.pass(20_000);
+    assert!(lab.did("promote").is_empty(), "and so it is: {:?}", lab.phase());
 }
 
 #[test]
