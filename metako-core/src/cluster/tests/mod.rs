@@ -1,5 +1,6 @@
 //! The controller, driven by hand through each path.
 
+mod away;
 mod discovery;
 mod failover;
 mod fake;
