@@ -24,7 +24,7 @@ pub use what_if::{Parted, WhatIf, what_if};
 
 pub(crate) use text::{human, json, what_if_human, what_if_json};
 
-use read::{Beginning, Part, Parts, Place, Told};
+use read::{Beginning, Part, Place, Recorded, Told};
 
 /// Events that are shown before a difference.
 const BEFORE_MAX: usize = 5;
@@ -97,7 +97,7 @@ pub struct Blind {
 /// # Errors
 /// A file that is no record, with the line; where there are several, only if none is.
 pub fn replay(sources: &[Source]) -> Result<Replay, ReplayError> {
-    let Parts { parts, notes, left_out } = read::read(sources)?;
+    let Recorded { parts, notes, left_out } = read::read(sources)?;
     let mut player = Player { found: Replay { notes, left_out, ..Replay::default() }, ..Player::default() };
     for part in parts {
         match part {

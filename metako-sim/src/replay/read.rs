@@ -85,7 +85,7 @@ pub(super) struct Told {
 }
 
 /// What was read, and what a person should know of it.
-pub(super) struct Parts {
+pub(super) struct Recorded {
     pub(super) parts: Vec<Part>,
     pub(super) notes: Vec<String>,
     /// A file is left out.
@@ -93,7 +93,7 @@ pub(super) struct Parts {
 }
 
 /// Reads files, in the order of their numbers. One of several that cannot be read is left out.
-pub(super) fn read(sources: &[Source]) -> Result<Parts, ReplayError> {
+pub(super) fn read(sources: &[Source]) -> Result<Recorded, ReplayError> {
     let mut notes = Vec::new();
     let mut files = Vec::new();
     let mut unread = None;
@@ -136,7 +136,7 @@ pub(super) fn read(sources: &[Source]) -> Result<Parts, ReplayError> {
             notes.push(begin.note());
         }
     }
-    Ok(Parts { parts, notes, left_out: unread.is_some() })
+    Ok(Recorded { parts, notes, left_out: unread.is_some() })
 }
 
 fn read_file(source: &Source, notes: &mut Vec<String>) -> Result<Vec<Part>, ReplayError> {

@@ -16,7 +16,7 @@ use metako_core::{NodeName, Tick};
 use serde_json::Value;
 
 use super::difference::{FieldDifference, of_answers};
-use super::read::{Beginning, Part, Parts, Place, ReplayError, Source, Told, read};
+use super::read::{Beginning, Part, Place, Recorded, ReplayError, Source, Told, read};
 use super::{Decided, decisions, handle};
 
 /// Timers of its own that may run out between two recorded events.
@@ -61,7 +61,7 @@ pub struct Parted {
 /// # Errors
 /// A file that is no record, with the line; or a configuration of other nodes.
 pub fn what_if(sources: &[Source], config: &Config) -> Result<WhatIf, ReplayError> {
-    let Parts { parts, notes, .. } = read(sources)?;
+    let Recorded { parts, notes, .. } = read(sources)?;
     let policy = Policy::build(Arc::clone(&config.strategies.policy))
         .map_err(|problem| ReplayError::Config(format!("failover.policy: {problem}")))?;
     let mut other = Other {

@@ -106,7 +106,7 @@ pub(super) fn list(directory: &Path) -> io::Result<Vec<Listed>> {
         };
         segments.push(Listed { first, class, path, bytes });
     }
-    segments.sort_by(|a, b| (a.first, a.class).cmp(&(b.first, b.class)));
+    segments.sort_by_key(|segment| (segment.first, segment.class));
     Ok(segments)
 }
 

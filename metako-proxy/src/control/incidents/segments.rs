@@ -96,7 +96,7 @@ impl Segments {
         match &mut self.open {
             // Asked for while another was on its way.
             Some(open) if open.bytes < self.bytes_max && snapshot.cause != Cause::Start => {
-                open.append(&text)?
+                open.append(&text)?;
             }
             _ => self.begin_segment(first, &text)?,
         }
