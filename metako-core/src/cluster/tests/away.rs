@@ -3,7 +3,7 @@
 use super::fake::{Line, settings};
 use super::lab::Lab;
 use super::observe::{observed, promote};
-use crate::cluster::{DecisionKind, Event, OperatorCommand};
+use crate::cluster::{Event, OperatorCommand};
 use crate::config::{ClusterSettings, FailoverMode};
 use crate::{Epoch, TimelineId};
 

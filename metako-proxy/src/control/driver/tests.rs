@@ -559,7 +559,9 @@ async fn what_a_person_asks_for_waits_until_the_journal_is_on_disk() {
         let ControlFlow::Continue(event) = driver.next().await else { panic!() };
         let mut actions = Vec::new();
         driver.handle(event, &mut actions);
-        actions.into_iter().for_each(|action| drop(driver.carry_out(action)));
+        for action in actions {
+            drop(driver.carry_out(action));
+        }
         let asked = driver.controller.view();
         if asked.nodes.iter().all(|node| node.health == metako_core::cluster::Health::Up) {
             break asked;
