@@ -129,7 +129,9 @@ const NO_SECRETS: [&str; 35] = [
 pub(crate) fn mask(text: &str) -> String {
     let known = Conninfo::parse(text).filter(|conninfo| {
         // What is no keyword may be a part of a secret that was not quoted.
-        let is_keyword = |key: &str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let is_keyword = |key: &str| {
+            !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        };
         conninfo.0.iter().all(|(key, _)| is_keyword(key)) && !uri(text).is_some_and(is_ambiguous)
     });
     let Some(mut conninfo) = known else { return Secret::MASK.to_owned() };

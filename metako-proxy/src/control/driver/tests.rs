@@ -72,14 +72,23 @@ impl NodeAccess for Access {
             version: 150_018,
             started_at: i64::try_from(self.number).unwrap(),
             timeline: TimelineId(1),
-            role: ReportedRole::Standby {
-                received: Some(Lsn(1)),
-                replayed: Some(Lsn(1)),
-                replay_lag: None,
-                receiver: None,
-                receiver_process: false,
-                startup_wait: None,
-                settings: BTreeMap::new(),
+            role: if self.name.as_str().starts_with("primary") {
+                ReportedRole::Primary {
+                    flushed: Lsn(1),
+                    senders: Vec::new(),
+                    synchronous_standby_names: String::new(),
+                    read_only: false,
+                }
+            } else {
+                ReportedRole::Standby {
+                    received: Some(Lsn(1)),
+                    replayed: Some(Lsn(1)),
+                    replay_lag: None,
+                    receiver: None,
+                    receiver_process: false,
+                    startup_wait: None,
+                    settings: BTreeMap::new(),
+                }
             },
             latency: Duration::from_millis(1),
         })
@@ -553,7 +562,7 @@ async fn a_driver_asks_its_nodes_by_itself_and_stops_when_told() {
 async fn what_a_person_asks_for_waits_until_the_journal_is_on_disk() {
     let mut store = empty_store();
     store.expect_save().returning(|_| Ok(()));
-    let Bench { mut driver, handle, .. } = bench(&["a", "b"], store, MockCut::new()).await;
+    let Bench { mut driver, handle, .. } = bench(&["primary-1", "primary-2"], store, MockCut::new()).await;
     let report = loop {
         // Both nodes say that they are primaries, so nothing is written before a person says which is.
         let ControlFlow::Continue(event) = driver.next().await else { panic!() };
@@ -569,7 +578,7 @@ async fn what_a_person_asks_for_waits_until_the_journal_is_on_disk() {
     };
     assert!(report.primary().is_none(), "{report:?}");
     let mut actions = Vec::new();
-    driver.handle(Event::Operator(OperatorCommand::Adopt(NodeName::from("a"))), &mut actions);
+    driver.handle(Event::Operator(OperatorCommand::Adopt(NodeName::from("primary-1"))), &mut actions);
     assert!(driver.controller.is_writing());
     let (reply, decided) = oneshot::channel();
     driver.consider(Wish { command: OperatorCommand::Pause, dry_run: true, reply });
