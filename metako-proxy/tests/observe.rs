@@ -57,7 +57,9 @@ async fn clients_are_moved_to_whom_others_promote_and_nothing_else_changes() {
     }
     assert_eq!(cluster.node("node-2").sql("SELECT pg_promote()").unwrap().as_deref(), Some("t"));
     let client = held.await.unwrap().expect("the session lives on, and its write is done");
+    client.batch_execute("begin").await.unwrap();
     let rows = client.query_one("select count(*)::int from kept", &[]).await.unwrap();
+    client.batch_execute("commit").await.unwrap();
     assert_eq!(rows.get::<_, i32>(0), 2);
     let status = wait_for_primary(&metako, "node-2");
     assert_eq!(status["epoch"], 2, "{status}");
