@@ -2,16 +2,10 @@
 
 use super::fake::{Line, settings};
 use super::lab::Lab;
-use super::observe::{observed, promote};
-use crate::cluster::{Event, OperatorCommand};
-use crate::config::{ClusterSettings, FailoverMode};
+use super::observe::{observed, promote, reload};
+use crate::cluster::OperatorCommand;
+use crate::config::FailoverMode;
 use crate::{Epoch, TimelineId};
-
-fn reload(lab: &mut Lab, settings: ClusterSettings) {
-    lab.settings = std::sync::Arc::new(settings);
-    let policy = super::fake::eager();
-    lab.event(Event::Reconfigured { settings: std::sync::Arc::clone(&lab.settings), policy });
-}
 
 #[test]
 fn a_failover_that_is_called_off_serves_nobody_before_all_were_asked() {

@@ -34,6 +34,13 @@ fn assert_nothing_changed(lab: &Lab) {
     }
 }
 
+/// Another configuration comes while it runs.
+pub(super) fn reload(lab: &mut Lab, settings: ClusterSettings) {
+    lab.settings = std::sync::Arc::new(settings);
+    let policy = super::fake::eager();
+    lab.event(Event::Reconfigured { settings: std::sync::Arc::clone(&lab.settings), policy });
+}
+
 /// Somebody promotes a standby; the others follow it.
 pub(super) fn promote(lab: &mut Lab, name: &str, followers: &[&str]) {
     let timeline = lab.nodes.values().map(|fake| fake.timeline).max().unwrap().next();
@@ -395,8 +402,7 @@ fn the_mode_that_comes_while_standbys_are_frozen_waits_for_the_end_of_the_failov
     lab.kill("a");
     lab.pass(100);
     assert_eq!(lab.phase(), "freezing");
-    let policy = super::fake::eager();
-    lab.event(Event::Reconfigured { settings: std::sync::Arc::new(observed()), policy });
+    reload(&mut lab, observed());
     lab.treat.clear();
     lab.pass(5000);
     assert_eq!((lab.phase(), lab.primary()), ("steady", Some("c")));
@@ -514,8 +520,7 @@ fn the_mode_can_be_changed_while_the_primary_is_gone() {
     let mut lab = Lab::steady(observed());
     lab.kill("a");
     lab.pass(3000);
-    let policy = super::fake::eager();
-    lab.event(Event::Reconfigured { settings: std::sync::Arc::new(settings()), policy });
+    reload(&mut lab, settings());
     lab.pass(5000);
     assert_eq!(lab.primary(), Some("c"));
 }

@@ -563,31 +563,25 @@ async fn what_a_person_asks_for_waits_until_the_journal_is_on_disk() {
     let mut store = empty_store();
     store.expect_save().returning(|_| Ok(()));
     let Bench { mut driver, handle, .. } = bench(&["primary-1", "primary-2"], store, MockCut::new()).await;
-    let report = loop {
-        // Both nodes say that they are primaries, so nothing is written before a person says which is.
+    // Both nodes say that they are primaries, so nothing is written before a person says which is.
+    while driver.controller.view().nodes.iter().any(|node| node.health != metako_core::cluster::Health::Up) {
         let ControlFlow::Continue(event) = driver.next().await else { panic!() };
         let mut actions = Vec::new();
         driver.handle(event, &mut actions);
         for action in actions {
             drop(driver.carry_out(action));
         }
-        let asked = driver.controller.view();
-        if asked.nodes.iter().all(|node| node.health == metako_core::cluster::Health::Up) {
-            break asked;
-        }
-    };
-    assert!(report.primary().is_none(), "{report:?}");
+    }
+    assert_eq!(driver.controller.view().primary(), None);
     let mut actions = Vec::new();
     driver.handle(Event::Operator(OperatorCommand::Adopt(NodeName::from("primary-1"))), &mut actions);
     assert!(driver.controller.is_writing());
     let (reply, decided) = oneshot::channel();
     driver.consider(Wish { command: OperatorCommand::Pause, dry_run: true, reply });
     assert_eq!(driver.waiting.len(), 1);
-    let id = actions.iter().find_map(|action| match action {
-        Action::Persist { id, .. } => Some(*id),
-        _ => None,
-    });
-    driver.handle(Event::Done { id: id.unwrap(), outcome: Ok(ActionOutcome::Done) }, &mut actions);
+    let written = actions.iter().find(|action| matches!(action, Action::Persist { .. }));
+    let Some(&Action::Persist { id, .. }) = written else { panic!("{actions:?}") };
+    driver.handle(Event::Done { id, outcome: Ok(ActionOutcome::Done) }, &mut actions);
     assert!(!driver.controller.is_writing());
     assert!(matches!(driver.next().await, ControlFlow::Continue(_)));
     let answer = decided.await.unwrap();
