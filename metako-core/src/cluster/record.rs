@@ -176,3 +176,73 @@ pub enum DecisionKind {
     /// They are not any more.
     Resumed,
 }
+
+impl DecisionKind {
+    /// Its name, as history, record and metrics write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NodeHealth => "node_health",
+            Self::NodeRole => "node_role",
+            Self::ReadPool => "read_pool",
+            Self::Adopted => "adopted",
+            Self::Suspected => "suspected",
+            Self::Cleared => "cleared",
+            Self::FailoverBegun => "failover_begun",
+            Self::Vetoed => "vetoed",
+            Self::Frozen => "frozen",
+            Self::Chosen => "chosen",
+            Self::Promoting => "promoting",
+            Self::Promoted => "promoted",
+            Self::Opened => "opened",
+            Self::Repointed => "repointed",
+            Self::Refused => "refused",
+            Self::Retried => "retried",
+            Self::Aborted => "aborted",
+            Self::ManualNeeded => "manual_needed",
+            Self::Reconfigured => "reconfigured",
+            Self::SyncChanged => "sync_changed",
+            Self::SwitchoverBegun => "switchover_begun",
+            Self::Rejoined => "rejoined",
+            Self::Paused => "paused",
+            Self::Resumed => "resumed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decisions_kind_is_written_by_its_name() {
+        let kinds = [
+            DecisionKind::NodeHealth,
+            DecisionKind::NodeRole,
+            DecisionKind::ReadPool,
+            DecisionKind::Adopted,
+            DecisionKind::Suspected,
+            DecisionKind::Cleared,
+            DecisionKind::FailoverBegun,
+            DecisionKind::Vetoed,
+            DecisionKind::Frozen,
+            DecisionKind::Chosen,
+            DecisionKind::Promoting,
+            DecisionKind::Promoted,
+            DecisionKind::Opened,
+            DecisionKind::Repointed,
+            DecisionKind::Refused,
+            DecisionKind::Retried,
+            DecisionKind::Aborted,
+            DecisionKind::ManualNeeded,
+            DecisionKind::Reconfigured,
+            DecisionKind::SyncChanged,
+            DecisionKind::SwitchoverBegun,
+            DecisionKind::Rejoined,
+            DecisionKind::Paused,
+            DecisionKind::Resumed,
+        ];
+        for kind in kinds {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+    }
+}

@@ -30,7 +30,6 @@ pub use contained::ContainedPolicy;
 pub use driver::{Accepted, Driver, DriverHandle, OperatorError, Parts, StartError, Stopped};
 pub use incidents::{Recorder, Segments};
 pub use journal::{FileJournal, Found, JOURNAL_VERSION, JournalError, JournalStore};
-pub(crate) use record::kind_name;
 pub use record::{Entry, History, HistoryFile, read_history};
 pub use report::log as log_report;
 pub(crate) use secrets::sources;

@@ -126,20 +126,11 @@ impl History {
 
 fn log(decision: &Decision) {
     let Decision { kind, node, epoch, reason } = decision;
-    let kind_name = kind_name(*kind);
     let node = node.as_ref().map(tracing::field::display);
     if is_warning(*kind) {
-        tracing::warn!(target: "metako::decision", kind = %kind_name, node, epoch = epoch.0, "{reason}");
+        tracing::warn!(target: "metako::decision", kind = kind.name(), node, epoch = epoch.0, "{reason}");
     } else {
-        tracing::info!(target: "metako::decision", kind = %kind_name, node, epoch = epoch.0, "{reason}");
-    }
-}
-
-/// A kind of decision, as the history writes it.
-pub(crate) fn kind_name(kind: DecisionKind) -> String {
-    match serde_json::to_value(kind) {
-        Ok(serde_json::Value::String(name)) => name,
-        _ => format!("{kind:?}"),
+        tracing::info!(target: "metako::decision", kind = kind.name(), node, epoch = epoch.0, "{reason}");
     }
 }
 

@@ -17,7 +17,7 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::Registry;
 
 use super::figures::{Counts, Figures};
-use crate::control::{health_name, kind_name, role_name};
+use crate::control::{health_name, role_name};
 use crate::shared::Traffic;
 
 /// A form of the text.
@@ -112,11 +112,11 @@ impl Facts {
             results.map(|(result, count)| ([("result", result)], count)),
         )?;
         let decisions =
-            counts.decisions.iter().map(|(kind, count)| (kind_name(*kind), *count)).collect::<Vec<_>>();
+            counts.decisions.iter().map(|(kind, count)| (kind.name(), *count)).collect::<Vec<_>>();
         page.counters(
             "metako_decisions",
             "Decisions of the cluster controller, as `metako history` shows them",
-            decisions.iter().map(|(kind, count)| ([("kind", kind.as_str())], *count)),
+            decisions.iter().map(|(kind, count)| ([("kind", *kind)], *count)),
         )?;
         page.counter(
             "metako_history_lines_unwritten",

@@ -3,8 +3,6 @@
 
 mod text;
 
-pub(crate) use text::kind_name;
-
 use std::collections::BTreeSet;
 use std::fmt;
 

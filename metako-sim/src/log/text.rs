@@ -4,7 +4,7 @@ use std::fmt;
 
 use metako_core::Lsn;
 use metako_core::cluster::{
-    Action, DecisionKind, Journal, JournalPhase, OperatorCommand, Phase, SettingsChange, SyncRule, Writes,
+    Action, Journal, JournalPhase, OperatorCommand, Phase, SettingsChange, SyncRule, Writes,
 };
 use metako_core::plugin::{NodeReport, ReportedRole};
 
@@ -45,7 +45,7 @@ impl fmt::Display for LogEvent {
             Self::ServerLost { node, loss } => write!(f, "lost     {node}: {loss:?}"),
             Self::JournalSynced(journal) => write!(f, "journal  synced: {}", JournalText(journal)),
             Self::Decision(decision) => {
-                write!(f, "decision {} ", kind_name(decision.kind))?;
+                write!(f, "decision {} ", decision.kind.name())?;
                 if let Some(node) = &decision.node {
                     write!(f, "{node} ")?;
                 }
@@ -170,7 +170,7 @@ fn write_action(f: &mut fmt::Formatter<'_>, action: &Action) -> fmt::Result {
             }
         }
         Action::Publish { view } => write!(f, "action   publish view {}", view.version),
-        Action::Record { decision } => write!(f, "action   record {}", kind_name(decision.kind)),
+        Action::Record { decision } => write!(f, "action   record {}", decision.kind.name()),
     }
 }
 
@@ -337,18 +337,6 @@ fn shown(value: &str) -> String {
         None => after.find(char::is_whitespace).unwrap_or(after.len()),
     };
     format!("{before}password=(secret){}", &after[password..])
-}
-
-/// The kind of a decision, as the record writes it.
-pub(crate) fn kind_name(kind: DecisionKind) -> String {
-    let mut name = String::new();
-    for char in format!("{kind:?}").chars() {
-        if char.is_ascii_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(char.to_ascii_lowercase());
-    }
-    name
 }
 
 #[cfg(test)]

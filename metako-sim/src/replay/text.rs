@@ -6,8 +6,6 @@ use metako_core::Tick;
 use metako_core::record::What;
 use serde_json::{Value, json};
 
-use crate::log::kind_name;
-
 use super::{Blind, Decided, Difference, FieldDifference, Parted, Replay, WhatIf};
 
 /// Characters of a line of JSON that are shown to people.
@@ -64,7 +62,7 @@ fn notes(text: &mut String, notes: &[String]) {
 fn decision(decided: &Decided) -> String {
     let Decided { decision, .. } = decided;
     let node = decision.node.as_ref().map_or_else(String::new, |node| format!(" {node}"));
-    format!("{}{node}, epoch {}: {}", kind_name(decision.kind), decision.epoch, decision.reason)
+    format!("{}{node}, epoch {}: {}", decision.kind.name(), decision.epoch, decision.reason)
 }
 
 fn difference(text: &mut String, found: &Difference) {
