@@ -17,6 +17,8 @@ pub struct Cluster {
     acks: Option<u32>,
 }
 
+/// Of each node's log, when a test panics.
+const LINES_SHOWN: usize = 40;
 /// Of those who may log in.
 #[derive(Debug, Clone)]
 pub(super) struct Passwords {
@@ -166,6 +168,12 @@ fn streaming(upstream: &Node) -> Result<String, PlaygroundError> {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        // The folder goes with the logs, and they often tell what a test saw.
+        if std::thread::panicking() {
+            for node in &self.nodes {
+                eprintln!("--- the log of {} ends ---\n{}", node.name(), node.log_tail(LINES_SHOWN));
+            }
+        }
         for node in &self.nodes {
             if let Err(error) = node.kill_9_all() {
                 eprintln!("{error}");
