@@ -376,6 +376,28 @@ put_back_signal() {
     signal_removed=
 }
 
+# A standby that has a part of a record which begins before the fork and reaches into the next file of WAL asks for that
+# file only, and ends when it gets it. Without its own files from the fork on it asks for those as well. A cleanly
+# stopped primary needs its own: they hold its last checkpoint.
+drop_part_of_record() {
+    [ -n "$was_standby" ] || return 0
+    case $said in
+        *"no rewind required"*) ;;
+        *) return 0 ;;
+    esac
+    fork=$(printf '%s\n' "$said" | sed -n 's/.* diverged at WAL location \([0-9A-Fa-f]*\/[0-9A-Fa-f]*\) on timeline .*/\1/p')
+    size=$(control "Bytes per WAL segment")
+    case $fork:$size in
+        :* | *: | *:*[!0-9]*) return 0 ;;
+    esac
+    from=$(printf '%08X%08X' "0x${fork%/*}" "$((0x${fork#*/} / size))")
+    own=$(printf '%08X' "$timeline")
+    for file in "$PGDATA/pg_wal/$own"????????????????; do
+        [ -f "$file" ] || continue
+        [ "${file##*"/$own"}" \< "$from" ] || rm -f -- "$file"
+    done
+}
+
 # Whether it can follow after this.
 rewind() {
     if [ "$timeline" -eq "$primary_timeline" ]; then
@@ -397,7 +419,10 @@ rewind() {
     status=0
     said=$(pg_rewind --target-pgdata="$PGDATA" --source-server="$(primary_for metako_rewind) dbname=postgres" -R "$@" 2>&1) || status=$?
     say "$said"
-    [ "$status" -ne 0 ] || return 0
+    if [ "$status" -eq 0 ]; then
+        drop_part_of_record
+        return 0
+    fi
     case $said in
         *postmaster.pid*) later "the process of a PostgreSQL that ended is still there" ;;
     esac

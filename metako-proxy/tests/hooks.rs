@@ -13,14 +13,7 @@ use metako_proxy::playground::{Builder, Cluster, Node, until};
 
 const LIMIT: Duration = Duration::from_mins(2);
 /// Who follows the primary: no superuser, with the grants of docs/hooks.md, and a password that is hard to quote.
-const REJOINER: &str = r#"
-CREATE ROLE rejoiner REPLICATION LOGIN PASSWORD 'it''s \ "lion"';
-GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean) TO rejoiner;
-GRANT EXECUTE ON FUNCTION pg_stat_file(text, boolean) TO rejoiner;
-GRANT EXECUTE ON FUNCTION pg_read_binary_file(text) TO rejoiner;
-GRANT EXECUTE ON FUNCTION pg_read_binary_file(text, bigint, bigint, boolean) TO rejoiner;
-DO $$ BEGIN IF current_setting('server_version_num')::int >= 150000 THEN GRANT pg_checkpoint TO rejoiner; END IF; END $$;
-"#;
+const REJOINER: &str = r#"CREATE ROLE rejoiner REPLICATION LOGIN PASSWORD 'it''s \ "lion"'"#;
 
 /// A primary, its replicas, and calls of hooks for them.
 struct Bench {
@@ -34,6 +27,7 @@ impl Bench {
         let cluster = Cluster::start(builder).await.unwrap();
         let (old, new) = (cluster.node("node-1").clone(), cluster.nodes()[1 % cluster.nodes().len()].clone());
         old.sql(REJOINER).unwrap();
+        old.sql(&running::rewinding("rejoiner")).unwrap();
         old.sql("CREATE TABLE t (a int); INSERT INTO t VALUES (1)").unwrap();
         Self { cluster, old, new }
     }

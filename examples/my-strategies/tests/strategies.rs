@@ -102,6 +102,7 @@ impl NodeAccess for Replica {
             system_id: SystemId(1),
             version: 150_000,
             started_at: 0,
+            wal_segment_size: 16 << 20,
             timeline: TimelineId(1),
             role: ReportedRole::Standby {
                 received: Some(Lsn(1)),

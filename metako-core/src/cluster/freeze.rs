@@ -324,10 +324,9 @@ impl Controller {
         if let Some(why) = self.timeline_in_use() {
             return self.need_person(None, why);
         }
-        let Some((_, fork)) = choice.positions.iter().find(|(standby, _)| *standby == candidate).cloned()
-        else {
-            return;
-        };
+        // Its timeline begins where its last whole record ends, whatever it has of the next one.
+        let report = self.nodes.get(&candidate).and_then(|state| state.report.as_ref());
+        let Some(fork) = report.and_then(NodeReport::replayed) else { return };
         let followers: Vec<NodeName> = choice
             .positions
             .iter()

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::controller::Then;
 use super::node::Moment;
+use super::standbys::is_stranded;
 use super::work::Task;
 use super::{
     Action, Controller, DecisionKind, JournalPhase, Observed, Phase, Promotion, SavedSettings,
@@ -139,7 +140,9 @@ impl Controller {
             let held = self.slots.contains(&self.slot(&standby))
                 && self.freezable(&standby)
                 && self.report(&standby).is_some_and(|report| {
-                    settings::proof(report, &token).is_ok_and(|position| position <= fork)
+                    settings::proof(report, &token).is_ok()
+                        && report.replayed().is_some_and(|replayed| replayed <= fork)
+                        && !is_stranded(report, fork)
                 });
             if !repointed && held {
                 waiting = true;
@@ -167,10 +170,10 @@ impl Controller {
             return;
         };
         match settings::proof(report, &token) {
-            Ok(position) if position == fork => {}
+            Ok(_) if report.replayed() == Some(fork) => {}
             Ok(position) => {
                 let reason = format!(
-                    "{candidate} stood at {fork} when it was chosen and at {position} now: it is not promoted; look at all \
+                    "{candidate} had replayed all up to {fork} when it was chosen and stands at {position} now: it is not promoted; look at all \
                      nodes, then `metako adopt --primary NAME`"
                 );
                 return self.need_person(None, reason);

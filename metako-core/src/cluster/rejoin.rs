@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::controller::Then;
-use super::standbys::Course;
+use super::standbys::{Course, is_stranded};
 use super::work::{Lane, Task};
 use super::{
     Action, ActionFailure, Controller, DecisionKind, HookCall, HookKind, Phase, SettingsChange, settings,
@@ -83,7 +83,9 @@ impl Controller {
                 && !self.is_foreign(report)
                 && report.timeline.next() == course.timeline
                 // What it only received may be of a timeline that it does not tell yet.
-                && course.fork.is_some_and(|fork| report.replayed().is_some_and(|at| at > fork))
+                && course.fork.is_some_and(|fork| {
+                    report.replayed().is_some_and(|at| at > fork) || is_stranded(report, fork)
+                })
         });
         past && !self.is_tainted(node)
     }

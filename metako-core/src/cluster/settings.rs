@@ -82,9 +82,14 @@ pub(super) fn freeze(report: &NodeReport, token: &str) -> Result<SettingsChange,
     Ok(SettingsChange { set, resume_replay: true })
 }
 
+/// Whether a standby has replayed all whole records that it has; what it received beyond is a part of one.
+pub(super) fn is_at_end_of_wal(report: &NodeReport) -> bool {
+    matches!(&report.role, ReportedRole::Standby { startup_wait: Some(wait), .. } if AT_END_OF_WAL.contains(&wait.as_str()))
+}
+
 /// The position at which a standby is proven to stand still, or what the proof still lacks.
 pub(super) fn proof(report: &NodeReport, token: &str) -> Result<Lsn, String> {
-    let ReportedRole::Standby { receiver, receiver_process, startup_wait, .. } = &report.role else {
+    let ReportedRole::Standby { receiver, receiver_process, .. } = &report.role else {
         return Err("it is not in recovery".to_owned());
     };
     if setting(report, SLOT) != Some(token) {
@@ -101,7 +106,7 @@ pub(super) fn proof(report: &NodeReport, token: &str) -> Result<Lsn, String> {
     if receiver.is_some() || *receiver_process {
         return Err("its WAL receiver still runs".to_owned());
     }
-    if !startup_wait.as_deref().is_some_and(|wait| AT_END_OF_WAL.contains(&wait)) {
+    if !is_at_end_of_wal(report) {
         return Err("it has not replayed all WAL that it has".to_owned());
     }
     report.position().ok_or_else(|| "it reports no position".to_owned())

@@ -204,7 +204,6 @@ impl Controller {
 
     /// Why a standby's history may not be a part of the primary's.
     fn lineage_doubt(&self, standby: &NodeName, report: &NodeReport, course: Course) -> Option<String> {
-        let position = report.position();
         if self.is_tainted(standby) {
             return Some(
                 "it holds history that the cluster did not follow: it needs pg_rewind or a base backup"
@@ -229,15 +228,33 @@ impl Controller {
                 "it is on timeline {}, more than one behind {}, and metako does not know where those between began",
                 report.timeline, course.timeline
             )),
-            Some(fork) if position.is_none_or(|position| position > fork) => Some(format!(
-                "it reached {} on timeline {}, past {fork} where timeline {} began: it has diverged and needs pg_rewind or a \
-                 base backup",
-                position.map_or_else(|| "an unknown position".to_owned(), |position| position.to_string()),
-                report.timeline,
-                course.timeline
+            Some(fork) if is_stranded(report, fork) => Some(format!(
+                "of the record that begins at {fork}, where timeline {} began, it has a part that reaches into the next \
+                 file of WAL, and PostgreSQL would end there: hooks.rejoin helps; by hand, stop it, take the files of timeline \
+                 {} from that of {fork} on out of its pg_wal, and start it",
+                course.timeline, report.timeline
             )),
-            Some(_) => None,
+            Some(fork) => {
+                let reached = self.reached(report);
+                reached.is_none_or(|reached| reached > fork).then(|| {
+                    format!(
+                        "it reached {} on timeline {}, past {fork} where timeline {} began: it has diverged and needs \
+                         pg_rewind or a base backup",
+                        reached.map_or_else(|| "an unknown position".to_owned(), |reached| reached.to_string()),
+                        report.timeline,
+                        course.timeline
+                    )
+                })
+            }
         }
+    }
+
+    /// How far the whole records of a standby's history go. What it received and cannot replay is a part of a record; what
+    /// it has from the primary is of the primary's history.
+    fn reached(&self, report: &NodeReport) -> Option<Lsn> {
+        let primary = self.course().map(|(primary, _)| primary);
+        let from_primary = primary.is_some() && self.configured_upstream(report) == primary;
+        if settings::is_at_end_of_wal(report) || from_primary { report.replayed() } else { report.position() }
     }
 
     /// Why a standby may not serve reads for reasons of history.
@@ -293,4 +310,13 @@ impl Controller {
         journal.saved.retain(|name, _| !gone.contains(name));
         self.persist(journal, Then::GoOn);
     }
+}
+
+/// Whether a standby waits for the rest of a record whose beginning it has and which the timeline that began at `fork` has
+/// not, in a later file of WAL than that of `fork`. Pointed at the primary it asks for that later file, never for the one
+/// that holds the fork; when it gets it, it ends: `PANIC: could not open file "pg_wal/..."` (seen on PostgreSQL 15).
+pub(super) fn is_stranded(report: &NodeReport, fork: Lsn) -> bool {
+    settings::is_at_end_of_wal(report)
+        && report.replayed().is_some_and(|replayed| replayed <= fork)
+        && report.position().is_some_and(|position| position > fork && !report.in_one_segment(position, fork))
 }

@@ -59,12 +59,20 @@ pub struct NodeReport {
     /// `pg_postmaster_start_time()` in microseconds since 1970: an identity of the running server, never compared with a
     /// clock of ours.
     pub started_at: i64,
+    /// `wal_segment_size` in bytes.
+    #[serde(default = "usual_segment_size")]
+    pub wal_segment_size: u64,
     /// The timeline it writes (primary) or receives and replays (standby).
     pub timeline: TimelineId,
     /// Primary or standby, with what belongs to each.
     pub role: ReportedRole,
     /// From sending the question to the whole answer.
     pub latency: Duration,
+}
+
+/// What all but a few clusters have; records of earlier versions do not say.
+const fn usual_segment_size() -> u64 {
+    16 << 20
 }
 
 /// The role that a node has, by `pg_is_in_recovery()`.
@@ -134,6 +142,12 @@ impl NodeReport {
             ReportedRole::Primary { flushed, .. } => Some(*flushed),
             ReportedRole::Standby { received, replayed, .. } => (*received).max(*replayed),
         }
+    }
+
+    /// Whether two positions lie in one WAL segment; a position at its end is in the next one.
+    pub fn in_one_segment(&self, one: Lsn, other: Lsn) -> bool {
+        let segment = |at: Lsn| at.0.checked_div(self.wal_segment_size);
+        segment(one) == segment(other)
     }
 
     /// How far a standby has replayed, if it says so.

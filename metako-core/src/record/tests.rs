@@ -23,6 +23,7 @@ fn report(role: ReportedRole) -> NodeReport {
         system_id: SystemId(7_000_000_000_000_000_001),
         version: 150_020,
         started_at: 1_700_000_000_000_000,
+        wal_segment_size: 16 << 20,
         timeline: TimelineId(1),
         role,
         latency: Duration::from_micros(700),

@@ -45,7 +45,8 @@ SELECT pg_is_in_recovery() AS in_recovery,
   pg_last_wal_replay_lsn() AS replayed,
   CASE WHEN pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn() THEN 0
     ELSE (extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000000)::bigint
-    END AS replay_lag_us";
+    END AS replay_lag_us,
+  (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size') AS wal_segment_size";
 
 /// What the answer says, but for a standby's timeline where it has no receiver, and for the time that the answer took.
 #[derive(Debug, PartialEq)]
@@ -53,14 +54,15 @@ pub(super) struct Answer {
     pub(super) system_id: SystemId,
     pub(super) version: u32,
     pub(super) started_at: i64,
+    pub(super) wal_segment_size: u64,
     pub(super) timeline: Option<TimelineId>,
     pub(super) role: ReportedRole,
 }
 
 impl Answer {
     pub(super) fn into_report(self, timeline: TimelineId, latency: Duration) -> NodeReport {
-        let Self { system_id, version, started_at, role, .. } = self;
-        NodeReport { system_id, version, started_at, timeline, role, latency }
+        let Self { system_id, version, started_at, wal_segment_size, role, .. } = self;
+        NodeReport { system_id, version, started_at, wal_segment_size, timeline, role, latency }
     }
 }
 
@@ -111,6 +113,7 @@ pub(super) fn parse(rows: &[Row]) -> Result<Answer, ProbeFailure> {
     let received = columns.optional()?.map(position).transpose()?;
     let replayed = columns.optional()?.map(position).transpose()?;
     let replay_lag = columns.optional()?.map(microseconds).transpose()?;
+    let wal_segment_size = columns.parsed("wal_segment_size")?;
     let (timeline, role) = if in_recovery {
         let timeline = receiver.as_ref().map(|receiver| receiver.timeline);
         let settings = settings.ok_or_else(|| {
@@ -136,7 +139,7 @@ pub(super) fn parse(rows: &[Row]) -> Result<Answer, ProbeFailure> {
         };
         (Some(written.ok_or_else(|| missing("a timeline"))?), role)
     };
-    Ok(Answer { system_id, version, started_at, timeline, role })
+    Ok(Answer { system_id, version, started_at, wal_segment_size, timeline, role })
 }
 
 /// The timeline in the answer to IDENTIFY_SYSTEM: on a standby, the one that it replays.
@@ -219,7 +222,7 @@ mod tests {
 
     use super::*;
 
-    fn row(columns: &[Option<&str>; 17]) -> Row {
+    fn row(columns: &[Option<&str>; 18]) -> Row {
         columns.iter().map(|column| column.map(str::to_owned)).collect()
     }
 
@@ -244,6 +247,7 @@ mod tests {
             Some("0/3000060"),
             Some("0/3000000"),
             Some("1500000"),
+            Some("16777216"),
         ])
     }
 
@@ -316,7 +320,7 @@ mod tests {
         #[test]
         fn no_answer_makes_the_parser_panic(
             whole in any::<bool>(),
-            at in 0_usize..17,
+            at in 0_usize..18,
             text in prop::option::of(".{0,20}"),
             columns in 0_usize..20,
         ) {

@@ -249,6 +249,16 @@ pub(crate) fn hooks(cluster: &Cluster) -> String {
     cluster.hooks_yaml(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/hooks/local.sh"))
 }
 
+/// What lets a role be the one by which `pg_rewind` asks the primary; see docs/hooks.md.
+pub(crate) fn rewinding(role: &str) -> String {
+    format!(
+        "GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean),
+         pg_read_binary_file(text), pg_read_binary_file(text, bigint, bigint, boolean) TO {role};
+         DO $$ BEGIN IF current_setting('server_version_num')::int >= 150000 THEN GRANT pg_checkpoint TO {role}; END IF;
+         END $$"
+    )
+}
+
 /// Whether PostgreSQL's programs here include those that the hooks call. Says so where not.
 pub(crate) fn can_rejoin() -> bool {
     let folder = Programs::find(None).expect("PostgreSQL's programs").folder().to_owned();

@@ -9,6 +9,7 @@ use metako_core::plugin::{
 };
 
 use super::node::{Node, Received};
+use super::wal::SEGMENT_BYTES;
 use super::{Cluster, SyncNames};
 use crate::chance::Purpose;
 use crate::message::{ANSWER_MICROS, Answer};
@@ -102,7 +103,15 @@ fn report(cluster: &Cluster, stage: &Stage, index: usize, latency: Duration) -> 
     let started_at = TIME_BASE.saturating_add_unsigned(node.started.0);
     let (timeline, role) =
         if node.primary { (node.wal.timeline(), primary_role(node)) } else { standby_role(node, stage) };
-    NodeReport { system_id: node.system_id, version: VERSION, started_at, timeline, role, latency }
+    NodeReport {
+        system_id: node.system_id,
+        version: VERSION,
+        started_at,
+        wal_segment_size: SEGMENT_BYTES,
+        timeline,
+        role,
+        latency,
+    }
 }
 
 fn primary_role(node: &Node) -> ReportedRole {

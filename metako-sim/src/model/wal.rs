@@ -3,7 +3,7 @@
 use metako_core::{Epoch, Lsn, Tick, TimelineId};
 
 /// A segment is 16 MiB, as PostgreSQL's default.
-const SEGMENT_BYTES: u64 = 16 << 20;
+pub(super) const SEGMENT_BYTES: u64 = 16 << 20;
 
 /// What a record holds. No two records that were written apart are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

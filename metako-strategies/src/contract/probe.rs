@@ -109,6 +109,7 @@ fn report(primary: bool) -> NodeReport {
         system_id: SystemId(7),
         version: 150_000,
         started_at: 1,
+        wal_segment_size: 16 << 20,
         timeline: TimelineId(1),
         role,
         latency: Duration::from_millis(1),

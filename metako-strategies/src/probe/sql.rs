@@ -75,6 +75,7 @@ mod tests {
             system_id: SystemId(7),
             version: 150_000,
             started_at: 1,
+            wal_segment_size: 16 << 20,
             timeline: TimelineId(3),
             role,
             latency: Duration::from_millis(2),

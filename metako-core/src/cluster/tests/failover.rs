@@ -8,7 +8,7 @@ use crate::{Epoch, Lsn, TimelineId};
 fn the_most_advanced_standby_is_promoted_and_the_other_follows_it() {
     let mut lab = Lab::steady(settings());
     lab.kill("a");
-    lab.fake("b").received = Some(Lsn(2000));
+    lab.fake("b").reach(Lsn(2000));
     lab.pass(2000);
     assert_eq!(lab.primary(), Some("b"), "{:?}", lab.controller);
     assert_eq!(lab.view.epoch, Epoch(2));
@@ -78,7 +78,7 @@ fn a_receive_position_that_went_back_after_a_restart_does_not_hide_what_was_repl
 fn the_policy_may_prefer_a_node_that_is_behind_but_it_is_not_taken() {
     let mut lab = Lab::steady(settings());
     lab.kill("a");
-    lab.fake("b").received = Some(Lsn(2000));
+    lab.fake("b").reach(Lsn(2000));
     lab.pass(2000);
     let vetoes = lab.said(DecisionKind::Vetoed);
     assert!(
@@ -93,7 +93,7 @@ fn a_most_advanced_standby_that_may_not_be_promoted_holds_writes() {
     never.nodes[1].priority = Priority::Never;
     let mut lab = Lab::steady(never);
     lab.kill("a");
-    lab.fake("b").received = Some(Lsn(2000));
+    lab.fake("b").reach(Lsn(2000));
     lab.pass(10_000);
     assert!(lab.did("promote").is_empty());
     assert!(
@@ -112,7 +112,7 @@ fn a_receiver_that_is_still_connecting_means_not_frozen() {
     let mut lab = Lab::steady(settings());
     lab.kill("a");
     lab.fake("c").connecting = true;
-    lab.fake("c").received = Some(Lsn(9000));
+    lab.fake("c").reach(Lsn(9000));
     lab.pass(2000);
     assert_eq!(lab.phase(), "freezing");
     assert!(lab.held().unwrap().contains("c should be frozen as well"), "{:?}", lab.held());
@@ -147,7 +147,7 @@ fn a_position_that_moves_after_the_choice_starts_it_again() {
         }
         lab.pass(1);
     }
-    lab.fake("b").received = Some(Lsn(1500));
+    lab.fake("b").reach(Lsn(1500));
     lab.pass(2000);
     assert_eq!(lab.primary(), Some("b"), "not the one that was chosen first");
     assert_eq!(lab.disk.as_ref().unwrap().fork, Some(Lsn(1500)));
@@ -469,10 +469,8 @@ fn a_node_that_becomes_primary_again_is_measured_by_its_new_timeline() {
     let mut lab = Lab::steady(settings());
     lab.fake("a").replayed = Lsn(9000);
     lab.pass(1100);
-    lab.fake("b").received = Some(Lsn(1000));
-    lab.fake("c").received = Some(Lsn(1000));
-    lab.fake("b").replayed = Lsn(1000);
-    lab.fake("c").replayed = Lsn(1000);
+    lab.fake("b").reach(Lsn(1000));
+    lab.fake("c").reach(Lsn(1000));
     lab.kill("a");
     lab.fake("b").settings.insert("primary_conninfo".to_owned(), String::new());
     lab.pass(3000);

@@ -181,6 +181,12 @@ impl Fake {
         }
     }
 
+    /// It has, and has replayed, all up to there.
+    pub(super) fn reach(&mut self, position: Lsn) {
+        self.received = Some(position);
+        self.replayed = position;
+    }
+
     pub(super) fn position(&self) -> Lsn {
         self.received.unwrap_or_default().max(self.replayed)
     }

@@ -343,6 +343,7 @@ impl Lab {
                 }
                 if !fake.primary {
                     fake.primary = true;
+                    fake.received = None;
                     fake.timeline = fake.timeline.next();
                 }
                 done(*id)
@@ -386,8 +387,8 @@ impl Lab {
             {
                 let fake = self.nodes.get_mut(&name).unwrap();
                 fake.timeline = fake.timeline.max(upstream.timeline);
-                fake.received = Some(upstream.position().max(fake.position()));
-                fake.replayed = fake.received.unwrap();
+                fake.received = Some(upstream.position());
+                fake.replayed = upstream.replayed;
             }
         }
     }
@@ -400,7 +401,7 @@ impl Lab {
             .filter(|fake| !fake.primary && fake.reachable_by_others && !fake.connecting)?;
         let port = if fake.deaf { 5001 } else { fake.upstream_port()? };
         let upstream = self.nodes.values().find(|other| other.port == port && other.port != fake.port)?;
-        let follows = upstream.timeline >= fake.timeline && upstream.position() >= fake.position();
+        let follows = upstream.timeline >= fake.timeline && upstream.position() >= fake.replayed;
         (upstream.reachable_by_others && follows && upstream.system_id == fake.system_id).then_some(upstream)
     }
 
@@ -493,6 +494,7 @@ impl Lab {
             system_id: fake.system_id,
             version: 150_020,
             started_at: fake.started_at,
+            wal_segment_size: 16 << 20,
             timeline: fake.timeline,
             role,
             latency: Duration::from_millis(1),

@@ -67,8 +67,7 @@ fn a_standby_past_the_fork_is_rejoined() {
     lab.kill("a");
     lab.pass(5000);
     assert_eq!(lab.primary(), Some("c"));
-    lab.fake("b").received = Some(Lsn(50_000));
-    lab.fake("b").replayed = Lsn(50_000);
+    lab.fake("b").reach(Lsn(50_000));
     lab.revive("b");
     lab.pass(10_000);
     assert_eq!(lab.view.node("b").unwrap().upstream, Some("c".into()), "{:?}", lab.controller);

@@ -139,10 +139,7 @@ impl Lab {
                 fake.setting("primary_slot_name") == token && fake.setting("primary_conninfo").is_empty()
             })
             .collect();
-        assert!(
-            frozen.iter().any(|(name, fake)| *name == candidate && fake.position() == *fork),
-            "{frozen:?}"
-        );
+        assert!(frozen.iter().any(|(name, fake)| *name == candidate && fake.replayed == *fork), "{frozen:?}");
         if let crate::cluster::SyncRule::Quorum { acks, voters } = &former.sync {
             let standing = frozen.iter().filter(|(name, _)| voters.contains(name)).count();
             assert!(standing > voters.len() - acks, "{standing} of {voters:?} stand still");

@@ -1,10 +1,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fake::{Line, eager, node, settings, synchronous};
-use super::lab::Lab;
+use super::fake::{Line, eager, hooked, node, settings, synchronous};
+use super::lab::{Lab, Treat};
 use crate::cluster::{Action, DecisionKind, Event, ReadFitness};
-use crate::config::NoVoter;
+use crate::config::{ClusterSettings, NoVoter};
 use crate::{Lsn, TimelineId};
 
 fn unfit(lab: &Lab, name: &str) -> String {
@@ -40,7 +40,7 @@ fn a_standby_that_missed_the_failover_is_repointed_when_it_is_not_past_the_fork(
 #[test]
 fn a_standby_past_the_fork_is_left_alone_and_serves_no_reads() {
     let mut lab = after_failover_without_b();
-    lab.fake("b").received = Some(Lsn(50_000));
+    lab.fake("b").reach(Lsn(50_000));
     lab.fake("b").line = Line::Up;
     lab.pass(10_000);
     assert!(lab.did("repoint").is_empty());
@@ -49,10 +49,61 @@ fn a_standby_past_the_fork_is_left_alone_and_serves_no_reads() {
     assert_eq!(lab.said(DecisionKind::Refused).len(), 1, "said once: {:?}", lab.said(DecisionKind::Refused));
 }
 
+/// A record of the primary is cut off: what b and c have of it reaches `received`. a died, c is primary on timeline 2.
+fn after_a_cut_record(received: Lsn, settings: ClusterSettings) -> Lab {
+    let mut lab = Lab::steady(settings);
+    lab.treat.insert("rejoin", Treat::Keep);
+    for name in ["b", "c"] {
+        lab.fake(name).received = Some(received);
+    }
+    lab.kill("a");
+    lab.pass(3000);
+    assert_eq!(lab.primary(), Some("c"));
+    assert_eq!(lab.disk.as_ref().unwrap().fork, Some(Lsn(1000)), "where the last whole record ends");
+    lab
+}
+
+#[test]
+fn a_part_of_a_record_is_no_history() {
+    let mut lab = after_a_cut_record(Lsn(9000), settings());
+    assert_eq!(lab.fake("b").timeline, TimelineId(2));
+    assert!(lab.said(DecisionKind::Refused).is_empty(), "{:?}", lab.said(DecisionKind::Refused));
+    lab.kill("c");
+    lab.pass(3000);
+    assert_eq!(
+        lab.primary(),
+        Some("b"),
+        "although the new timeline was shorter than what was received before"
+    );
+}
+
+#[test]
+fn a_standby_with_a_part_of_a_record_in_the_next_segment_is_not_sent_into_its_end() {
+    let mut lab = after_a_cut_record(Lsn(16 << 20), settings());
+    lab.pass(60_000);
+    assert!(lab.did("repoint").is_empty());
+    assert!(unfit(&lab, "b").contains("hooks.rejoin helps"), "{}", unfit(&lab, "b"));
+    assert_eq!(lab.said(DecisionKind::Refused).len(), 1, "said once: {:?}", lab.said(DecisionKind::Refused));
+}
+
+#[test]
+fn a_standby_with_a_part_of_a_record_in_the_next_segment_is_rejoined() {
+    let lab = after_a_cut_record(Lsn(16 << 20), hooked(settings()));
+    let nodes: Vec<String> = lab
+        .did("rejoin")
+        .iter()
+        .filter_map(|action| match action {
+            Action::Hook { call, .. } => Some(call.node.to_string()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(nodes, ["a", "b"]);
+}
+
 #[test]
 fn the_fork_is_remembered_over_a_restart() {
     let mut lab = after_failover_without_b();
-    lab.fake("b").received = Some(Lsn(50_000));
+    lab.fake("b").reach(Lsn(50_000));
     lab.fake("b").line = Line::Up;
     lab.restart();
     lab.pass(5000);

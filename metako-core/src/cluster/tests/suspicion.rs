@@ -288,7 +288,7 @@ fn a_standby_that_was_gone_before_is_not_awaited() {
 #[test]
 fn a_standby_that_said_it_lost_the_primary_is_awaited_although_its_last_probe_timed_out() {
     let mut lab = Lab::steady(settings());
-    lab.fake("b").received = Some(Lsn(2000));
+    lab.fake("b").reach(Lsn(2000));
     lab.fake("c").line = Line::Silent;
     // c's probe is on its way when a dies, so that its next one is the last to be answered.
     lab.pass(1010);

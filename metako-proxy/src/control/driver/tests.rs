@@ -71,6 +71,7 @@ impl NodeAccess for Access {
             system_id: SystemId(7),
             version: 150_018,
             started_at: i64::try_from(self.number).unwrap(),
+            wal_segment_size: 16 << 20,
             timeline: TimelineId(1),
             role: if self.name.as_str().starts_with("primary") {
                 ReportedRole::Primary {
