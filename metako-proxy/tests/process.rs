@@ -21,18 +21,14 @@ fn configuration(extra: &str) -> String {
     format!("listen: {{listen}}\nstate_dir: {{state_dir}}\n{NODE}\n{extra}\n")
 }
 
-fn logged(metako: &Metako, what: &str) {
-    eventually(what, || if metako.log().contains(what) { Ok(()) } else { Err(metako.log()) });
-}
-
 #[test]
 fn a_reload_changes_the_level_and_the_interval_of_the_report() {
     let metako = Metako::start(&configuration("log: { level: error, report_interval: 1h }"));
     metako.rewrite(&configuration("log: { level: info, report_interval: 1s }"));
     let reloaded = metako.command(&["reload"]);
     assert!(reloaded.status.success(), "{}", text(&reloaded.stderr));
-    logged(&metako, "configuration reloaded");
-    logged(&metako, "cluster main: unavailable");
+    metako.wait_logged("configuration reloaded");
+    metako.wait_logged("cluster main: unavailable");
     assert!(!metako.log().contains('\x1b'), "a file is no terminal:\n{}", metako.log());
 }
 
@@ -145,9 +141,9 @@ fn a_second_signal_ends_the_wait_for_clients() {
     let metako = Metako::start(&configuration("limits: { login_timeout: 10m }"));
     let slow = std::net::TcpStream::connect(("127.0.0.1", metako.port)).unwrap();
     metako.signal(Signal::SIGTERM);
-    logged(&metako, "asked to stop");
+    metako.wait_logged("asked to stop");
     metako.signal(Signal::SIGTERM);
-    logged(&metako, "asked a second time");
+    metako.wait_logged("asked a second time");
     assert!(metako.stop());
     drop(slow);
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use metako_proxy::playground::Cluster;
+use nix::sys::signal::Signal;
 use running::{Metako, eventually, text};
 use tokio::task::JoinHandle;
 use tokio_postgres::{AsyncMessage, Client, Config, Error, NoTls};
@@ -288,6 +289,35 @@ fn a_commit_in_flight_is_not_cancelled_where_its_client_is_sent_away() {
     eventually("it is committed once a standby has it", || {
         if bench.is_on_the_primary(row) { Ok(()) } else { Err("it waits".to_owned()) }
     });
+}
+
+#[test]
+fn a_commit_in_flight_is_unknown_to_its_client_when_metako_stops() {
+    for (way, cancelled) in [(Way::Explicit, false), (Way::Simple, true)] {
+        let mut bench = Bench::start("strict", "");
+        let (told, reader) = (bench.connect(), bench.connect());
+        let read = bench.runtime.spawn({
+            let client = Arc::clone(&reader.client);
+            async move { client.batch_execute("select count(*) from generate_series(1, 100000000000)").await }
+        });
+        bench.cluster.node("node-2").freeze().unwrap();
+        let (row, commit, process) = bench.begin_commit(&told, way);
+        bench.metako.signal(Signal::SIGTERM);
+        bench.metako.wait_logged("asked to stop");
+        bench.metako.signal(Signal::SIGTERM);
+        assert_eq!(code(&bench.end(commit).expect_err("metako stops")), "08007", "{way:?}");
+        assert_eq!(code(&bench.end(read).expect_err("metako stops")), "57P01");
+        let waits =
+            format!("select count(*) from pg_stat_activity where pid = {process} and wait_event = 'SyncRep'");
+        eventually("a COMMIT goes on, and another statement is cancelled", || {
+            let waits = bench.direct(&waits);
+            if (waits == "0") == cancelled { Ok(()) } else { Err(waits) }
+        });
+        bench.cluster.node("node-2").thaw().unwrap();
+        eventually("it is committed in the end", || {
+            if bench.is_on_the_primary(row) { Ok(()) } else { Err("it waits".to_owned()) }
+        });
+    }
 }
 
 #[test]

@@ -31,11 +31,23 @@ pub enum Loss {
 }
 
 impl Session {
+    /// Whether anything can be said to the client: nothing can in the middle of a message of its server.
+    pub fn can_be_told(&self, server: &Server) -> bool {
+        !server.framer.inside_frame() || server.swallow_rest || self.is_holding_back()
+    }
+
+    /// Whether something is awaited that changes data, or may, without a COMMIT that is still to come: if its answer
+    /// does not, nobody knows whether it took effect.
+    pub fn is_undecided(&self, server: &Server) -> bool {
+        let in_block = server.status != TransactionStatus::Idle;
+        (server.replies.outstanding() > 0 || server.replies.unsynced())
+            && (self.open.may_commit || (self.open.may_change && !in_block))
+    }
+
     /// The server of this session is gone. Appends to `to_client` what the client is told: exactly one error and one
     /// ReadyForQuery for each that it waits for.
     pub fn lose(&mut self, server: &mut Server, cx: &LossCx<'_>, to_client: &mut Vec<u8>) -> Loss {
-        if server.framer.inside_frame() && !server.swallow_rest && !self.is_holding_back() {
-            // Part of a message was given; nothing can be said in the middle of it.
+        if !self.can_be_told(server) {
             return Loss::Close;
         }
         if server.replies.front() == Some(&Owed::Metako(Asked::Question)) {
@@ -45,9 +57,7 @@ impl Session {
         let (outstanding, unsynced) = (server.replies.outstanding(), server.replies.unsynced());
         let in_block = server.status != TransactionStatus::Idle;
         if let Some(reason) = self.pinned() {
-            let is_unknown = (outstanding > 0 || unsynced)
-                && (self.open.may_commit || (self.open.may_change && !in_block));
-            if let Some(report) = lost_for_good(reason, is_unknown, cx) {
+            if let Some(report) = lost_for_good(reason, self.is_undecided(server), cx) {
                 write::error_response(to_client, &report);
             }
             return Loss::Close;

@@ -121,8 +121,11 @@ impl<E: Env> ClientTask<E> {
     async fn close_with<T>(&mut self, report: &Report) -> Result<T, Gone> {
         let output = &mut self.side.output;
         write::error_response(output.bytes(), report);
-        // As far as the client listens; it is not waited for longer than a moment.
-        let _ = Box::pin(tokio::time::timeout(std::time::Duration::from_secs(1), self.flush())).await;
+        // As far as the client listens; it is not waited for longer than a moment. Whether the client is to end does not
+        // matter any more.
+        let stream = &mut self.side.stream;
+        let said = poll_fn(|cx| output.poll_flush(stream, cx));
+        let _ = Box::pin(tokio::time::timeout(std::time::Duration::from_secs(1), said)).await;
         Err(Gone)
     }
 

@@ -36,7 +36,7 @@ use self::relay::{End, Relay};
 use super::Core;
 use super::acquire::{First, Wanted, try_acquire};
 use super::buffers::Outbox;
-use super::client::greeting::{self, say_behind, stopping};
+use super::client::greeting::{self, broken_off, say_behind, stopping};
 use super::clients::{Handle, Key, deliver};
 use super::pools::{Lease, Who};
 use super::waiting::{Gone, Waiter, wait};
@@ -181,16 +181,6 @@ fn welcome(out: &mut Vec<u8>, notices: &Notices, reported: &[(String, String)], 
     let ready = out.split_off(out.len() - READY);
     out.extend_from_slice(&notices.last);
     out.extend_from_slice(&ready);
-}
-
-/// What a client is told that metako parts from its server; nothing, where `failover.unknown_outcome` says so. `unknown` is
-/// how to report what may have been committed, if anything may.
-fn broken_off(report: Report, unknown: Option<UnknownOutcome>) -> Option<Report> {
-    let Some(unknown) = unknown else { return Some(report) };
-    let told = Report::fatal(unknown.sqlstate()?, report.message).with_detail(
-        "Whether the statement that was not answered took effect is not known: it was not cancelled.",
-    );
-    Some(told.with_hint("Connect again, and look before repeating it: it may have been committed."))
 }
 
 /// What a client is told whose server is gone; nothing, where `failover.unknown_outcome` says so.

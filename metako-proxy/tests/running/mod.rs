@@ -141,6 +141,11 @@ impl Metako {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
+    /// Waits until its log has that.
+    pub(crate) fn wait_logged(&self, what: &str) {
+        eventually(what, || if self.log().contains(what) { Ok(()) } else { Err(self.log()) });
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> nix::unistd::Pid {
         nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"))

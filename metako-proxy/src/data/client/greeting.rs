@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
+use metako_core::config::UnknownOutcome;
 use metako_core::pool::Variant;
 use metako_core::session::{ApplicationName, FLOOR_OPTIONS, check_startup};
 use metako_core::wire::sqlstate;
@@ -155,6 +156,15 @@ pub(in crate::data) async fn say_behind<S: AsyncRead + AsyncWrite + Unpin>(
 /// What a client is told that has to go because metako stops.
 pub(in crate::data) fn stopping() -> Report {
     Report::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection: metako is shutting down")
+}
+
+/// What a client is told that metako parts from its server; nothing, where `failover.unknown_outcome` says so. `unknown` is
+/// how to report what may have been committed, if anything may.
+pub(in crate::data) fn broken_off(report: Report, unknown: Option<UnknownOutcome>) -> Option<Report> {
+    let Some(unknown) = unknown else { return Some(report) };
+    let told = Report::fatal(unknown.sqlstate()?, report.message)
+        .with_detail("Whether the statement that was not answered took effect is not known.");
+    Some(told.with_hint("Connect again, and look before repeating it: it may have been committed."))
 }
 
 impl<E: Env> ClientTask<E> {

@@ -10,7 +10,7 @@ use metako_core::session::{Loss, LossCx, block_opened};
 use metako_core::wire::sqlstate;
 use metako_core::wire::write::Report;
 
-use super::greeting::stopping;
+use super::greeting::{broken_off, stopping};
 use super::steady::Serving;
 use super::{ClientTask, Gone};
 use crate::data::clients::deliver;
@@ -24,7 +24,7 @@ const REPEATS_MAX: usize = 4;
 impl<E: Env> ClientTask<E> {
     /// Does what the end of a unit asks for. Gives another server if it is to be repeated there.
     pub(super) async fn after(&mut self, end: End, served: Serving<E>) -> Result<Option<Serving<E>>, Gone> {
-        let Serving { lease, read, repeats, mut avoid, .. } = served;
+        let Serving { mut lease, read, repeats, mut avoid, .. } = served;
         match end {
             End::Released => {
                 self.side.session.release();
@@ -73,8 +73,17 @@ impl<E: Env> ClientTask<E> {
                 self.close_with(&block_opened()).await
             }
             End::Stopped => {
-                drop(lease);
-                self.close_with(&stopping()).await
+                let server = &lease.conn().server;
+                let undecided = self.side.session.is_undecided(server);
+                let can_be_told = self.side.session.can_be_told(server);
+                let unknown = self.core.settings.load().config.cluster.failover.unknown_outcome;
+                let report = broken_off(stopping(), undecided.then_some(unknown));
+                let told = match report.filter(|_| can_be_told) {
+                    Some(report) => self.close_with(&report).await,
+                    None => Err(Gone),
+                };
+                self.abandon(lease).await;
+                told
             }
             End::ClientGone | End::TimedOut(_) => {
                 self.abandon(lease).await;
