@@ -222,7 +222,9 @@ fn the_table_of_bad_days_is_whole_and_all_that_it_names_exists() {
         named.extend(tests);
     }
     assert_eq!(rows.count(), 70);
-    for file in ["bad_days", "deaths", "exhaustion", "partitions", "stalls", "strangers", "failover"] {
+    for file in
+        ["bad_days", "deaths", "exhaustion", "partitions", "stalls", "strangers", "failover", "limits"]
+    {
         let text = page(&format!("metako-proxy/tests/{file}.rs"));
         for test in text.split("#[test]\nfn ").skip(1) {
             let name = format!("real/{file}::{}", test.split('(').next().unwrap());

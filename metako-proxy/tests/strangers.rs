@@ -161,3 +161,25 @@ fn an_old_primary_with_rows_of_its_own_is_rewound_and_nobody_sees_them() {
     day.clients.all_go_on();
     day.end(&primary);
 }
+
+#[test]
+fn another_cluster_in_the_place_of_the_primary_gets_nothing_although_nobody_decides() {
+    let day = Day::begin(None);
+    let output = day.metako.command(&["pause"]);
+    assert!(output.status.success(), "{output:?}");
+    let node = day.node("node-1");
+    node.stop(StopMode::Fast).unwrap();
+    let stranger = Swapped::start(node, day.cluster.superuser_password());
+    day.status("it is seen for what it is", |status| {
+        status["reason"].to_string().contains("system identifier")
+    });
+    stranger.assert_untouched();
+    assert!(day.clients.errors().iter().all(|error| !error.contains("42P01")), "its table is not there");
+    stranger.put_back();
+    let output = day.metako.command(&["resume"]);
+    assert!(output.status.success(), "{output:?}");
+    day.status("node-1 serves again", |status| status["primary"] == "node-1");
+    day.clients.all_go_on();
+    assert!(day.clients.errors().iter().all(|error| !error.contains("42P01")), "its table is not there");
+    day.end("node-1");
+}

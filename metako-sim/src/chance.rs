@@ -52,6 +52,8 @@ pub enum Purpose {
     Manager,
     /// Whose disk stands still in a random scenario.
     Stall,
+    /// Who recovers without an end in a random scenario.
+    Recover,
 }
 
 /// One draw, without state: equal arguments give equal bits.

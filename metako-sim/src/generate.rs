@@ -60,8 +60,22 @@ pub fn scenario(seed: u64, nodes: &[&str], menu: Menu) -> Scenario {
 
 /// The same scenario, and the disk of a node stands still for a while as well: the primary's, often, and long enough to be
 /// replaced, often. Shifts no other fault.
-pub fn with_stall(mut scenario: Scenario, nodes: &[&str]) -> Scenario {
-    let mut dice = Dice { purpose: Purpose::Stall, chance: Chance::new(scenario.seed), drawn: 0 };
+pub fn with_stall(scenario: Scenario, nodes: &[&str]) -> Scenario {
+    with_one_more(scenario, nodes, Purpose::Stall, Fault::Stall)
+}
+
+/// The same scenario, and a node recovers for a while as well: the primary, often. Shifts no other fault.
+pub fn with_recovery(scenario: Scenario, nodes: &[&str]) -> Scenario {
+    with_one_more(scenario, nodes, Purpose::Recover, Fault::Recover)
+}
+
+fn with_one_more(
+    mut scenario: Scenario,
+    nodes: &[&str],
+    purpose: Purpose,
+    fault: fn(Target) -> Fault,
+) -> Scenario {
+    let mut dice = Dice { purpose, chance: Chance::new(scenario.seed), drawn: 0 };
     let at = Duration::from_millis(dice.between(2_000, 6_000));
     let longest = u64::try_from(HEALED.saturating_sub(at).as_millis()).unwrap_or(0);
     let lasting =
@@ -70,7 +84,7 @@ pub fn with_stall(mut scenario: Scenario, nodes: &[&str]) -> Scenario {
     scenario.faults.push(FaultSpec {
         at: HumanDuration(at),
         lasting: Some(HumanDuration(Duration::from_millis(lasting))),
-        fault: Fault::Stall(target),
+        fault: fault(target),
     });
     scenario
 }

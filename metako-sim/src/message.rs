@@ -55,8 +55,8 @@ pub(crate) enum Body {
     Call { call: CallId, server_run: u32, lingers: bool, request: Request },
     /// A node answers the control plane.
     Answer { call: CallId, answer: Answer },
-    /// A client's write or read.
-    Query { ticket: Ticket, server_run: u32, write: bool },
+    /// A client's write or read; `vouched` tells whether the connection is to a run of the server that clients may be sent to.
+    Query { ticket: Ticket, server_run: u32, write: bool, vouched: bool },
     /// A node answers a client.
     QueryAnswer { ticket: Ticket, answer: QueryAnswer },
     /// The node's kernel closed all connections of that run.
@@ -109,8 +109,10 @@ pub(crate) enum Answer {
 /// How a server answers a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum QueryAnswer {
-    /// Committed, or read.
-    Done { primary: bool, timeline: TimelineId },
+    /// Committed, or read; commits up to `visible` could be seen.
+    Done { primary: bool, timeline: TimelineId, visible: Lsn },
+    /// The connection was opened, and is to a run of the server that clients may not be sent to: nothing was sent.
+    Stranger,
     /// 25006: nothing happened.
     ReadOnly,
     /// Nothing listens: nothing happened.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use metako_core::cluster::DecisionKind;
 use metako_core::config::FailoverMode;
 use metako_core::{NodeName, Tick};
-use metako_sim::generate::{Menu, scenario, with_stall};
+use metako_sim::generate::{Menu, scenario, with_recovery, with_stall};
 use metako_sim::log::{ClientEvent, Entry, LogEvent, NodeChange};
 use metako_sim::scenario::{Bounds, Expect, Scenario};
 use metako_sim::{Outcome, run};
@@ -194,6 +194,23 @@ fn disks_that_stall_among_faults_break_no_rule() {
     }
 }
 
+/// A primary that recovers is given no more than a few seconds.
+fn hasty(configuration: &str) -> String {
+    let changed = configuration.replace("failover: { ", "failover: { start_timeout: 4s, ");
+    assert_ne!(changed, configuration);
+    changed
+}
+
+#[test]
+fn recoveries_without_an_end_among_faults_break_no_rule() {
+    let menu = Menu { faults_max: 2, proxy: true, operator: false, manager: false };
+    let recoveries = |scenario| with_recovery(scenario, &NODES);
+    for configuration in [SYNCHRONOUS, ASYNCHRONOUS, HOOKED, OBSERVED] {
+        let broken = broken_with(&hasty(configuration), 7_000..7_050, menu, recoveries);
+        assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
+    }
+}
+
 /// Hooks that are given up while they are at work on their host.
 fn impatient(configuration: &str) -> String {
     let changed = configuration
@@ -243,6 +260,21 @@ fn whom_others_promote_among_faults_is_followed_and_no_node_is_changed() {
     assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
 }
 
+#[test]
+fn what_is_read_of_a_strict_primary_among_faults_is_what_a_failover_keeps() {
+    let unsplit = format!("{HOOKED}load_balancer: {{ split: off }}\n");
+    let menu = Menu { faults_max: 2, proxy: true, operator: true, manager: false };
+    let broken = broken_with(&unsplit, 6_000..6_060, menu, with_restart);
+    assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
+}
+
+/// A primary that recovers what nobody else has, among whatever else happens.
+fn with_restart(mut scenario: Scenario) -> Scenario {
+    let restart = support::scenario(include_str!("../scenarios/primary-restarts.yaml"));
+    scenario.faults.extend(restart.faults);
+    scenario
+}
+
 /// Seeds that found a fault once, with what it was.
 #[test]
 fn seeds_that_once_broke_stay_well() {
@@ -273,6 +305,7 @@ fn by_hand() {
         "hooked-two" => &HOOKED.replace("any 1", "any 2"),
         "hooked-two-degrade" => &HOOKED.replace("any 1", "{ mode: quorum, acks: 2, on_no_voter: degrade }"),
         "synchronous" => SYNCHRONOUS,
+        "unsplit" => &format!("{HOOKED}load_balancer: {{ split: off }}\n"),
         "observed" => OBSERVED,
         _ => ASYNCHRONOUS,
     };
@@ -282,8 +315,12 @@ fn by_hand() {
         operator: var("OPERATOR", "1") == "1",
         manager: var("MANAGER", "0") == "1",
     };
-    let stalls = var("STALLS", "0") == "1";
-    let change = |scenario| if stalls { with_stall(scenario, &NODES) } else { scenario };
+    let (stalls, recoveries) = (var("STALLS", "0") == "1", var("RECOVERIES", "0") == "1");
+    let change = |scenario| {
+        let scenario = if stalls { with_stall(scenario, &NODES) } else { scenario };
+        if recoveries { with_recovery(scenario, &NODES) } else { scenario }
+    };
+    let configuration = if recoveries { &*hasty(configuration) } else { configuration };
     let broken = broken_with(configuration, seeds, menu, change);
     println!("{} broken:\n{}", broken.len(), broken.join("\n"));
 }

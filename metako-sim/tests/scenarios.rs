@@ -14,9 +14,11 @@ const PRIMARY_DIES_ASYNCHRONOUS: &str = include_str!("../scenarios/primary-dies-
 const PROXY_CUT_OFF: &str = include_str!("../scenarios/proxy-cut-off.yaml");
 const PRIMARY_FREEZES: &str = include_str!("../scenarios/primary-freezes.yaml");
 const DISK_STALLS: &str = include_str!("../scenarios/disk-stalls.yaml");
+const RECOVERS_FOR_EVER: &str = include_str!("../scenarios/recovers-for-ever.yaml");
 const SOMEBODY_PROMOTES: &str = include_str!("../scenarios/somebody-promotes.yaml");
 const STALE_PRIMARY_AT_START: &str = include_str!("../scenarios/stale-primary-at-start.yaml");
 const OLD_PRIMARY_RETURNS: &str = include_str!("../scenarios/old-primary-returns.yaml");
+const PRIMARY_RESTARTS: &str = include_str!("../scenarios/primary-restarts.yaml");
 const SWITCHOVER: &str = include_str!("../scenarios/switchover.yaml");
 const SWITCHOVER_PRIMARY_DIES: &str = include_str!("../scenarios/switchover-primary-dies.yaml");
 
@@ -104,8 +106,34 @@ fn a_primary_whose_disk_is_slow_is_not_replaced() {
 }
 
 #[test]
+fn a_primary_that_recovers_for_ever_is_replaced() {
+    met(SYNCHRONOUS, RECOVERS_FOR_EVER);
+    met(ASYNCHRONOUS, RECOVERS_FOR_EVER);
+}
+
+#[test]
+fn a_primary_that_recovers_in_time_is_not_replaced() {
+    let soon = RECOVERS_FOR_EVER.replace("for: 310s", "for: 290s").replace("failovers: 1", "failovers: 0");
+    let soon =
+        soon.replace("primary: [pg2, pg3], replicas_streaming: 1", "primary: [pg1], replicas_streaming: 2");
+    met(SYNCHRONOUS, &soon);
+    met(ASYNCHRONOUS, &soon);
+}
+
+#[test]
 fn an_old_primary_that_returns_gets_no_traffic() {
     met(SYNCHRONOUS, OLD_PRIMARY_RETURNS);
+}
+
+#[test]
+fn what_a_primary_recovers_is_seen_when_a_voter_has_it() {
+    // So that reads go to the primary.
+    let unsplit = format!("{SYNCHRONOUS}load_balancer: {{ split: off }}\n");
+    for outcome in met(&unsplit, PRIMARY_RESTARTS) {
+        let text = outcome.log.text();
+        assert!(text.contains("0 of the 1 standbys that must have its WAL"), "{text}");
+        assert!(outcome.facts.reads > 1_000, "{:?}", outcome.facts);
+    }
 }
 
 #[test]

@@ -70,6 +70,7 @@ fn all_witnesses_needs_all_of_them_and_time() {
         witnesses: WitnessCount { configured: lost + unseen, fresh: 0, lost, unseen },
         silent_after: Duration::from_secs(2),
         stalled_after: Duration::from_secs(10),
+        start_timeout: None,
         restart_grace: Duration::ZERO,
         failure_threshold: 3,
     };
@@ -103,6 +104,7 @@ impl NodeAccess for Replica {
             version: 150_000,
             started_at: 0,
             wal_segment_size: 16 << 20,
+            checkpointer: None,
             timeline: TimelineId(1),
             role: ReportedRole::Standby {
                 received: Some(Lsn(1)),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::failover::Failover;
 use super::node::{Moment, NodeState};
 use super::rejoin::Rejoins;
+use super::restart::Gate;
 use super::survival::{Survey, Survival};
 use super::switchover::{Drain, Planned};
 use super::sync::SyncStep;
@@ -96,12 +97,17 @@ pub struct Controller {
     /// The slots that the Prepare in flight creates: those that were sent, whatever is known since.
     pub(super) preparing: BTreeSet<String>,
     pub(super) sync_step: Option<SyncStep>,
+    /// Why clients are not sent to the primary, which was started anew.
+    #[serde(default)]
+    pub(super) gate: Option<Gate>,
     /// The rule that the setting in flight is of.
     pub(super) setting_sync: Option<SyncRule>,
     /// When metako's value was last taken from the primary's `synchronous_standby_names`.
     pub(super) sync_reset: Option<Moment>,
     /// Nodes that show as primaries on a later timeline, and when that was first seen.
     pub(super) claims: BTreeMap<NodeName, Moment>,
+    /// When the primary's position was last noted in the journal.
+    pub(super) noted: Option<Tick>,
     /// Since when the primary is known to be well; replicas are not stale before.
     pub(super) well_since: Tick,
     pub(super) now: Tick,
@@ -118,10 +124,13 @@ pub struct Controller {
 }
 
 /// A failover that a person asks for.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Forced {
     /// To whom, if somebody was named.
     pub(super) to: Option<NodeName>,
+    /// Whatever the most advanced standby lacks.
+    #[serde(default)]
+    pub(super) allow_data_loss: bool,
 }
 
 /// A journal on its way to disk, and what follows when it is there.
@@ -189,8 +198,10 @@ impl Controller {
             slots: BTreeSet::new(),
             preparing: BTreeSet::new(),
             sync_step: None,
+            gate: None,
             setting_sync: None,
             claims: BTreeMap::new(),
+            noted: None,
             well_since: now,
             now,
             wake: None,
@@ -510,6 +521,7 @@ impl fmt::Debug for Controller {
             .field("looking", &self.looking)
             .field("promotions", &self.promotions)
             .field("sync_step", &self.sync_step)
+            .field("gate", &self.gate)
             .field("slots", &self.slots)
             .field("work", &self.work)
             .field("nodes", &self.nodes)

@@ -232,6 +232,7 @@ impl Controller {
             saved: BTreeMap::new(),
             displaced: Vec::new(),
             floor: None,
+            reached: None,
             paused: false,
             sync_names: BTreeMap::new(),
             observed: Observed {
@@ -239,6 +240,7 @@ impl Controller {
                 rivals: Vec::new(),
                 away: false,
             },
+            run: None,
         };
         if let Some(former) = self.journal.as_ref().filter(|former| former.system_id == system_id) {
             journal.saved.clone_from(&former.saved);
@@ -251,6 +253,7 @@ impl Controller {
                 // Once a candidate is chosen the rule is the one for its epoch.
                 if !matches!(former.phase, JournalPhase::Promoting { .. }) {
                     journal.sync = former.sync.clone();
+                    journal.run = former.run;
                 }
             }
             let tried = former.attempts.iter().map(|attempt| attempt.node.clone());
@@ -280,6 +283,7 @@ impl Controller {
         // Nothing goes to the former one from here on, however long the journal takes.
         self.forget_planned("another primary is adopted");
         (self.stuck, self.doubted, self.confirmed) = (None, None, false);
+        self.gate = None;
         (self.away, self.restored, self.returned, self.forced) = (false, false, None, None);
         self.phase = Phase::Discovering { reason: reason.to_owned() };
         if let Some(state) = self.nodes.get_mut(primary) {
@@ -318,7 +322,8 @@ impl Controller {
         } else {
             Phase::Steady { primary: primary.clone() }
         };
-        if self.view().primary() != Some(&primary) {
+        self.watch_run(&primary);
+        if self.gate.is_none() && self.view().primary() != Some(&primary) {
             self.record(DecisionKind::Opened, Some(&primary), reason);
         }
         self.apply_waiting_settings();

@@ -68,6 +68,8 @@ pub enum ServerLoss {
     TimedOut,
     /// A write was refused because the node is in recovery.
     ReadOnly,
+    /// It lets clients in, and is not the run of the server that the view vouches for.
+    Stranger,
 }
 
 /// What an action brought.
@@ -108,6 +110,9 @@ pub enum OperatorCommand {
     Failover {
         /// Which; `None` is the best.
         to: Option<NodeName>,
+        /// Also where the most advanced standby lacks more than `failover.max_lag_on_failover` allows.
+        #[serde(default)]
+        allow_data_loss: bool,
     },
     /// Decide nothing from now on: no failover, no change of any node.
     Pause,

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::controller::Forced;
 use super::node::Moment;
 use super::witness::Witness;
 use super::work::Lane;
@@ -71,6 +72,7 @@ impl Controller {
                 state.listed = Some(now);
             }
         }
+        self.watch_run(primary);
     }
 
     pub(super) fn step_steady(&mut self) {
@@ -96,7 +98,7 @@ impl Controller {
             (Some(Ok(())) | None, _) => {}
         }
         let busy = if self.observes() { self.watch_others(&primary) } else { self.forget_observed() };
-        if busy {
+        if busy || self.pass_gate(&primary) {
             return;
         }
         self.reconcile_standbys();
@@ -104,6 +106,7 @@ impl Controller {
         self.reconcile_displaced();
         self.clean_up(&primary);
         self.step_planned(&primary);
+        self.note_reached();
     }
 
     /// Looks closely at the primary: only probes after `since` count from now on.
@@ -178,8 +181,8 @@ impl Controller {
             return self.step_awaiting(&primary, since, evidence.kind);
         }
         if let Some(forced) = self.forced.take() {
-            return match self.veto_for_person(&primary) {
-                None => self.begin_failover(&primary, "an operator asked for it", forced.to),
+            return match self.veto_for_person(&primary, forced.allow_data_loss) {
+                None => self.begin_failover(&primary, "an operator asked for it", forced),
                 Some(why) => {
                     let reason = format!("no failover, although an operator asked for it: {why}");
                     self.record(DecisionKind::Aborted, Some(&primary), reason);
@@ -195,7 +198,7 @@ impl Controller {
                 self.say_suspect(reason);
             }
             Assessment::FailOver { reason } => match self.veto(&evidence, since) {
-                None => self.begin_failover(&primary, &reason, None),
+                None => self.begin_failover(&primary, &reason, Forced::default()),
                 Some(veto) => self.refuse(&primary, &reason, veto),
             },
         }
@@ -260,7 +263,7 @@ impl Controller {
     /// The evidence of probes after `since`; `None` while the primary has no failed probe of that time.
     fn evidence(&self, primary: &NodeName, since: Moment) -> Option<Evidence> {
         let state = self.nodes.get(primary).filter(|state| state.answered_after(since))?;
-        let (kind, standing_since) = state.failing?;
+        let (kind, standing_since) = state.charge()?;
         let mut witnesses = WitnessCount::default();
         for standby in self.all_but(primary) {
             witnesses.configured += 1;
@@ -280,6 +283,7 @@ impl Controller {
             witnesses,
             silent_after: failover.silent_after,
             stalled_after: failover.stalled_after,
+            start_timeout: failover.start_timeout,
             restart_grace: if synchronous { Duration::ZERO } else { failover.async_restart_grace },
             failure_threshold: self.settings.failure_threshold,
         })
@@ -304,10 +308,12 @@ impl Controller {
 
     fn veto(&self, evidence: &Evidence, since: Moment) -> Option<Veto> {
         self.veto_of_evidence(evidence, since)
+            .or_else(|| veto_of_patience(evidence))
             .or_else(|| self.veto_of_mode())
             .or_else(|| self.veto_of_history(evidence, since))
             .or_else(|| self.veto_of_budget())
             .or_else(|| self.veto_of_candidates(&evidence.primary, since))
+            .or_else(|| self.veto_of_lag(&evidence.primary, since))
     }
 
     /// What holds whoever decides: a primary that may be alive is not replaced by force.
@@ -413,7 +419,7 @@ impl Controller {
     }
 
     /// Why not even a person's word can begin a failover now.
-    pub(super) fn veto_for_person(&self, primary: &NodeName) -> Option<String> {
+    pub(super) fn veto_for_person(&self, primary: &NodeName, allow_data_loss: bool) -> Option<String> {
         let since = self.suspected;
         let Some(evidence) = self.evidence(primary, since) else {
             return Some(format!("{primary} answers, as far as is known: see `metako switchover`"));
@@ -425,7 +431,8 @@ impl Controller {
         let veto = self
             .veto_of_evidence(&evidence, since)
             .or_else(|| self.veto_of_history(&evidence, since))
-            .or_else(|| self.veto_of_candidates(primary, since))?;
+            .or_else(|| self.veto_of_candidates(primary, since))
+            .or_else(|| self.veto_of_lag(primary, since).filter(|_| !allow_data_loss))?;
         Some(veto.into_reason())
     }
 
@@ -483,6 +490,24 @@ impl Controller {
 
     pub(super) fn is_foreign(&self, report: &NodeReport) -> bool {
         self.journal.as_ref().is_some_and(|journal| journal.system_id != report.system_id)
+    }
+}
+
+/// One that starts is alive, and soon has all that it had: whatever the policy wants, it has the time that the configuration
+/// gives it. A person need not wait for that.
+fn veto_of_patience(evidence: &Evidence) -> Option<Veto> {
+    if evidence.kind != PrimaryEvidence::Starting {
+        return None;
+    }
+    let primary = &evidence.primary;
+    match evidence.start_timeout {
+        None => Some(Veto::Evidence(format!(
+            "{primary} is starting or recovering, and is waited for without end (failover.start_timeout: none)"
+        ))),
+        Some(limit) if evidence.standing < limit => Some(Veto::Evidence(format!(
+            "{primary} is starting or recovering, and has {limit:?} for that (failover.start_timeout)"
+        ))),
+        Some(_) => None,
     }
 }
 

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::controller::Then;
+use super::controller::{Forced, Then};
 use super::freeze::Choice;
 use super::node::Moment;
 use super::witness::Witness;
 use super::work::{Lane, Task};
 use super::{Action, Controller, DecisionKind, JournalPhase, Phase, settings};
 use crate::plugin::{NodeReport, PrimaryEvidence};
-use crate::{Lsn, NodeName, Tick};
+use crate::{Lsn, NodeName, Tick, TimelineId};
 
 /// What is known of the running failover besides the journal. All of it can be found out again after a restart.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -71,28 +71,34 @@ impl Failover {
 }
 
 impl Controller {
-    /// The evidence is enough: a new epoch begins, writes are held from this call on. `wished` is promoted if nothing is
-    /// lost by that.
-    pub(super) fn begin_failover(&mut self, old: &NodeName, reason: &str, wished: Option<NodeName>) {
-        let Some(standbys) = self.begin_fencing(old, None) else { return };
+    /// The evidence is enough: a new epoch begins, writes are held from this call on. Who was asked for is promoted if nothing
+    /// is lost by that.
+    pub(super) fn begin_failover(&mut self, old: &NodeName, reason: &str, asked: Forced) {
+        let reached = self.reached().filter(|_| !asked.allow_data_loss);
+        let Some(standbys) = self.begin_fencing(old, None, reached) else { return };
         self.record(
             DecisionKind::FailoverBegun,
             Some(old),
             format!("{reason}. Writes are held; {old} is fenced, then {standbys} are frozen and the most advanced is promoted"),
         );
         if let Some(failover) = &mut self.failover {
-            failover.wished = wished;
+            failover.wished = asked.to;
         }
         self.phase = Phase::Fencing { old: old.clone(), since: self.now };
     }
 
-    /// Begins the epoch in which `old` is replaced, by nobody who has less than `floor`, and names the standbys that are to be
-    /// frozen.
-    pub(super) fn begin_fencing(&mut self, old: &NodeName, floor: Option<Lsn>) -> Option<String> {
+    /// Begins the epoch in which `old` is replaced, by nobody who has less than `floor`, or too much less than what `old`
+    /// `reached`, and names the standbys that are to be frozen.
+    pub(super) fn begin_fencing(
+        &mut self,
+        old: &NodeName,
+        floor: Option<Lsn>,
+        reached: Option<(TimelineId, Lsn)>,
+    ) -> Option<String> {
         let mut journal = self.journal.clone()?;
         journal.epoch = self.next_epoch();
         journal.phase = JournalPhase::Fencing;
-        journal.floor = floor;
+        (journal.floor, journal.reached) = (floor, reached);
         let expected: Vec<NodeName> = self
             .all_but(old)
             .into_iter()
@@ -108,6 +114,7 @@ impl Controller {
         self.looking = None;
         self.planned = None;
         self.doubted = None;
+        self.gate = None;
         self.failover = Some(Failover::begun(old, self.suspected, expected));
         self.persist(journal, Then::GoOn);
         Some(standbys)

@@ -250,6 +250,10 @@ impl Controller {
                 "the last transaction before the switchover ended at {floor}, and nobody on timeline {timeline} has it"
             ));
         }
+        let holder = frozen.iter().find(|(standby, at)| *at == most && on_it(standby));
+        if let Some(why) = holder.and_then(|(standby, at)| self.frozen_lack(standby, *at)) {
+            return Err(why);
+        }
         let mut electable: Vec<Electable> = frozen
             .iter()
             .filter(|(standby, _)| self.unelectable(standby, self.report(standby)).is_none())

@@ -103,7 +103,24 @@ impl Controller {
         if let Some(doubt) = self.doubtful(&node.name, report) {
             return Some(doubt);
         }
+        if let Some(upstream) = self.misled(report) {
+            return Some(format!("it follows {upstream}, which does not follow the primary"));
+        }
         self.stale(&node.name, lag)
+    }
+
+    /// Whom a standby on an earlier timeline takes its WAL from, or is about to, if that does not follow the primary: before
+    /// the next look it may have got past where the present timeline began.
+    fn misled(&self, report: &NodeReport) -> Option<NodeName> {
+        let (primary, course) = self.course()?;
+        if report.timeline >= course.timeline {
+            return None;
+        }
+        let streams = report
+            .streaming_receiver()
+            .and_then(|receiver| self.node_at(&receiver.sender_host, receiver.sender_port));
+        let mut upstreams = [streams, self.configured_upstream(report)].into_iter().flatten();
+        upstreams.find(|upstream| *upstream != primary && !self.in_good_order(upstream, &primary, course))
     }
 
     /// Why a standby of the right history is too old to read from.

@@ -16,11 +16,13 @@
 //! | `discovery` | who is primary when that is not known |
 //! | `evidence`, `witness` | suspicion, the policy's judgement and the core's vetoes, what standbys say of the primary |
 //! | `failover`, `freeze`, `promote` | fence, freeze and choose, promote and verify |
+//! | `lag` | how far the primary was known to be, and how much of that a standby may lack |
 //! | `switchover` | a change of primary that somebody asked for, up to the stop of the old one |
 //! | `observe` | following whom others promote |
 //! | `operator` | what a person asks for: whether it may be, and what would happen |
 //! | `rejoin` | former primaries and diverged standbys, back by a hook |
 //! | `standbys`, `sync` | standbys and synchronous replication while a primary serves |
+//! | `restart` | a primary that was started anew while commits wait for standbys |
 //! | `settings`, `conninfo` | what is set on nodes, and the proof that a frozen one is frozen |
 //! | `health`, `views` | what the data plane and people see |
 //! | `survival` | how many failures the cluster would survive now |
@@ -36,6 +38,7 @@ mod evidence;
 mod failover;
 mod freeze;
 mod health;
+mod lag;
 mod node;
 mod observe;
 mod operator;
@@ -45,6 +48,7 @@ mod promote;
 mod reconfigure;
 mod record;
 mod rejoin;
+mod restart;
 mod settings;
 mod standbys;
 mod survival;
@@ -64,4 +68,4 @@ pub use operator::Plan;
 pub use phase::Phase;
 pub use record::{Attempt, Decision, DecisionKind, Journal, JournalPhase, Observed, SavedSettings, SyncRule};
 pub use survival::Survival;
-pub use view::{ClusterView, Health, NodeView, ObservedRole, ReadFitness, Writes};
+pub use view::{ClusterView, Health, NodeView, ObservedRole, ReadFitness, Vouched, Writes};

@@ -40,6 +40,8 @@ pub(super) struct NodeState {
     pub(super) failing: Option<(PrimaryEvidence, Tick)>,
     /// Since when they all are failures that prove no life, whatever else they say.
     pub(super) unwell: Option<Tick>,
+    /// Since when it has said that it starts or recovers, and nothing from which it would follow that it was up between.
+    starting: Option<Tick>,
     /// Good answers in a row.
     pub(super) successes: u32,
     /// When it was last seen streaming.
@@ -59,6 +61,7 @@ impl NodeState {
                 self.failures = 0;
                 self.failing = None;
                 self.unwell = None;
+                self.starting = None;
                 self.successes += 1;
                 // What a standby streamed before it was a primary, or before it was restarted, says nothing of it now.
                 if self.report.as_ref().is_none_or(|former| {
@@ -81,6 +84,21 @@ impl NodeState {
                     self.unwell = None;
                 } else {
                     self.unwell.get_or_insert(sent);
+                }
+                match kind {
+                    PrimaryEvidence::Starting => {
+                        self.starting.get_or_insert(sent);
+                    }
+                    // Only one that is up says so.
+                    PrimaryEvidence::Full
+                    | PrimaryEvidence::NoLogin
+                    | PrimaryEvidence::WriteStalled
+                    | PrimaryEvidence::InRecovery
+                    | PrimaryEvidence::Healthy => self.starting = None,
+                    PrimaryEvidence::Refused
+                    | PrimaryEvidence::Silent
+                    | PrimaryEvidence::ShuttingDown
+                    | PrimaryEvidence::Unclear => {}
                 }
                 if self.failing.is_none_or(|(known, _)| known != kind) {
                     self.failing = Some((kind, sent));
@@ -121,6 +139,16 @@ impl NodeState {
     /// Whether the last answer, good or bad, is to a probe that was asked for after that moment.
     pub(super) fn answered_after(&self, moment: Moment) -> bool {
         self.answer.as_ref().is_some_and(|answer| answer.id.0 > moment.0)
+    }
+
+    /// What the failures say, and since when, for who judges them: one that recovers again and again has done so since the
+    /// first time, whatever it said between.
+    pub(super) fn charge(&self) -> Option<(PrimaryEvidence, Tick)> {
+        let (kind, since) = self.failing?;
+        match kind {
+            PrimaryEvidence::Starting => Some((kind, self.starting.unwrap_or(since))),
+            _ => Some((kind, since)),
+        }
     }
 
     /// The failure that the last answer is, if it is one.

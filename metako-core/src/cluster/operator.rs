@@ -43,7 +43,9 @@ impl Controller {
                 Ok(self.plan(Some(node), vec![format!("writes go to {node}, in a new epoch")]))
             }
             OperatorCommand::Switchover { to } => self.examine_switchover(to.as_ref()),
-            OperatorCommand::Failover { to } => self.examine_failover(to.as_ref()),
+            OperatorCommand::Failover { to, allow_data_loss } => {
+                self.examine_failover(to.as_ref(), *allow_data_loss)
+            }
             OperatorCommand::Pause => match &self.phase {
                 Phase::Steady { .. } if self.planned.is_none() => {
                     if let Some(node) = self.hooked_node() {
@@ -76,7 +78,7 @@ impl Controller {
                 let (what, node) = match &command {
                     OperatorCommand::Adopt(node) => ("adopt", Some(node)),
                     OperatorCommand::Switchover { to } => ("switchover", to.as_ref()),
-                    OperatorCommand::Failover { to } => ("failover", to.as_ref()),
+                    OperatorCommand::Failover { to, .. } => ("failover", to.as_ref()),
                     OperatorCommand::Pause => ("pause", None),
                     OperatorCommand::Resume => ("resume", None),
                 };
@@ -89,9 +91,12 @@ impl Controller {
                 self.adopt(&node, &format!("an operator says that {node} is the primary"));
             }
             (OperatorCommand::Switchover { .. }, Some(to)) => self.plan_switchover(to),
-            (OperatorCommand::Failover { to }, _) => {
+            (OperatorCommand::Failover { to, .. }, _) if matches!(self.phase, Phase::Freezing { .. }) => {
+                self.accept_loss(to);
+            }
+            (OperatorCommand::Failover { to, allow_data_loss }, _) => {
                 let Some(primary) = self.phase_primary().cloned() else { return };
-                self.forced = Some(Forced { to });
+                self.forced = Some(Forced { to, allow_data_loss });
                 self.suspect(&primary, self.moment());
             }
             (OperatorCommand::Pause, _) => self.set_paused(true),
@@ -124,6 +129,9 @@ impl Controller {
         let primary = primary.clone();
         if let Some(report) = self.report(&primary) {
             self.stuck = self.judge(&primary, report).err();
+        }
+        if self.stuck.is_none() && self.pass_gate(&primary) {
+            return;
         }
         self.release_frozen(&primary);
     }
@@ -247,36 +255,43 @@ impl Controller {
         steps
     }
 
-    fn examine_failover(&self, to: Option<&NodeName>) -> Result<Plan, String> {
+    fn examine_failover(&self, to: Option<&NodeName>, allow_data_loss: bool) -> Result<Plan, String> {
         let primary = match &self.phase {
+            Phase::Freezing { old, .. } if allow_data_loss => old,
             Phase::Suspect { primary, .. }
             | Phase::ManualNeeded { primary: Some(primary), .. }
             | Phase::Paused { primary }
             | Phase::Steady { primary } => primary,
             phase => return Err(format!("the cluster is {}: no primary is to be replaced", phase.name())),
         };
-        if let Some(why) = self.veto_for_person(primary) {
+        if let Some(to) = to.filter(|to| self.node(to).is_none() || *to == primary) {
+            return Err(format!("{to} is no standby of {primary}"));
+        }
+        if matches!(self.phase, Phase::Freezing { .. }) {
+            self.may_accept_loss()?;
+            let mut steps =
+                vec!["the most advanced frozen standby is promoted, whatever it lacks".to_owned()];
+            steps.extend(self.stuck.clone());
+            return Ok(self.plan(to, steps));
+        }
+        if let Some(why) = self.veto_for_person(primary, allow_data_loss) {
             return Err(why);
         }
         let able = |standby: &NodeName| self.unelectable(standby, self.heard_after(standby, self.suspected));
-        if let Some(to) = to {
-            if self.node(to).is_none() || to == primary {
-                return Err(format!("{to} is no standby of {primary}"));
-            }
-            if let Some(why) = able(to) {
-                return Err(format!("{to} {why}"));
-            }
+        if let Some((to, why)) = to.and_then(|to| Some((to, able(to)?))) {
+            return Err(format!("{to} {why}"));
         }
         let able: Vec<NodeName> =
             self.all_but(primary).into_iter().filter(|standby| able(standby).is_none()).collect();
         let candidate = to.cloned().or_else(|| self.first_of(&able));
-        let steps = vec![
+        let mut steps = vec![
             format!(
                 "writes are held, and {primary} is fenced: commits without an answer are reported as unknown"
             ),
             "the standbys are frozen, and the most advanced is promoted".to_owned(),
             format!("{primary} gets no traffic until it follows"),
         ];
+        steps.extend(self.foreseen_loss(primary, self.suspected));
         Ok(self.plan(candidate.as_ref(), steps))
     }
 

@@ -95,6 +95,7 @@ impl Controller {
     fn probe_interval(&self) -> Duration {
         let calm = self.settings.interval;
         match &self.phase {
+            Phase::Steady { .. } | Phase::Paused { .. } if self.gate.is_some() => calm.min(SUSPECT_INTERVAL),
             Phase::Steady { .. } if self.looking.is_none() => {
                 if self.sync_step.is_none() {
                     calm

@@ -10,6 +10,7 @@ use super::{
     Action, Controller, DecisionKind, JournalPhase, Observed, Phase, Promotion, SavedSettings,
     SettingsChange, SyncRule, settings,
 };
+use crate::plugin::NodeReport;
 use crate::{Lsn, NodeName, Tick, TimelineId};
 
 /// How long a promotion is awaited and asked for before a person is called.
@@ -294,8 +295,11 @@ impl Controller {
         journal.fork = Some(fork);
         journal.attempts.clear();
         journal.floor = None;
+        journal.reached = None;
         journal.primary = candidate.clone();
         journal.observed = Observed::default();
+        // Enough voters have the first commit, and with it all that was before.
+        journal.run = self.report(candidate).map(NodeReport::run);
         // What failed with the former primary may go well with this one.
         self.rejoins.clear();
         self.persist(journal, Then::Serve);

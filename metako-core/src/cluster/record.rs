@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::plugin::ServerRun;
 use crate::{Epoch, Lsn, NodeName, SystemId, TimelineId};
 
 /// The controller's memory. Written and synced before the action that it announces.
@@ -41,6 +42,10 @@ pub struct Journal {
     /// promoted.
     #[serde(default)]
     pub floor: Option<Lsn>,
+    /// How far the primary was known to be, and on which timeline: noted now and then while it serves, and when its
+    /// replacement begins. `None` where that is not known or does not matter, or where a person said that it may be lost.
+    #[serde(default)]
+    pub reached: Option<(TimelineId, Lsn)>,
     /// An operator paused automatic decisions.
     #[serde(default)]
     pub paused: bool,
@@ -50,6 +55,10 @@ pub struct Journal {
     /// What is remembered where others promote.
     #[serde(default)]
     pub observed: Observed,
+    /// The run of the primary's server whose rows enough voters are known to have, as far as `sync` asks for that: clients are
+    /// sent to no other.
+    #[serde(default)]
+    pub run: Option<ServerRun>,
 }
 
 /// What is remembered of the primary where others promote (`failover.mode: observe`).
@@ -139,6 +148,8 @@ pub enum DecisionKind {
     Suspected,
     /// The suspicion was lifted.
     Cleared,
+    /// The primary's server was started anew, and clients wait until enough standbys have what it has.
+    Restarted,
     /// A failover begins.
     FailoverBegun,
     /// A policy's proposal was refused.
@@ -187,6 +198,7 @@ impl DecisionKind {
             Self::Adopted => "adopted",
             Self::Suspected => "suspected",
             Self::Cleared => "cleared",
+            Self::Restarted => "restarted",
             Self::FailoverBegun => "failover_begun",
             Self::Vetoed => "vetoed",
             Self::Frozen => "frozen",
@@ -222,6 +234,7 @@ mod tests {
             DecisionKind::Adopted,
             DecisionKind::Suspected,
             DecisionKind::Cleared,
+            DecisionKind::Restarted,
             DecisionKind::FailoverBegun,
             DecisionKind::Vetoed,
             DecisionKind::Frozen,

@@ -193,7 +193,7 @@ impl Controller {
             && self.now.since(since) >= LEFT_BEHIND
     }
 
-    fn in_good_order(&self, upstream: &NodeName, primary: &NodeName, course: Course) -> bool {
+    pub(super) fn in_good_order(&self, upstream: &NodeName, primary: &NodeName, course: Course) -> bool {
         self.report(upstream).is_some_and(|report| {
             !report.is_primary()
                 && !self.is_foreign(report)
@@ -235,7 +235,7 @@ impl Controller {
                 course.timeline, report.timeline
             )),
             Some(fork) => {
-                let reached = self.reached(report);
+                let reached = self.end_of_records(report);
                 reached.is_none_or(|reached| reached > fork).then(|| {
                     format!(
                         "it reached {} on timeline {}, past {fork} where timeline {} began: it has diverged and needs \
@@ -251,7 +251,7 @@ impl Controller {
 
     /// How far the whole records of a standby's history go. What it received and cannot replay is a part of a record; what
     /// it has from the primary is of the primary's history.
-    fn reached(&self, report: &NodeReport) -> Option<Lsn> {
+    fn end_of_records(&self, report: &NodeReport) -> Option<Lsn> {
         let primary = self.course().map(|(primary, _)| primary);
         let from_primary = primary.is_some() && self.configured_upstream(report) == primary;
         if settings::is_at_end_of_wal(report) || from_primary { report.replayed() } else { report.position() }

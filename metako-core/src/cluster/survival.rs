@@ -56,6 +56,7 @@ pub(super) struct Survey {
 
 /// A standby, as it would be found after the primary's failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about a standby, not one state")]
 struct Standby {
     name: NodeName,
     /// It would say that it lost the primary's stream.
@@ -64,6 +65,8 @@ struct Standby {
     freezable: bool,
     /// It is on the cluster's timeline, so that it can follow whoever is promoted.
     follows: bool,
+    /// It lacks more than may be lost without a person's word.
+    lags: bool,
     /// Why it could not be promoted.
     unelectable: Option<String>,
     reach: Reach,
@@ -87,6 +90,8 @@ enum Lack<'a> {
         need: usize,
     },
     Candidate,
+    /// Only those that are too far behind would be left.
+    Current,
     /// Only this one, which cannot be promoted, would have the last WAL.
     Last(&'a Standby),
     Followers(usize),
@@ -177,6 +182,8 @@ impl Survey {
             let level = freezable().filter(electable).filter(|standby| standby.reach >= ahead.reach);
             harms.push((level.count(), Lack::Last(ahead)));
         }
+        let current = freezable().filter(|standby| standby.follows && !standby.lags);
+        harms.push((current.count(), Lack::Current));
         let (least, mut lack) =
             harms.into_iter().min_by_key(|(losses, _)| *losses).unwrap_or((0, Lack::Witness));
         let patient = (0..least).find_map(|lost| Some((lost, assess(testifying.saturating_sub(lost))?)));
@@ -200,6 +207,9 @@ impl fmt::Display for Lack<'_> {
                  commit could be missed"
             ),
             Self::Candidate => f.write_str("no standby would be left that can be promoted"),
+            Self::Current => f.write_str(
+                "only standbys would be left that are further behind than failover.max_lag_on_failover allows",
+            ),
             Self::Last(standby) => write!(
                 f,
                 "only {}, which {}, might have the last WAL",
@@ -314,6 +324,7 @@ impl Controller {
                     && !self.work.busy(&Lane::Host(name.clone()))
                     && settings::freeze(report, &settings::token(self.epoch)).is_ok()
             }),
+            lags: report.is_some_and(|report| self.lags(&name, primary, report)),
             follows: report.is_some_and(|report| Some(report.timeline) == timeline),
             unelectable: self.unelectable(&name, report),
             reach: if source == Source::Nowhere { Reach::At(position) } else { Reach::Streams },
@@ -333,6 +344,7 @@ impl Controller {
                 witnesses: WitnessCount { configured, fresh: 0, lost, unseen: configured - lost },
                 silent_after: failover.silent_after,
                 stalled_after: failover.stalled_after,
+                start_timeout: failover.start_timeout,
                 restart_grace: failover.async_restart_grace,
                 failure_threshold: self.settings.failure_threshold,
             };

@@ -163,7 +163,7 @@ impl Controller {
     fn begin_stop(&mut self, old: &NodeName, to: &NodeName, drained: Moment, end: Lsn) {
         self.drain = None;
         self.suspected = drained;
-        let Some(_) = self.begin_fencing(old, Some(end)) else { return };
+        let Some(_) = self.begin_fencing(old, Some(end), None) else { return };
         if let Some(failover) = &mut self.failover {
             failover.planned = true;
             failover.wished = Some(to.clone());

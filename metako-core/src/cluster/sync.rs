@@ -14,7 +14,7 @@ use super::node::Moment;
 use super::work::{Lane, Task};
 use super::{Action, Controller, DecisionKind, Journal, SyncRule, settings};
 use crate::config::NoVoter;
-use crate::plugin::{ReportedRole, Sender};
+use crate::plugin::{NodeReport, ReportedRole, Sender, ServerRun};
 use crate::{Lsn, NodeName};
 
 /// A voter that does not stream for so long is gone: commits do not wait for it any more, if there are enough others.
@@ -28,10 +28,14 @@ pub(super) struct SyncStep {
     set: Option<Moment>,
     /// The primary's position when the setting was first seen: voters must pass it.
     mark: Option<Lsn>,
+    /// Of which run of the primary's server that was: another one may hold more that nobody has confirmed.
+    #[serde(default)]
+    run: Option<ServerRun>,
 }
 
 /// What a primary reports of synchronous replication.
 struct SyncReport {
+    run: ServerRun,
     names: String,
     flushed: Lsn,
     senders: Vec<Sender>,
@@ -185,7 +189,7 @@ impl Controller {
     fn bring_into_force(&mut self, rule: SyncRule, primary: &NodeName, report: &SyncReport) {
         let names = settings::sync_names(&self.settings, &rule);
         let step = self.sync_step.take().filter(|step| step.rule == rule);
-        let mut step = step.unwrap_or(SyncStep { rule: rule.clone(), set: None, mark: None });
+        let mut step = step.unwrap_or(SyncStep { rule: rule.clone(), set: None, mark: None, run: None });
         let seen = step.set.is_some_and(|set| self.answered_after(primary, set)) && report.names == names;
         if !seen {
             // What was in force before, and is not any more, says nothing of commits since.
@@ -196,20 +200,15 @@ impl Controller {
             self.sync_step = Some(step);
             return self.set_sync(primary, &rule, "the configuration asks for it");
         }
+        if step.run.replace(report.run) != Some(report.run) {
+            step.mark = None;
+        }
         let mark = *step.mark.get_or_insert(report.flushed);
         let confirmed = match &rule {
             SyncRule::Async => true,
             SyncRule::Quorum { acks, voters } => {
-                let confirms = |voter: &&NodeName| {
-                    let name = self.node(voter).map_or(voter.as_str(), |node| &node.application_name);
-                    report.senders.iter().any(|sender| {
-                        sender.application_name == name
-                            && sender.streaming
-                            && sender.synchronous
-                            && sender.flushed.is_some_and(|flushed| flushed >= mark)
-                    })
-                };
-                voters.iter().filter(confirms).count() >= *acks
+                let fits = |sender: &Sender| sender.synchronous && sender.flushed >= Some(mark);
+                self.confirming(voters, &report.senders, fits) >= *acks
             }
         };
         if confirmed {
@@ -221,6 +220,20 @@ impl Controller {
         );
         self.record_once(DecisionKind::SyncChanged, Some(primary), &reason);
         self.sync_step = Some(step);
+    }
+
+    /// How many of `voters` stream, by what the primary says of those that do, and fit.
+    pub(super) fn confirming(
+        &self,
+        voters: &[NodeName],
+        senders: &[Sender],
+        fits: impl Fn(&Sender) -> bool,
+    ) -> usize {
+        let confirms = |voter: &&NodeName| {
+            let name = self.node(voter).map_or(voter.as_str(), |node| &node.application_name);
+            senders.iter().any(|sender| sender.application_name == name && sender.streaming && fits(sender))
+        };
+        voters.iter().filter(confirms).count()
     }
 
     pub(super) fn sync_names_of(&self, primary: &NodeName) -> Option<String> {
@@ -277,6 +290,9 @@ impl Controller {
                 noted.push(names);
             }
         }
+        if journal.sync == SyncRule::Async {
+            journal.run = self.report(primary).map(NodeReport::run);
+        }
         journal.sync = rule;
         self.sync_step = None;
         self.record(DecisionKind::SyncChanged, Some(primary), reason);
@@ -300,8 +316,10 @@ impl Controller {
     }
 
     fn sync_report(&self, primary: &NodeName) -> Option<SyncReport> {
-        match &self.report(primary)?.role {
+        let report = self.report(primary)?;
+        match &report.role {
             ReportedRole::Primary { flushed, senders, synchronous_standby_names, .. } => Some(SyncReport {
+                run: report.run(),
                 names: synchronous_standby_names.clone(),
                 flushed: *flushed,
                 senders: senders.clone(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Phase, Survival, SyncRule};
+use crate::plugin::ServerRun;
 use crate::{Epoch, Lsn, NodeName, TimelineId};
 
 /// The cluster as the controller last saw it.
@@ -53,6 +54,9 @@ pub struct NodeView {
     pub role: ObservedRole,
     /// Whether it may serve reads as a replica.
     pub reads: ReadFitness,
+    /// Which run of its server clients may be connected to.
+    #[serde(default)]
+    pub vouched: Vouched,
     /// Its timeline, once known.
     pub timeline: Option<TimelineId>,
     /// How far its WAL reaches.
@@ -122,6 +126,19 @@ pub enum ReadFitness {
     },
 }
 
+/// Which run of a server clients may be connected to: whatever else answers at its address gets nothing of theirs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Vouched {
+    /// Any: nobody has looked.
+    #[default]
+    Any,
+    /// None: a stranger answers, or what answers is to be looked at first.
+    Nobody,
+    /// This one alone.
+    Run(ServerRun),
+}
+
 impl NodeView {
     /// A node of which nothing is known.
     pub fn unknown(name: NodeName) -> Self {
@@ -130,6 +147,7 @@ impl NodeView {
             health: Health::Unknown,
             role: ObservedRole::Unknown,
             reads: ReadFitness::Unfit { reason: "it has not answered yet".to_owned() },
+            vouched: Vouched::Any,
             timeline: None,
             position: None,
             lag: None,

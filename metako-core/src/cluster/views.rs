@@ -29,18 +29,18 @@ impl Controller {
 
     fn writes(&self) -> Writes {
         let held = |reason: String| Writes::Held { reason };
+        let open_unless = |why: Option<&str>, primary: &NodeName| match why {
+            None => Writes::Open { primary: primary.clone() },
+            Some(why) => held(why.to_owned()),
+        };
         let stuck = |usual: String| held(self.stuck.clone().unwrap_or(usual));
         match &self.phase {
-            Phase::Steady { primary } => Writes::Open { primary: primary.clone() },
-            Phase::Paused { primary } => match &self.stuck {
-                None => Writes::Open { primary: primary.clone() },
-                Some(stuck) => held(stuck.clone()),
-            },
-            Phase::Suspect { primary, reason, .. } => match (&self.stuck, self.confirmed && !self.away) {
-                (None, true) => Writes::Open { primary: primary.clone() },
-                (Some(stuck), _) => held(stuck.clone()),
-                (None, false) => held(reason.clone()),
-            },
+            Phase::Steady { primary } => open_unless(self.gated(), primary),
+            Phase::Paused { primary } => open_unless(self.stuck.as_deref().or_else(|| self.gated()), primary),
+            Phase::Suspect { primary, reason, .. } => {
+                let unsure = (!self.confirmed || self.away).then_some(reason.as_str());
+                open_unless(self.stuck.as_deref().or(unsure).or_else(|| self.gated()), primary)
+            }
             Phase::Discovering { reason } | Phase::ManualNeeded { reason, .. } => held(reason.clone()),
             Phase::Draining { old, to, .. } => {
                 stuck(format!("{to} is to follow {old}: open transactions come to their end"))
@@ -71,6 +71,7 @@ impl Controller {
             health: self.health(&node.name),
             role: self.observed_role(&node.name),
             reads: self.read_fitness(node, lag),
+            vouched: self.vouched(&node.name),
             timeline: report.map(|report| report.timeline),
             position: report.and_then(NodeReport::position),
             lag,

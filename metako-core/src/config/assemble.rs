@@ -273,12 +273,14 @@ fn failover(raw: &raw::Failover, synchronous: Option<Synchronous>) -> FailoverSe
         synchronous,
         silent_after: raw.silent_after.0,
         stalled_after: raw.stalled_after.0,
+        start_timeout: plain(raw.start_timeout),
         async_restart_grace: raw.async_restart_grace.0,
         hold_timeout: raw.hold_timeout.0,
         drain_timeout: raw.drain_timeout.0,
         hold_clients: raw.hold_clients as usize,
         hold_bytes: raw.hold_bytes.0,
         budget: (raw.budget.count, raw.budget.span.0),
+        max_lag_on_failover: raw.max_lag_on_failover.map(|size| size.0),
         unknown_outcome: raw.unknown_outcome,
     }
 }

@@ -211,6 +211,7 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
     let (failover, security, limits, log) =
         (&cluster.failover, &config.security, &config.limits, &config.log);
     let (count, span) = failover.budget;
+    let size = |bytes: u64| ByteSize(bytes).to_string();
     let path = |path: Option<&PathBuf>| maybe(path, |path| path.display().to_string());
     let file = |pick: fn(&TlsFiles) -> &std::path::Path| {
         maybe(security.tls.as_ref(), |tls| pick(tls).display().to_string())
@@ -241,12 +242,14 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ),
         ("failover.silent_after", time(failover.silent_after)),
         ("failover.stalled_after", time(failover.stalled_after)),
+        ("failover.start_timeout", maybe(failover.start_timeout, time)),
         ("failover.async_restart_grace", time(failover.async_restart_grace)),
         ("failover.hold_timeout", time(failover.hold_timeout)),
         ("failover.drain_timeout", time(failover.drain_timeout)),
         ("failover.hold_clients", failover.hold_clients.to_string()),
-        ("failover.hold_bytes", ByteSize(failover.hold_bytes).to_string()),
+        ("failover.hold_bytes", size(failover.hold_bytes)),
         ("failover.budget", format!("{count} per {}", time(span))),
+        ("failover.max_lag_on_failover", maybe(failover.max_lag_on_failover, size)),
         ("failover.unknown_outcome", word(failover.unknown_outcome)),
         ("hooks.stop", maybe(cluster.hooks.stop.as_ref(), hook)),
         ("hooks.rejoin", maybe(cluster.hooks.rejoin.as_ref(), hook)),
@@ -260,7 +263,7 @@ fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("auth.query", maybe(config.auth.query.as_ref(), Clone::clone)),
         ("limits.clients", limits.clients.to_string()),
         ("limits.login_timeout", time(limits.login_timeout)),
-        ("limits.message_size", ByteSize(limits.message_size).to_string()),
+        ("limits.message_size", size(limits.message_size)),
         ("log.level", log.level.clone()),
         ("log.report_interval", maybe(log.report_interval, time)),
     ]

@@ -190,6 +190,8 @@ fn the_defaults_are_those_of_the_contract() {
     let failover = &config.cluster.failover;
     assert_eq!(failover.silent_after, Duration::from_millis(2500));
     assert_eq!(failover.stalled_after, Duration::from_secs(10));
+    assert_eq!(failover.start_timeout, Some(Duration::from_secs(300)));
+    assert_eq!(failover.max_lag_on_failover, Some(16 << 20));
     assert_eq!((failover.hold_clients, failover.hold_bytes), (10_000, 64 << 20));
     assert_eq!(failover.budget, (2, Duration::from_secs(600)));
     assert_eq!(failover.synchronous, None);

@@ -287,6 +287,8 @@ pub struct FailoverSettings {
     pub silent_after: Duration,
     /// `stalled_after`
     pub stalled_after: Duration,
+    /// `start_timeout`; `None` waits without end.
+    pub start_timeout: Option<Duration>,
     /// `async_restart_grace`
     pub async_restart_grace: Duration,
     /// `hold_timeout`
@@ -299,6 +301,8 @@ pub struct FailoverSettings {
     pub hold_bytes: u64,
     /// `budget`: so many automatic failovers in such a span.
     pub budget: (u32, Duration),
+    /// `max_lag_on_failover`, in bytes; `None` is no limit.
+    pub max_lag_on_failover: Option<u64>,
     /// `unknown_outcome`
     pub unknown_outcome: UnknownOutcome,
 }

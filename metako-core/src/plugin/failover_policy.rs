@@ -102,7 +102,8 @@ pub struct Evidence {
     pub primary: NodeName,
     /// What its own probes and connections say.
     pub kind: PrimaryEvidence,
-    /// For how long that kind of evidence has held without a good answer between.
+    /// For how long that kind of evidence has held without a good answer between. One that starts may refuse connections or
+    /// be silent between, as one that recovers again and again is: that counts as well.
     pub standing: Duration,
     /// Probes that failed in a row.
     pub failures: u32,
@@ -112,6 +113,8 @@ pub struct Evidence {
     pub silent_after: Duration,
     /// `failover.stalled_after`.
     pub stalled_after: Duration,
+    /// `failover.start_timeout`; `None` waits without end. The controller refuses to replace one that starts before that.
+    pub start_timeout: Option<Duration>,
     /// `failover.async_restart_grace`; zero when replication is synchronous.
     pub restart_grace: Duration,
     /// `health_check.failure_threshold`.
@@ -131,7 +134,8 @@ pub enum PrimaryEvidence {
     /// It answers as a primary, but a small commit that waits for its own disk alone does not end. Standbys that stream
     /// from it say nothing against that.
     WriteStalled,
-    /// It is starting or recovering from a crash: alive.
+    /// It is starting or recovering from a crash: alive, and nothing that it could serve is lost by waiting, unless it
+    /// never comes to an end.
     Starting,
     /// It is shutting down.
     ShuttingDown,

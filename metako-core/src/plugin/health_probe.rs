@@ -62,6 +62,10 @@ pub struct NodeReport {
     /// `wal_segment_size` in bytes.
     #[serde(default = "usual_segment_size")]
     pub wal_segment_size: u64,
+    /// The process id of its checkpointer, where the probe tells it: another one after a recovery from a crash of one of its
+    /// processes, which `started_at` survives.
+    #[serde(default)]
+    pub checkpointer: Option<i32>,
     /// The timeline it writes (primary) or receives and replays (standby).
     pub timeline: TimelineId,
     /// Primary or standby, with what belongs to each.
@@ -73,6 +77,15 @@ pub struct NodeReport {
 /// What all but a few clusters have; records of earlier versions do not say.
 const fn usual_segment_size() -> u64 {
     16 << 20
+}
+
+/// One run of a server: from its start, or its recovery from a crash, to the next. No connection outlives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerRun {
+    /// See [`NodeReport::started_at`].
+    pub started_at: i64,
+    /// See [`NodeReport::checkpointer`].
+    pub checkpointer: Option<i32>,
 }
 
 /// The role that a node has, by `pg_is_in_recovery()`.
@@ -128,6 +141,11 @@ impl NodeReport {
         "recovery_min_apply_delay",
         "max_standby_streaming_delay",
     ];
+
+    /// Which run of the server answered.
+    pub fn run(&self) -> ServerRun {
+        ServerRun { started_at: self.started_at, checkpointer: self.checkpointer }
+    }
 
     /// Whether it is not in recovery.
     pub fn is_primary(&self) -> bool {

@@ -28,7 +28,7 @@ pub use failover_policy::{
 };
 pub use health_probe::{
     HealthProbe, HealthProbeSpec, NodeAccess, NodeReport, ProbeFailure, Receiver, ReportedRole, Sender,
-    SettingValue,
+    ServerRun, SettingValue,
 };
 pub use load_balancer::{Candidate, LoadBalancer, LoadBalancerSpec, Outcome, PickCx};
 pub use query_classifier::{

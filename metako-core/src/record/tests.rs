@@ -24,6 +24,7 @@ fn report(role: ReportedRole) -> NodeReport {
         version: 150_020,
         started_at: 1_700_000_000_000_000,
         wal_segment_size: 16 << 20,
+        checkpointer: Some(4711),
         timeline: TimelineId(1),
         role,
         latency: Duration::from_micros(700),

@@ -43,6 +43,9 @@ pub enum ConnectErrorKind {
     /// The answer is not PostgreSQL's protocol.
     #[error("unexpected answer: {0}")]
     Protocol(String),
+    /// It let metako in, and is not the run of the server that clients may be connected to.
+    #[error("the server was started anew, or is another one: clients wait until it has been looked at")]
+    Stranger,
     /// TLS was demanded and did not come about.
     #[error("TLS: {0}")]
     Tls(String),
@@ -172,6 +175,7 @@ impl ConnectError {
             ConnectErrorKind::Refused(_) => Some(ServerLoss::Refused),
             ConnectErrorKind::TimedOut(_) | ConnectErrorKind::Unreachable(_) => Some(ServerLoss::TimedOut),
             ConnectErrorKind::Closed(_) => Some(ServerLoss::Broken),
+            ConnectErrorKind::Stranger => Some(ServerLoss::Stranger),
             ConnectErrorKind::Server(error) => match error.sqlstate.as_str() {
                 "25006" => Some(ServerLoss::ReadOnly),
                 state if state.starts_with("57P") => Some(ServerLoss::Broken),
@@ -194,7 +198,9 @@ impl ConnectError {
             ConnectErrorKind::Closed(_) => ProbeFailure::Refused(text),
             ConnectErrorKind::Server(error) => server_probe_failure(error),
             ConnectErrorKind::Authentication(problem) => ProbeFailure::Authentication(problem.clone()),
-            ConnectErrorKind::Protocol(_) | ConnectErrorKind::Tls(_) => ProbeFailure::Unexpected(text),
+            ConnectErrorKind::Protocol(_) | ConnectErrorKind::Tls(_) | ConnectErrorKind::Stranger => {
+                ProbeFailure::Unexpected(text)
+            }
         }
     }
 

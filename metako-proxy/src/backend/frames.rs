@@ -31,6 +31,11 @@ impl<'a, S: AsyncRead + Unpin> Frames<'a, S> {
         Self { stream, direction: Direction::ServerLogin, buffer: BytesMut::new(), taken: 0 }
     }
 
+    /// The same, of a server that has said ReadyForQuery.
+    pub(super) fn after_log_in(stream: &'a mut S) -> Self {
+        Self { direction: Direction::Server, ..Self::new(stream) }
+    }
+
     /// Whether no byte was read that has not been handed out as part of a message.
     pub(super) fn is_empty(&self) -> bool {
         self.buffer.is_empty()

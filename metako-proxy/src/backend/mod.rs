@@ -1,7 +1,7 @@
 //! metako as a client: connecting and logging in to the servers, and cancelling there.
 //!
 //! [`open`] gives a stream, in TLS where that is wanted; [`connect`] logs in on it and gives a server connection that is
-//! idle; [`cancel`] cancels what such a connection does. None of them has a time-out: whoever calls puts one around it
+//! idle; [`run_of`] asks there which run of the server it is to; [`cancel`] cancels what such a connection does. None of them has a time-out: whoever calls puts one around it
 //! and drops the future, which closes the connection.
 
 mod authenticate;
@@ -9,6 +9,7 @@ mod end_point;
 mod error;
 mod frames;
 mod open;
+mod run;
 mod scram;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 pub use end_point::tls_server_end_point;
 pub use error::{ConnectError, ConnectErrorKind, ServerError};
 pub use open::{end_point_of, open};
+pub use run::run_of;
 pub use tls::{ServerTls, ServerTlsTable, Way};
 
 use self::authenticate::{Circumstances, authenticate, parameter, server_error};

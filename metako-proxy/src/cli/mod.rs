@@ -99,6 +99,9 @@ enum Command {
         /// The node; without it, the best.
         #[arg(long, value_name = "NAME")]
         to: Option<String>,
+        /// Also where the most advanced standby lacks more than failover.max_lag_on_failover allows.
+        #[arg(long)]
+        allow_data_loss: bool,
         #[command(flatten)]
         how: operate::How,
     },
@@ -158,8 +161,9 @@ async fn dispatch(cli: Cli) -> Exit {
         Command::Switchover { to, how } => {
             operate::run(&cli.config, OperatorCommand::Switchover { to: to.map(NodeName::from) }, how).await
         }
-        Command::Failover { to, how } => {
-            operate::run(&cli.config, OperatorCommand::Failover { to: to.map(NodeName::from) }, how).await
+        Command::Failover { to, allow_data_loss, how } => {
+            let command = OperatorCommand::Failover { to: to.map(NodeName::from), allow_data_loss };
+            operate::run(&cli.config, command, how).await
         }
         Command::Pause { how } => operate::run(&cli.config, OperatorCommand::Pause, how).await,
         Command::Resume { how } => operate::run(&cli.config, OperatorCommand::Resume, how).await,

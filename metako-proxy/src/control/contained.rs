@@ -126,6 +126,7 @@ mod tests {
             witnesses: WitnessCount::default(),
             silent_after: Duration::ZERO,
             stalled_after: Duration::ZERO,
+            start_timeout: None,
             restart_grace: Duration::ZERO,
             failure_threshold: 1,
         };

@@ -268,6 +268,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use metako_core::cluster::{Attempt, JournalPhase, Observed, SyncRule};
+    use metako_core::plugin::ServerRun;
     use metako_core::{Epoch, Lsn, NodeName, SystemId, TimelineId};
     use proptest::prelude::*;
 
@@ -295,6 +296,8 @@ mod tests {
             sync_names: BTreeMap::from([(NodeName::from("a"), vec!["ANY 1 (\"b\")".to_owned()])]),
             observed: Observed { started_at: Some(-7), rivals: vec![NodeName::from("c")], away: true },
             floor: Some(Lsn(0x300_0060)),
+            reached: Some((TimelineId(1), Lsn(0x300_0060))),
+            run: Some(ServerRun { started_at: 1_700_000_000_000_000, checkpointer: Some(4711) }),
             saved: BTreeMap::from([(
                 NodeName::from("b"),
                 BTreeMap::from([

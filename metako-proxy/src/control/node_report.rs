@@ -22,6 +22,7 @@ SELECT pg_is_in_recovery() AS in_recovery,
   current_setting('server_version_num') AS version,
   (SELECT system_identifier FROM pg_control_system()) AS system_id,
   (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS started_at,
+  (SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer') AS checkpointer,
   CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END AS timeline,
   CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END AS flushed,
   CASE WHEN NOT pg_is_in_recovery() THEN (SELECT json_agg(json_build_object(
@@ -55,14 +56,15 @@ pub(super) struct Answer {
     pub(super) version: u32,
     pub(super) started_at: i64,
     pub(super) wal_segment_size: u64,
+    pub(super) checkpointer: Option<i32>,
     pub(super) timeline: Option<TimelineId>,
     pub(super) role: ReportedRole,
 }
 
 impl Answer {
     pub(super) fn into_report(self, timeline: TimelineId, latency: Duration) -> NodeReport {
-        let Self { system_id, version, started_at, wal_segment_size, role, .. } = self;
-        NodeReport { system_id, version, started_at, wal_segment_size, timeline, role, latency }
+        let Self { system_id, version, started_at, checkpointer, wal_segment_size, role, .. } = self;
+        NodeReport { system_id, version, started_at, checkpointer, wal_segment_size, timeline, role, latency }
     }
 }
 
@@ -101,6 +103,7 @@ pub(super) fn parse(rows: &[Row]) -> Result<Answer, ProbeFailure> {
     // Shown as a signed number.
     let system_id = SystemId(columns.parsed::<i64>("system_id")?.cast_unsigned());
     let started_at = columns.parsed("started_at")?;
+    let checkpointer = columns.parsed_if_any("checkpointer")?;
     let written = columns.optional()?.map(hexadecimal_timeline).transpose()?;
     let flushed = columns.optional()?.map(position).transpose()?;
     let senders = columns.json::<Vec<SenderRow>>("senders")?.unwrap_or_default();
@@ -139,7 +142,7 @@ pub(super) fn parse(rows: &[Row]) -> Result<Answer, ProbeFailure> {
         };
         (Some(written.ok_or_else(|| missing("a timeline"))?), role)
     };
-    Ok(Answer { system_id, version, started_at, wal_segment_size, timeline, role })
+    Ok(Answer { system_id, version, started_at, checkpointer, wal_segment_size, timeline, role })
 }
 
 /// The timeline in the answer to IDENTIFY_SYSTEM: on a standby, the one that it replays.
@@ -204,8 +207,12 @@ impl<'a> Columns<'a> {
     }
 
     fn parsed<T: std::str::FromStr>(&mut self, what: &str) -> Result<T, ProbeFailure> {
-        let text = self.text(what)?;
-        text.parse().map_err(|_| ProbeFailure::Unexpected(format!("{what} is `{text}`")))
+        self.parsed_if_any(what)?.ok_or_else(|| ProbeFailure::Unexpected(format!("{what} is null")))
+    }
+
+    fn parsed_if_any<T: std::str::FromStr>(&mut self, what: &str) -> Result<Option<T>, ProbeFailure> {
+        let Some(text) = self.optional()? else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| ProbeFailure::Unexpected(format!("{what} is `{text}`")))
     }
 
     fn json<T: serde::de::DeserializeOwned>(&mut self, what: &str) -> Result<Option<T>, ProbeFailure> {
@@ -233,6 +240,7 @@ mod tests {
             Some("150018"),
             Some("-1"),
             Some("1795533330812266"),
+            Some("4711"),
             None,
             None,
             None,
@@ -255,10 +263,10 @@ mod tests {
         let senders = r#"[{"application_name" : "n1", "streaming" : true, "flushed" : "0/3000060", "replayed" : null, "synchronous" : false}]"#;
         let mut row = standby();
         row[0] = Some("f".to_owned());
-        row[5] = Some("0000000A".to_owned());
-        row[6] = Some("0/3000060".to_owned());
-        row[7] = Some(senders.to_owned());
-        row[9] = Some("on".to_owned());
+        row[6] = Some("0000000A".to_owned());
+        row[7] = Some("0/3000060".to_owned());
+        row[8] = Some(senders.to_owned());
+        row[10] = Some("on".to_owned());
         row
     }
 
@@ -266,6 +274,7 @@ mod tests {
     fn a_standby_is_read_with_its_receivers_timeline() {
         let answer = parse(&[standby()]).unwrap();
         assert_eq!((answer.timeline, answer.system_id), (Some(TimelineId(3)), SystemId(u64::MAX)));
+        assert_eq!(answer.checkpointer, Some(4711));
         let ReportedRole::Standby { received, replay_lag, receiver: Some(receiver), settings, .. } =
             answer.role
         else {
@@ -283,7 +292,7 @@ mod tests {
     #[test]
     fn a_standby_without_a_receiver_leaves_its_timeline_open() {
         let mut row = standby();
-        row[13] = None;
+        row[14] = None;
         assert_eq!(parse(&[row]).unwrap().timeline, None);
         let identified =
             ["7711756926004959880", "2", "0/3000060", "postgres"].map(|text| Some(text.to_owned()));
@@ -295,7 +304,7 @@ mod tests {
     #[test]
     fn a_standby_that_is_promoted_while_it_answers_is_asked_again() {
         let mut row = standby();
-        row[10] = None;
+        row[11] = None;
         let failure = parse(&[row]).unwrap_err();
         assert!(failure.to_string().contains("left recovery while it was asked"), "{failure}");
     }

@@ -139,6 +139,7 @@ fn is_warning(kind: DecisionKind) -> bool {
     use DecisionKind as Kind;
     match kind {
         Kind::Suspected
+        | Kind::Restarted
         | Kind::FailoverBegun
         | Kind::Vetoed
         | Kind::Refused

@@ -336,6 +336,7 @@ mod tests {
             health,
             role,
             reads,
+            vouched: metako_core::cluster::Vouched::Any,
             timeline: Some(TimelineId(1)),
             position: Some(Lsn(0x300_0060)),
             lag: (role == ObservedRole::Replica).then_some(Duration::from_millis(3)),

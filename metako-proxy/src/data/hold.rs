@@ -99,12 +99,14 @@ mod tests {
             synchronous: None,
             silent_after: Duration::ZERO,
             stalled_after: Duration::ZERO,
+            start_timeout: None,
             async_restart_grace: Duration::ZERO,
             hold_timeout: Duration::ZERO,
             drain_timeout: Duration::ZERO,
             hold_clients: clients,
             hold_bytes: bytes,
             budget: (2, Duration::ZERO),
+            max_lag_on_failover: None,
             unknown_outcome: UnknownOutcome::TransactionResolutionUnknown,
         }
     }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use metako_core::cluster::{Action, ActionId, DecisionKind, HookCall, HookKind, JournalPhase, Writes};
+use metako_core::cluster::{
+    Action, ActionId, DecisionKind, HookCall, HookKind, JournalPhase, SyncRule, Writes,
+};
 use metako_core::{Epoch, NodeName, Tick, TimelineId};
 
 use super::Finding;
@@ -24,6 +26,10 @@ struct Watch {
     frozen: BTreeSet<NodeName>,
     /// The phase of the journal on disk.
     journal: Option<JournalPhase>,
+    /// Which commits wait for whom, by the journal on disk.
+    sync: Option<SyncRule>,
+    /// Where writes are open now.
+    open_now: Option<NodeName>,
     epoch: Epoch,
     /// The newest epoch that is on disk.
     durable: Epoch,
@@ -70,6 +76,7 @@ impl Watch {
                 self.epoch = self.epoch.max(journal.epoch);
                 self.durable = self.durable.max(journal.epoch);
                 self.journal = Some(journal.phase.clone());
+                self.sync = Some(journal.sync.clone());
             }
             LogEvent::Action(Action::Promote { promotion, .. }) => {
                 self.own.insert(promotion.node.clone());
@@ -132,7 +139,8 @@ impl Watch {
                     self.find("one_primary_per_epoch", at, text);
                 }
             }
-            ClientEvent::Read { node, primary: true, timeline, .. } => {
+            ClientEvent::Read { node, primary: true, timeline, held_by, .. } => {
+                self.read_of_the_primary(at, node, held_by);
                 let newest = self.begun.iter().rfind(|(_, owner)| self.own.contains(*owner));
                 if let Some((newest, owner)) = newest.filter(|(newest, _)| *newest > timeline) {
                     let text = format!(
@@ -142,6 +150,18 @@ impl Watch {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// What clients see of the primary is what a failover keeps.
+    fn read_of_the_primary(&mut self, at: Tick, node: &NodeName, held_by: &[NodeName]) {
+        let Some(SyncRule::Quorum { acks, voters }) = &self.sync else { return };
+        let have = voters.iter().filter(|voter| held_by.contains(voter)).count();
+        if have < *acks && self.open_now.as_ref() == Some(node) {
+            let text = format!(
+                "a read of {node} saw a commit that {have} of the {acks} voters have that must have it"
+            );
+            self.find("no_read_of_what_may_be_lost", at, text);
         }
     }
 
@@ -192,7 +212,9 @@ impl Watch {
             self.find("epochs_only_grow", at, text);
         }
         self.epoch = self.epoch.max(epoch);
+        self.open_now = None;
         if let Writes::Open { primary } = writes {
+            self.open_now = Some(primary.clone());
             self.present = Some(primary.clone());
             self.own.insert(primary.clone());
             let moved = self.open_to.replace(primary.clone()).filter(|before| before != primary);

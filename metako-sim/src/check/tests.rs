@@ -81,6 +81,8 @@ fn journal(epoch: u64, phase: JournalPhase) -> LogEvent {
         sync_names: BTreeMap::new(),
         observed: Observed::default(),
         floor: None,
+        reached: None,
+        run: None,
     }))
 }
 
@@ -162,7 +164,8 @@ fn epochs_that_go_back_are_found() {
 #[test]
 fn reads_from_a_stale_primary_and_divergence_are_found() {
     let read = |primary| {
-        LogEvent::Client(ClientEvent::Read { client: 0, node: name("a"), primary, timeline: TimelineId(1) })
+        let (node, timeline, held_by) = (name("a"), TimelineId(1), Vec::new());
+        LogEvent::Client(ClientEvent::Read { client: 0, node, primary, timeline, held_by })
     };
     let asked = || [journal(2, promoting("b")), promote("b"), promoted("b", 2)].to_vec();
     assert_eq!(found([asked(), vec![read(true)]].concat()), ["no_read_from_a_stale_primary"]);
@@ -241,6 +244,24 @@ fn writes_and_reads_that_went_wrong_are_compared() {
     };
     assert_eq!(findings(0), ["unknown", "failed", "failed_reads"]);
     assert!(findings(1).is_empty());
+}
+
+#[test]
+fn a_read_of_what_too_few_voters_have_is_found() {
+    let strict = || {
+        let LogEvent::JournalSynced(mut strict) = journal(1, JournalPhase::Steady) else { unreachable!() };
+        strict.sync = SyncRule::Quorum { acks: 2, voters: vec![name("b"), name("c")] };
+        LogEvent::JournalSynced(strict)
+    };
+    let read = |held_by: &[&str]| {
+        let held_by = held_by.iter().copied().map(name).collect();
+        let (node, timeline) = (name("a"), TimelineId(1));
+        LogEvent::Client(ClientEvent::Read { client: 0, node, primary: true, timeline, held_by })
+    };
+    let check = "no_read_of_what_may_be_lost";
+    assert_eq!(found(vec![strict(), view(1, "a"), read(&["b", "d"])]), [check]);
+    assert!(found(vec![strict(), view(1, "a"), read(&["b", "c"])]).is_empty());
+    assert!(found(vec![journal(1, JournalPhase::Steady), view(1, "a"), read(&[])]).is_empty());
 }
 
 #[test]

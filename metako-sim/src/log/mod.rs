@@ -252,6 +252,8 @@ pub enum ClientEvent {
         primary: bool,
         /// On which timeline.
         timeline: TimelineId,
+        /// Of a primary: which others have all writes on disk that could be seen.
+        held_by: Vec<NodeName>,
     },
     /// A read failed.
     ReadFailed {

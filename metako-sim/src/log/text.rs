@@ -116,7 +116,7 @@ impl fmt::Display for ClientEvent {
             Self::Unknown { id, reason } => write!(f, "write {id:x} outcome unknown: {reason}"),
             Self::Failed { id, reason } => write!(f, "write {id:x} failed: {reason}"),
             Self::Discarded { id, node } => write!(f, "write {id:x}: late answer of {node} discarded"),
-            Self::Read { client, node, primary, timeline } => {
+            Self::Read { client, node, primary, timeline, held_by: _ } => {
                 let role = if *primary { "primary" } else { "standby" };
                 write!(f, "read of {client} by {node} ({role}, timeline {timeline})")
             }
@@ -232,8 +232,13 @@ impl fmt::Display for Command<'_> {
             OperatorCommand::Adopt(node) => write!(f, "adopt {node}"),
             OperatorCommand::Switchover { to: Some(to) } => write!(f, "switchover to {to}"),
             OperatorCommand::Switchover { to: None } => f.write_str("switchover"),
-            OperatorCommand::Failover { to: Some(to) } => write!(f, "failover to {to}"),
-            OperatorCommand::Failover { to: None } => f.write_str("failover"),
+            OperatorCommand::Failover { to, allow_data_loss } => {
+                f.write_str("failover")?;
+                if let Some(to) = to {
+                    write!(f, " to {to}")?;
+                }
+                f.write_str(if *allow_data_loss { ", data may be lost" } else { "" })
+            }
             OperatorCommand::Pause => f.write_str("pause"),
             OperatorCommand::Resume => f.write_str("resume"),
         }

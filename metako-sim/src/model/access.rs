@@ -103,11 +103,13 @@ fn report(cluster: &Cluster, stage: &Stage, index: usize, latency: Duration) -> 
     let started_at = TIME_BASE.saturating_add_unsigned(node.started.0);
     let (timeline, role) =
         if node.primary { (node.wal.timeline(), primary_role(node)) } else { standby_role(node, stage) };
+    let checkpointer = node.checkpointer();
     NodeReport {
         system_id: node.system_id,
         version: VERSION,
         started_at,
         wal_segment_size: SEGMENT_BYTES,
+        checkpointer,
         timeline,
         role,
         latency,

@@ -39,6 +39,7 @@ impl Cluster {
         node.replaying = false;
         node.restart_receiver = false;
         node.retry_pending = false;
+        node.nearly_ready = false;
         node.waiters.clear();
         node.stash.clear();
         node.awaiting_disk.clear();
@@ -71,10 +72,16 @@ impl Cluster {
 
     pub(super) fn ready(&mut self, stage: &mut Stage, index: usize) {
         let node = &mut self.nodes[index];
+        if node.recovering {
+            node.nearly_ready = true;
+            return;
+        }
         node.process = Process::Running;
         if node.primary {
             node.wal.finish_recovery();
             node.control_timeline = node.wal.timeline();
+            // Commits that were not acknowledged among it.
+            node.visible = node.wal.flushed();
         }
         let change = NodeChange::Ready {
             primary: node.primary,
@@ -125,6 +132,21 @@ impl Cluster {
         }
     }
 
+    /// A server process dies, and the postmaster has all others end and recovers: without an end, until it is let.
+    pub(crate) fn recover(&mut self, stage: &mut Stage, index: usize) {
+        self.nodes[index].recovering = true;
+        self.kill(stage, index);
+        self.start(stage, index);
+    }
+
+    /// The recovery comes to its end.
+    pub(crate) fn recovered(&mut self, stage: &mut Stage, index: usize) {
+        self.nodes[index].recovering = false;
+        if std::mem::take(&mut self.nodes[index].nearly_ready) {
+            self.after(stage, index, Duration::ZERO, NodeEvent::Ready);
+        }
+    }
+
     /// A message that reaches a node which does not run, or a connection of an earlier run of it. Gives it back if the
     /// node can take it.
     pub(crate) fn turn_away(&mut self, stage: &mut Stage, index: usize, message: Message) -> Option<Message> {
@@ -144,12 +166,13 @@ impl Cluster {
                     true => None,
                 }
             }
-            Body::Query { ticket, server_run, .. } => {
+            Body::Query { ticket, server_run, vouched, .. } => {
                 let answer = |answer| Some(Body::QueryAnswer { ticket: *ticket, answer });
                 match *server_run == node.run {
                     false => answer(QueryAnswer::Reset),
                     true if stopped => answer(QueryAnswer::Refused),
                     true if starting || stopping => answer(QueryAnswer::Starting),
+                    true if !vouched => answer(QueryAnswer::Stranger),
                     true => None,
                 }
             }

@@ -125,6 +125,16 @@ impl Cluster {
         self.nodes.iter().position(|node| node.name.as_str() == name)
     }
 
+    /// The other nodes that have on disk all of a node's writes up to a position.
+    pub(crate) fn holders(&self, index: usize, position: Lsn) -> Vec<NodeName> {
+        let wal = &self.nodes[index].wal;
+        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != index);
+        others
+            .filter(|(_, other)| other.wal.has_write_of(wal, position))
+            .map(|(_, other)| other.name.clone())
+            .collect()
+    }
+
     /// Handles an event of a node that is not frozen and is still in the run that the event belongs to.
     pub(crate) fn handle(&mut self, stage: &mut Stage, index: usize, event: NodeEvent) {
         if self.nodes[index].stalled && event.needs_disk() {

@@ -111,6 +111,10 @@ pub(crate) struct Node {
     pub(crate) frozen: bool,
     /// Nothing that has to reach its disk ends.
     pub(crate) stalled: bool,
+    /// Its recovery comes to no end.
+    pub(super) recovering: bool,
+    /// It would be ready, but for that.
+    pub(super) nearly_ready: bool,
     /// What ends when its disk goes on.
     pub(crate) awaiting_disk: Vec<NodeEvent>,
     /// The postmaster was told to stop while it was frozen: it sees that when it goes on.
@@ -142,6 +146,8 @@ pub(crate) struct Node {
     pub(crate) retry_pending: bool,
     pub(crate) senders: Vec<Sender>,
     pub(crate) waiters: Vec<Waiter>,
+    /// As a primary: commits up to here are visible to others.
+    pub(crate) visible: Lsn,
     /// What arrived while it was frozen.
     pub(crate) stash: Vec<Event>,
 }
@@ -159,6 +165,8 @@ impl Node {
             process: Process::Running,
             frozen: false,
             stalled: false,
+            recovering: false,
+            nearly_ready: false,
             awaiting_disk: Vec::new(),
             stop_pending: false,
             closed_log: false,
@@ -181,6 +189,7 @@ impl Node {
             retry_pending: false,
             senders: Vec::new(),
             waiters: Vec::new(),
+            visible: Lsn(0),
             stash: Vec::new(),
         }
     }
@@ -242,6 +251,11 @@ impl Node {
         let port = pairs.get("port").map_or(Some(5432), |port| port.parse().ok())?;
         let name = pairs.get("application_name").map_or("walreceiver", String::as_str);
         Some((host, port, name.to_owned()))
+    }
+
+    /// The process id of its checkpointer: each life of its processes has another one.
+    pub(crate) fn checkpointer(&self) -> Option<i32> {
+        i32::try_from(self.run).ok()
     }
 
     /// The node that its receiver streams from, if it streams.

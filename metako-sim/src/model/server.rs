@@ -24,14 +24,15 @@ impl Cluster {
     /// A client's request.
     pub(super) fn queried(&mut self, stage: &mut Stage, index: usize, ticket: Ticket, write: bool) {
         let node = &self.nodes[index];
-        let primary = node.primary;
+        let (primary, visible) = (node.primary, node.visible);
         let timeline = if primary { node.wal.timeline() } else { node.wal.flushed_timeline() };
         if write && primary {
             let end = self.append(stage, index, Payload::Write(ticket.id));
             self.nodes[index].waiters.push(Waiter { end, who: Who::Client(ticket) });
             return;
         }
-        let answer = if write { QueryAnswer::ReadOnly } else { QueryAnswer::Done { primary, timeline } };
+        let answer =
+            if write { QueryAnswer::ReadOnly } else { QueryAnswer::Done { primary, timeline, visible } };
         self.answer_later(stage, index, Body::QueryAnswer { ticket, answer });
     }
 
@@ -122,12 +123,14 @@ impl Cluster {
                 None => return,
             }
         };
+        node.visible = node.visible.max(confirmed);
         let ready = node.waiters.partition_point(|waiter| waiter.end <= confirmed);
         let timeline = node.wal.timeline();
         for waiter in node.waiters.drain(..ready) {
             let body = match waiter.who {
                 Who::Client(ticket) => {
-                    Body::QueryAnswer { ticket, answer: QueryAnswer::Done { primary: true, timeline } }
+                    let answer = QueryAnswer::Done { primary: true, timeline, visible: node.visible };
+                    Body::QueryAnswer { ticket, answer }
                 }
                 Who::Call(call) => Body::Answer { call, answer: Answer::Action(Ok(ActionOutcome::Done)) },
             };
@@ -234,6 +237,7 @@ impl Cluster {
         let (timeline, fork) = node.wal.begin_timeline();
         node.promoting = false;
         node.primary = true;
+        node.visible = fork;
         node.flushing = false;
         node.replaying = false;
         for sender in &mut node.senders {

@@ -119,7 +119,11 @@ impl Lab {
         self.writes += 1;
         let ticket = Ticket { client: 0, attempt: self.writes, id: self.writes };
         let server_run = self.cluster.node(node).run;
-        self.stage.send(Place::Proxy, Place::Node(node), Body::Query { ticket, server_run, write: true });
+        self.stage.send(
+            Place::Proxy,
+            Place::Node(node),
+            Body::Query { ticket, server_run, write: true, vouched: true },
+        );
     }
 
     /// Answers to writes so far, and forgets them.

@@ -230,6 +230,16 @@ impl Wal {
         }
     }
 
+    /// Whether the last write of another log up to a position, if there is one, is on disk here. What comes before it is then, too.
+    pub(crate) fn has_write_of(&self, other: &Self, position: Lsn) -> bool {
+        let until = other.records.partition_point(|record| record.end <= position);
+        let is_write = |record: &Record| matches!(record.payload, Payload::Write(_));
+        match other.records[..until].iter().rposition(is_write) {
+            None => true,
+            Some(last) => self.records[..self.flushed].get(last) == Some(&other.records[last]),
+        }
+    }
+
     /// The writes on disk.
     pub(crate) fn writes(&self) -> impl Iterator<Item = u64> {
         self.records[..self.flushed].iter().filter_map(|record| match record.payload {

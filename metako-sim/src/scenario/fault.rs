@@ -27,6 +27,8 @@ pub enum Fault {
     /// The disk of a server stands still: it answers and streams what is on disk, and nothing is flushed. When the fault ends,
     /// the disk goes on.
     Stall(Target),
+    /// A server process dies, and the server recovers until the fault ends: it takes no connection, and says why.
+    Recover(Target),
     /// Whoever manages the cluster promotes a standby behind metako's back, and has the other standbys follow it.
     Promote(Target),
     /// Nothing gets from one place to the other: it is held back, as TCP does, and sent again when the fault ends.

@@ -114,6 +114,8 @@ struct RawFault {
     freeze: Option<String>,
     /// Let the disk of a node stand still.
     stall: Option<String>,
+    /// Crash a server process of a node, which recovers from that until the fault ends.
+    recover: Option<String>,
     /// Promote a standby behind metako's back.
     promote: Option<String>,
     /// Cut the way between two ends.
@@ -237,6 +239,7 @@ impl Checks {
         faults.extend(raw.start.as_deref().map(|name| Fault::Start(name.into())));
         faults.extend(raw.freeze.as_deref().map(|name| Fault::Freeze(name.into())));
         faults.extend(raw.stall.as_deref().map(|name| Fault::Stall(name.into())));
+        faults.extend(raw.recover.as_deref().map(|name| Fault::Recover(name.into())));
         faults.extend(raw.promote.as_deref().map(|name| Fault::Promote(name.into())));
         faults.extend(raw.ask.map(|what| Fault::Ask { what, to: raw.to.as_deref().map(Into::into) }));
         match raw.cut.as_deref() {
@@ -254,7 +257,7 @@ impl Checks {
             Ok([fault]) => Some(FaultSpec { at: raw.at, lasting: raw.lasting, fault }),
             Err(faults) => {
                 let message = format!(
-                    "expected one of `kill`, `start`, `freeze`, `stall`, `promote`, `cut`, `ask`; found {}",
+                    "expected one of `kill`, `start`, `freeze`, `stall`, `recover`, `promote`, `cut`, `ask`; found {}",
                     faults.len()
                 );
                 self.problem(key, message);
@@ -318,8 +321,8 @@ faults:
         assert_eq!(
             problems(text),
             "s.yaml:2:31: cluster.defaults.fsync: expected a duration or two of them, the shorter first, such as 200ms or 1ms..3ms
-s.yaml:4:5: faults[0]: expected one of `kill`, `start`, `freeze`, `stall`, `promote`, `cut`, `ask`; found 0
-s.yaml:5:5: faults[1]: expected one of `kill`, `start`, `freeze`, `stall`, `promote`, `cut`, `ask`; found 2
+s.yaml:4:5: faults[0]: expected one of `kill`, `start`, `freeze`, `stall`, `recover`, `promote`, `cut`, `ask`; found 0
+s.yaml:5:5: faults[1]: expected one of `kill`, `start`, `freeze`, `stall`, `recover`, `promote`, `cut`, `ask`; found 2
 s.yaml:6:33: faults[2].one_way: belongs to `cut`, which is not there
 s.yaml:7:20: faults[3].cut: found 1 ends; expected two, such as [metako, primary]
 s.yaml:8:30: faults[4].for: a start or a promotion does not last; leave this out

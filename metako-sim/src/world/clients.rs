@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use metako_core::cluster::{ReadFitness, ServerLoss, Writes};
+use metako_core::cluster::{ReadFitness, ServerLoss, Vouched, Writes};
 use metako_core::config::Split;
 use metako_core::plugin::{Candidate, Outcome, PickCx};
 use metako_core::{Epoch, NodeName, Tick};
@@ -192,7 +192,19 @@ impl World {
         state.state = State::InFlight { since: now };
         let ticket = Ticket { client, attempt: state.attempt, id };
         let (write, server_run) = (state.writes, connection.server_run);
-        self.stage.send(Place::Proxy, Place::Node(node), Body::Query { ticket, server_run, write });
+        let vouched = kept.is_some() || self.is_vouched(node);
+        self.stage.send(Place::Proxy, Place::Node(node), Body::Query { ticket, server_run, write, vouched });
+    }
+
+    /// Whether clients may be connected to the present run of a node's server.
+    fn is_vouched(&self, index: usize) -> bool {
+        let node = self.cluster.node(index);
+        let view = self.proxy.as_ref().and_then(|proxy| proxy.view.node(node.name.as_str()));
+        match view.map_or(Vouched::Nobody, |view| view.vouched) {
+            Vouched::Any => true,
+            Vouched::Nobody => false,
+            Vouched::Run(run) => run.checkpointer == node.checkpointer(),
+        }
     }
 
     fn hold(&mut self, client: u32) {
@@ -290,12 +302,13 @@ impl World {
                 self.think(client);
             }
             QueryAnswer::Reset => self.lose_write(client, "the connection was reset"),
-            QueryAnswer::Refused | QueryAnswer::Starting | QueryAnswer::ReadOnly => {
+            QueryAnswer::Refused | QueryAnswer::Starting | QueryAnswer::Stranger | QueryAnswer::ReadOnly => {
                 self.hold_and_try_again(client);
             }
         }
         self.drain_on();
         match answer {
+            QueryAnswer::Stranger => self.report_loss(node, ServerLoss::Stranger),
             QueryAnswer::Refused => self.report_loss(node, ServerLoss::Refused),
             QueryAnswer::ReadOnly => self.report_loss(node, ServerLoss::ReadOnly),
             QueryAnswer::Reset | QueryAnswer::Starting => self.report_loss(node, ServerLoss::Broken),
@@ -314,9 +327,14 @@ impl World {
 
     fn read_ended(&mut self, client: u32, node: usize, name: NodeName, answer: QueryAnswer) {
         match answer {
-            QueryAnswer::Done { primary, timeline } => {
-                self.log_client(ClientEvent::Read { client, node: name, primary, timeline });
+            QueryAnswer::Done { primary, timeline, visible } => {
+                let held_by = if primary { self.cluster.holders(node, visible) } else { Vec::new() };
+                self.log_client(ClientEvent::Read { client, node: name, primary, timeline, held_by });
                 self.think(client);
+            }
+            QueryAnswer::Stranger => {
+                self.read_failed(client, "the server was started anew");
+                self.report_loss(node, ServerLoss::Stranger);
             }
             QueryAnswer::Refused => {
                 self.read_failed(client, "connection refused");

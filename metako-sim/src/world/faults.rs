@@ -13,6 +13,7 @@ pub(super) enum Undo {
     Start(usize),
     Thaw(usize),
     Unstall(usize),
+    Recovered(usize),
     Mend(Vec<(Place, Place)>),
     StartProxy,
 }
@@ -42,6 +43,10 @@ impl World {
                 world.cluster.stall(node);
                 Some(Undo::Unstall(node))
             }),
+            Fault::Recover(target) => self.on_node("recover", target, |world, node| {
+                world.cluster.recover(&mut world.stage, node);
+                Some(Undo::Recovered(node))
+            }),
             Fault::Promote(target) => self.on_node("promote", target, |world, node| {
                 world.cluster.hand_over(&mut world.stage, node);
                 None
@@ -70,6 +75,10 @@ impl World {
                 self.log_fault(&format!("unstall {}", self.cluster.node(node).name));
                 self.cluster.unstall(&mut self.stage, node);
             }
+            Undo::Recovered(node) => {
+                self.log_fault(&format!("{} has recovered", self.cluster.node(node).name));
+                self.cluster.recovered(&mut self.stage, node);
+            }
             Undo::Mend(ways) => {
                 self.log_fault(&format!("mend {}", self.describe(&ways)));
                 for (from, to) in ways {
@@ -93,7 +102,7 @@ impl World {
         let to = named.flatten().map(|index| self.cluster.node(index).name.clone());
         self.ask(match what {
             Ask::Switchover => OperatorCommand::Switchover { to },
-            Ask::Failover => OperatorCommand::Failover { to },
+            Ask::Failover => OperatorCommand::Failover { to, allow_data_loss: false },
             Ask::Pause => OperatorCommand::Pause,
             Ask::Resume => OperatorCommand::Resume,
         });

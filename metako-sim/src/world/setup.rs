@@ -169,6 +169,7 @@ fn named_nodes(fault: &Fault) -> Vec<&str> {
         | Fault::Start(target)
         | Fault::Freeze(target)
         | Fault::Stall(target)
+        | Fault::Recover(target)
         | Fault::Promote(target) => of(target).into_iter().collect(),
         Fault::Cut { from, to, .. } => [of_end(from), of_end(to)].into_iter().flatten().collect(),
         Fault::Ask { to, .. } => to.iter().filter_map(of).collect(),

@@ -57,6 +57,7 @@ fn evidence(numbers: &mut Numbers) -> Evidence {
     let [fresh, lost, unseen] = [(); 3].map(|()| numbers.below(3) as usize);
     let mut span = || Duration::from_millis(u64::from(numbers.below(6000)));
     let (standing, silent_after, stalled_after, restart_grace) = (span(), span(), span(), span());
+    let start_timeout = Some(span()).filter(|_| numbers.below(3) > 0);
     Evidence {
         primary: NodeName::from("primary"),
         kind: KINDS[numbers.below(10) as usize],
@@ -65,6 +66,7 @@ fn evidence(numbers: &mut Numbers) -> Evidence {
         witnesses: WitnessCount { configured: fresh + lost + unseen, fresh, lost, unseen },
         silent_after,
         stalled_after,
+        start_timeout,
         restart_grace,
         failure_threshold: numbers.below(5) + 1,
     }

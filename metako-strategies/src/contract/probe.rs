@@ -110,6 +110,7 @@ fn report(primary: bool) -> NodeReport {
         version: 150_000,
         started_at: 1,
         wal_segment_size: 16 << 20,
+        checkpointer: None,
         timeline: TimelineId(1),
         role,
         latency: Duration::from_millis(1),

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 /// Fails over only when the standbys that answer bear out that the primary is gone, and to the one that has the most of
 /// its WAL. A primary that refuses connections is replaced at once (after `failover.async_restart_grace`, if that is
 /// set), a silent one after `failover.silent_after`. One that answers and does not end a commit is replaced after
-/// `failover.stalled_after`, although its standbys stream from it; one that answers in any other way is left alone.
+/// `failover.stalled_after`, although its standbys stream from it; one that does nothing but start or recover after
+/// `failover.start_timeout`. One that answers in any other way is left alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MostAdvancedSpec {
@@ -51,9 +52,7 @@ impl FailoverPolicy for MostAdvanced {
             PrimaryEvidence::Refused => refused(evidence),
             PrimaryEvidence::Silent => silent(evidence),
             PrimaryEvidence::WriteStalled => stalled(evidence),
-            PrimaryEvidence::Starting => wait(format!(
-                "{primary} is starting or recovering from a crash: it is alive, so it is waited for"
-            )),
+            PrimaryEvidence::Starting => starting(evidence),
             PrimaryEvidence::ShuttingDown => wait(format!(
                 "{primary} is shutting down: until it refuses connections it may still finish transactions"
             )),
@@ -129,6 +128,37 @@ fn silent(evidence: &Evidence) -> Assessment {
         },
         None => Assessment::FailOver {
             reason: format!("{primary} has not answered for {standing} and {testimony}"),
+        },
+    }
+}
+
+/// It is alive, and has all that it had when it comes up. But it may never do so: its recovery may need more than there is of
+/// disk or memory, and begin again and again.
+fn starting(evidence: &Evidence) -> Assessment {
+    let primary = &evidence.primary;
+    let starting = format!("{primary} is starting or recovering from a crash");
+    let Some(limit) = evidence.start_timeout else {
+        return wait(format!(
+            "{starting}: it is alive, so it is waited for (failover.start_timeout is none)"
+        ));
+    };
+    if let Some(doubt) = doubt(evidence) {
+        return wait(format!("{starting}, but {doubt}"));
+    }
+    match left(limit, evidence.standing) {
+        Some(left) => Assessment::Wait {
+            reason: format!(
+                "{starting}: it is alive, so it is given {} (failover.start_timeout)",
+                millis(limit)
+            ),
+            ask_again_in: Some(left),
+        },
+        None => Assessment::FailOver {
+            reason: format!(
+                "{starting} for longer than failover.start_timeout ({}), and {}",
+                millis(limit),
+                testimony(evidence.witnesses)
+            ),
         },
     }
 }

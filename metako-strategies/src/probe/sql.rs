@@ -76,6 +76,7 @@ mod tests {
             version: 150_000,
             started_at: 1,
             wal_segment_size: 16 << 20,
+            checkpointer: None,
             timeline: TimelineId(3),
             role,
             latency: Duration::from_millis(2),

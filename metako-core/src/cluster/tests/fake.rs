@@ -12,6 +12,7 @@ use crate::config::{
 };
 use crate::plugin::{
     Assessment, BuildError, Electable, Evidence, FailoverPolicy, FailoverPolicySpec, Policy, PrimaryEvidence,
+    ServerRun,
 };
 use crate::{Lsn, SystemId, TimelineId};
 
@@ -55,12 +56,14 @@ pub(crate) fn settings() -> ClusterSettings {
             synchronous: None,
             silent_after: Duration::from_millis(2500),
             stalled_after: Duration::from_secs(10),
+            start_timeout: Some(Duration::from_mins(5)),
             async_restart_grace: Duration::ZERO,
             hold_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
             hold_clients: 1000,
             hold_bytes: 1 << 20,
             budget: (2, Duration::from_mins(10)),
+            max_lag_on_failover: None,
             unknown_outcome: UnknownOutcome::TransactionResolutionUnknown,
         },
         hooks: Hooks::default(),
@@ -153,6 +156,9 @@ pub(super) struct Fake {
     pub(super) settings: BTreeMap<String, String>,
     pub(super) port: u16,
     pub(super) started_at: i64,
+    pub(super) checkpointer: i32,
+    /// Where its recovery ended when it was last started.
+    pub(super) recovered: Lsn,
 }
 
 impl Fake {
@@ -178,6 +184,8 @@ impl Fake {
             settings,
             port,
             started_at: 1,
+            checkpointer: 1,
+            recovered: Lsn(0),
         }
     }
 
@@ -189,6 +197,23 @@ impl Fake {
 
     pub(super) fn position(&self) -> Lsn {
         self.received.unwrap_or_default().max(self.replayed)
+    }
+
+    /// Its server is started anew, and recovers all that it has.
+    pub(super) fn start_anew(&mut self) {
+        self.started_at += 1;
+        self.recover();
+    }
+
+    /// One of its processes crashes, and the server recovers all that it has.
+    pub(super) fn recover(&mut self) {
+        self.checkpointer += 1;
+        self.recovered = self.position();
+    }
+
+    /// The run of its server.
+    pub(super) fn run(&self) -> ServerRun {
+        ServerRun { started_at: self.started_at, checkpointer: Some(self.checkpointer) }
     }
 
     pub(super) fn setting(&self, name: &str) -> &str {

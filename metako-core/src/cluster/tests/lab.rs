@@ -166,7 +166,9 @@ impl Lab {
 
     pub(super) fn revive(&mut self, name: &str) {
         let fake = self.fake(name);
-        fake.started_at += i64::from(fake.line == Line::Refused);
+        if fake.line == Line::Refused {
+            fake.start_anew();
+        }
         fake.line = Line::Up;
         fake.reachable_by_others = true;
     }
@@ -495,6 +497,7 @@ impl Lab {
             version: 150_020,
             started_at: fake.started_at,
             wal_segment_size: 16 << 20,
+            checkpointer: Some(fake.checkpointer),
             timeline: fake.timeline,
             role,
             latency: Duration::from_millis(1),

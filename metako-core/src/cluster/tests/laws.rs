@@ -29,8 +29,8 @@ enum Step {
     Open(bool),
     /// Somebody else promotes a node.
     Promoted(usize),
-    /// The server of a node is started again.
-    Started(usize),
+    /// The server of a node is started again, or recovers from a crash.
+    Started(usize, bool),
 }
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -70,7 +70,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0_u64..500).prop_map(Step::Noise),
         1 => (0..4_usize).prop_map(Step::Reload),
         1 => (0..3_usize).prop_map(Step::Promoted),
-        1 => (0..3_usize).prop_map(Step::Started),
+        2 => (0..3_usize, any::<bool>()).prop_map(|(node, crash)| Step::Started(node, crash)),
         4 => (0..4_usize, 0..4_usize).prop_map(|(what, node)| Step::Ask(what, node)),
         1 => any::<bool>().prop_map(Step::Open),
     ]
@@ -78,7 +78,11 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn configuration(which: usize) -> ClusterSettings {
     hooked(match which {
-        0 => settings(),
+        0 => {
+            let mut limited = settings();
+            limited.failover.max_lag_on_failover = Some(500);
+            limited
+        }
         1 => synchronous(1, NoVoter::Block),
         3 => super::observe::observed(),
         _ => synchronous(1, NoVoter::Degrade),
@@ -117,7 +121,7 @@ fn take(lab: &mut Lab, step: &Step) {
             let to = NAMES.get(*node).map(|name| (*name).into());
             lab.event(Event::Operator(match what {
                 0 => OperatorCommand::Switchover { to },
-                1 => OperatorCommand::Failover { to },
+                1 => OperatorCommand::Failover { to, allow_data_loss: *node % 2 == 0 },
                 2 => OperatorCommand::Pause,
                 _ => OperatorCommand::Resume,
             }));
@@ -130,7 +134,8 @@ fn take(lab: &mut Lab, step: &Step) {
             // Nobody promised anything of what somebody else promotes.
             lab.acknowledged = crate::Lsn(0);
         }
-        Step::Started(node) => lab.fake(NAMES[*node]).started_at += 1,
+        Step::Started(node, true) => lab.fake(NAMES[*node]).recover(),
+        Step::Started(node, false) => lab.fake(NAMES[*node]).start_anew(),
         Step::Noise(number) => {
             let result = Err(ProbeFailure::Refused("noise".to_owned()));
             lab.event(Event::Probed { id: ProbeId(number / 2), node: "b".into(), sent: lab.now, result });

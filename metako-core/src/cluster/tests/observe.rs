@@ -289,7 +289,7 @@ fn what_changes_the_cluster_is_not_metakos_to_do() {
     let lab = Lab::steady(super::fake::hooked(observed()));
     for command in [
         OperatorCommand::Switchover { to: None },
-        OperatorCommand::Failover { to: None },
+        OperatorCommand::Failover { to: None, allow_data_loss: false },
         OperatorCommand::Pause,
     ] {
         assert!(lab.refusal(&command).contains("failover.mode is observe"));

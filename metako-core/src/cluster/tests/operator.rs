@@ -13,7 +13,7 @@ fn a_person_begins_a_failover_where_metako_may_not() {
     let mut manual = settings();
     manual.failover.mode = FailoverMode::Manual;
     let mut lab = Lab::steady(manual);
-    let asked = OperatorCommand::Failover { to: Some("b".into()) };
+    let asked = OperatorCommand::Failover { to: Some("b".into()), allow_data_loss: false };
     assert!(lab.refusal(&asked).contains("see `metako switchover`"));
     lab.kill("a");
     lab.pass(5000);
@@ -30,7 +30,7 @@ fn not_even_a_person_replaces_a_primary_from_which_standbys_stream() {
     lab.fake("a").line = Line::Silent;
     lab.pass(8000);
     assert_eq!(lab.primary(), Some("a"));
-    let refusal = lab.refusal(&OperatorCommand::Failover { to: None });
+    let refusal = lab.refusal(&OperatorCommand::Failover { to: None, allow_data_loss: false });
     assert!(refusal.contains("still streams from a"), "{refusal}");
 }
 
@@ -64,7 +64,7 @@ fn a_paused_cluster_can_be_resumed_and_failed_over_by_a_person() {
     lab.pass(1000);
     lab.kill("a");
     lab.pass(3000);
-    lab.order(OperatorCommand::Failover { to: Some("b".into()) });
+    lab.order(OperatorCommand::Failover { to: Some("b".into()), allow_data_loss: false });
     lab.pass(5000);
     assert_eq!((lab.phase(), lab.primary()), ("paused", Some("b")), "{:?}", lab.controller);
 }
@@ -102,7 +102,7 @@ fn a_failover_of_a_person_that_finds_the_primary_well_leaves_nobody_frozen() {
     lab.kill("a");
     lab.pass(1500);
     lab.treat.insert("freeze", Treat::Keep);
-    lab.order(OperatorCommand::Failover { to: None });
+    lab.order(OperatorCommand::Failover { to: None, allow_data_loss: false });
     lab.pass(300);
     assert_eq!(lab.phase(), "freezing", "{:?}", lab.controller);
     lab.revive("a");
@@ -123,7 +123,7 @@ fn a_failover_of_a_person_rests_on_what_is_seen_after_the_command() {
     lab.kill("a");
     lab.pass(1500);
     lab.revive("a");
-    let asked = OperatorCommand::Failover { to: None };
+    let asked = OperatorCommand::Failover { to: None, allow_data_loss: false };
     assert!(lab.controller.examine(&asked).is_ok(), "it was dead when it was last asked");
     lab.order(asked);
     lab.pass(5000);

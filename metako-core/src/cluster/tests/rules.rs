@@ -6,7 +6,7 @@ use super::fake::Fake;
 use super::lab::Lab;
 use super::names::lane_of;
 use crate::NodeName;
-use crate::cluster::{Action, HookKind, Journal, JournalPhase, Writes};
+use crate::cluster::{Action, ClusterView, HookKind, Journal, JournalPhase, SyncRule, Vouched, Writes};
 use crate::config::FailoverMode;
 use crate::plugin::{NodeReport, PrimaryEvidence};
 
@@ -69,6 +69,7 @@ impl Lab {
                     );
                     assert_eq!(journal.phase, JournalPhase::Steady);
                     self.watch_later_primaries(primary, journal);
+                    self.watch_recovered(view, primary, journal);
                     (self.restarted, self.reloaded) = (false, false);
                     self.adopted = None;
                     if self.view.primary() != Some(primary) {
@@ -117,8 +118,23 @@ impl Lab {
         assert_eq!(later.map(|(name, _)| name), None, "{primary} serves on {}", journal.timeline);
     }
 
-    /// When a choice goes to disk: nobody streams from the old primary, enough voters stand still, and none of those that
-    /// stand still is ahead of the chosen one.
+    /// Clients are connected to no run of the primary whose recovery brought back what too few voters have.
+    fn watch_recovered(&self, view: &ClusterView, primary: &NodeName, journal: &Journal) {
+        let SyncRule::Quorum { acks, voters } = &journal.sync else { return };
+        let (fake, node) = (&self.nodes[primary], view.node(primary.as_str()).unwrap());
+        assert_ne!(node.vouched, Vouched::Any);
+        if node.vouched != Vouched::Run(fake.run()) {
+            return;
+        }
+        let have = |voter: &&NodeName| {
+            self.nodes.get(*voter).is_some_and(|voter| voter.position() >= fake.recovered)
+        };
+        let have = voters.iter().filter(have).count();
+        assert!(have >= *acks, "{have} of {acks} have what {primary} recovered: {view:?}");
+    }
+
+    /// When a choice goes to disk: nobody streams from the old primary, enough voters stand still, none of those that stand
+    /// still is ahead of the chosen one, and that lacks no more than it may.
     fn watch_choice(&self, journal: &Journal) {
         let JournalPhase::Promoting { candidate, fork, .. } = &journal.phase else { return };
         let Some(former) = self.disk.as_ref().filter(|former| former.phase == JournalPhase::Fencing) else {
@@ -139,8 +155,23 @@ impl Lab {
                 fake.setting("primary_slot_name") == token && fake.setting("primary_conninfo").is_empty()
             })
             .collect();
-        assert!(frozen.iter().any(|(name, fake)| *name == candidate && fake.replayed == *fork), "{frozen:?}");
-        if let crate::cluster::SyncRule::Quorum { acks, voters } = &former.sync {
+        let chosen = frozen.iter().find(|(name, fake)| *name == candidate && fake.replayed == *fork);
+        let Some((_, chosen)) = chosen else {
+            panic!("{candidate} does not stand still at {fork}: {frozen:?}")
+        };
+        let limit =
+            self.controller.settings().failover.max_lag_on_failover.filter(|_| former.floor.is_none());
+        if let (Some(limit), Some((timeline, reached)), SyncRule::Async) =
+            (limit, former.reached, &former.sync)
+        {
+            assert_eq!(timeline, former.timeline);
+            assert!(
+                reached.0.saturating_sub(chosen.position().0) <= limit,
+                "{candidate} at {} lacks what is up to {reached}",
+                chosen.position()
+            );
+        }
+        if let SyncRule::Quorum { acks, voters } = &former.sync {
             let standing = frozen.iter().filter(|(name, _)| voters.contains(name)).count();
             assert!(standing > voters.len() - acks, "{standing} of {voters:?} stand still");
         }

@@ -148,13 +148,13 @@ fn the_budget_and_the_mode_hold_for_it_and_a_person_may_at_once() {
         lab.pass(NOT_YET + SOON);
         assert_eq!(lab.phase(), "manual_needed");
         assert!(lab.held().unwrap().contains(why), "{:?}", lab.held());
-        lab.order(OperatorCommand::Failover { to: Some("b".into()) });
+        lab.order(OperatorCommand::Failover { to: Some("b".into()), allow_data_loss: false });
         lab.pass(3000);
         assert_eq!(lab.primary(), Some("b"), "{:?}", lab.controller);
     }
     let mut lab = stalled(settings());
     lab.pass(3000);
-    lab.order(OperatorCommand::Failover { to: Some("b".into()) });
+    lab.order(OperatorCommand::Failover { to: Some("b".into()), allow_data_loss: false });
     lab.pass(3000);
     assert_eq!(lab.primary(), Some("b"), "long before patience ends: {:?}", lab.controller);
 }

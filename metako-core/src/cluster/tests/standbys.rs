@@ -101,6 +101,20 @@ fn a_standby_with_a_part_of_a_record_in_the_next_segment_is_rejoined() {
 }
 
 #[test]
+fn a_standby_that_follows_the_former_primary_serves_no_reads_before_it_is_repointed() {
+    let mut lab = after_failover_without_b();
+    lab.treat.insert("repoint", Treat::Keep);
+    lab.revive("a");
+    lab.fake("b").line = Line::Up;
+    lab.pass(2000);
+    assert_eq!(unfit(&lab, "b"), "it follows a, which does not follow the primary");
+    lab.release();
+    lab.pass(2000);
+    assert_eq!(lab.readers(), ["b"]);
+    assert!(lab.fake("b").setting("primary_conninfo").contains("port='5003'"));
+}
+
+#[test]
 fn the_fork_is_remembered_over_a_restart() {
     let mut lab = after_failover_without_b();
     lab.fake("b").reach(Lsn(50_000));

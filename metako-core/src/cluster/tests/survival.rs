@@ -39,6 +39,7 @@ struct Recipe {
     paused: bool,
     mode: FailoverMode,
     budget: u32,
+    limit: Option<u64>,
 }
 
 fn recipe() -> impl Strategy<Value = Recipe> {
@@ -59,16 +60,10 @@ fn recipe() -> impl Strategy<Value = Recipe> {
         prop::bool::weighted(0.05),
         prop_oneof![19 => Just(FailoverMode::Automatic), 1 => Just(FailoverMode::Manual)],
         prop_oneof![1 => Just(0_u32), 19 => Just(2)],
+        prop::option::of(0..250_u64),
     )
-        .prop_map(|(nodes, synchronous, conditions, never, millis, paused, mode, budget)| Recipe {
-            nodes,
-            synchronous,
-            conditions,
-            never,
-            millis,
-            paused,
-            mode,
-            budget,
+        .prop_map(|(nodes, synchronous, conditions, never, millis, paused, mode, budget, limit)| {
+            Recipe { nodes, synchronous, conditions, never, millis, paused, mode, budget, limit }
         })
 }
 
@@ -85,6 +80,7 @@ fn configuration(recipe: &Recipe) -> ClusterSettings {
     }
     settings.failover.mode = recipe.mode;
     settings.failover.budget.0 = recipe.budget;
+    settings.failover.max_lag_on_failover = recipe.limit;
     settings
 }
 
@@ -337,6 +333,7 @@ fn plain(conditions: &[Condition]) -> Recipe {
         paused: false,
         mode: FailoverMode::Automatic,
         budget: 2,
+        limit: None,
     };
     recipe.conditions[..conditions.len()].copy_from_slice(conditions);
     recipe

@@ -117,7 +117,7 @@ fn answers_to_older_probes_are_ignored() {
 }
 
 #[test]
-fn a_living_primary_is_never_replaced_whatever_the_policy_wants() {
+fn a_primary_that_is_up_is_never_replaced_whatever_the_policy_wants() {
     for line in [Line::Full, Line::NoLogin] {
         let mut lab = Lab::steady(settings());
         lab.fake("a").line = line;

@@ -273,6 +273,7 @@ pub(super) struct Auth {
 /// `failover`
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[expect(clippy::struct_field_names, reason = "the key says when the lag matters, as Patroni's does")]
 pub(super) struct Failover {
     /// Who decides to promote.
     pub(super) mode: FailoverMode,
@@ -291,6 +292,9 @@ pub(super) struct Failover {
     /// A primary that answers and ends no commit for so long is replaced, although its replicas stream.
     #[schemars(extend("x-min" = "1ms"))]
     pub(super) stalled_after: HumanDuration,
+    /// A primary that does nothing but start or recover for so long is replaced; `none` waits without end.
+    #[schemars(extend("x-min" = "1ms"))]
+    pub(super) start_timeout: Option<HumanDuration>,
     /// How long an asynchronous primary that restarts is waited for.
     pub(super) async_restart_grace: HumanDuration,
     /// How long a client is held while there is no primary.
@@ -304,6 +308,9 @@ pub(super) struct Failover {
     pub(super) hold_bytes: ByteSize,
     /// So many automatic failovers in such a span, then a person decides.
     pub(super) budget: Budget,
+    /// What the most advanced replica may lack of the WAL that an asynchronous primary was known to have; beyond it a
+    /// person decides; `none` is no limit.
+    pub(super) max_lag_on_failover: Option<ByteSize>,
     /// What a client is told of a commit whose outcome is unknown.
     pub(super) unknown_outcome: UnknownOutcome,
 }
@@ -317,12 +324,14 @@ impl Default for Failover {
             exclusive_access: Reserved,
             silent_after: HumanDuration::from_millis(2500),
             stalled_after: HumanDuration::from_secs(10),
+            start_timeout: Some(HumanDuration::from_secs(300)),
             async_restart_grace: HumanDuration::default(),
             hold_timeout: HumanDuration::from_secs(30),
             drain_timeout: HumanDuration::from_secs(10),
             hold_clients: 10_000,
             hold_bytes: ByteSize(64 << 20),
             budget: Budget { count: 2, span: HumanDuration::from_secs(600) },
+            max_lag_on_failover: Some(ByteSize(16 << 20)),
             unknown_outcome: UnknownOutcome::TransactionResolutionUnknown,
         }
     }

@@ -72,6 +72,7 @@ impl NodeAccess for Access {
             version: 150_018,
             started_at: i64::try_from(self.number).unwrap(),
             wal_segment_size: 16 << 20,
+            checkpointer: None,
             timeline: TimelineId(1),
             role: if self.name.as_str().starts_with("primary") {
                 ReportedRole::Primary {
@@ -122,7 +123,6 @@ impl Servers for Made {
         assert_ne!(node.name.as_str(), "panics", "an order on purpose");
         Ok(ActionOutcome::Done)
     }
-
     fn retain(&self, _: &[Arc<Node>]) {}
 }
 
@@ -181,12 +181,14 @@ fn config(nodes: Vec<Node>) -> ControlConfig {
             synchronous: None,
             silent_after: Duration::from_millis(2500),
             stalled_after: Duration::from_secs(10),
+            start_timeout: None,
             async_restart_grace: Duration::ZERO,
             hold_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
             hold_clients: 10,
             hold_bytes: 1000,
             budget: (2, Duration::from_mins(10)),
+            max_lag_on_failover: None,
             unknown_outcome: UnknownOutcome::TransactionResolutionUnknown,
         },
         hooks: Hooks::default(),
@@ -218,6 +220,8 @@ fn journal(cluster: &str, epoch: u64) -> Journal {
         sync_names: BTreeMap::new(),
         observed: Observed::default(),
         floor: None,
+        reached: None,
+        run: None,
     }
 }
 
@@ -331,7 +335,6 @@ async fn a_node_that_changed_is_asked_anew_and_its_old_answer_counts_for_nothing
     let started_at = |event| probed(event).1.unwrap().started_at;
     assert_eq!(started_at(bench.carry_out(probe(2, "a")).await), 0, "a keeps its connection");
     assert_eq!(bench.servers.accesses.load(Ordering::Relaxed), 3);
-
     bench.driver.reconfigure(config(vec![node("slow", 99)]));
     let gone = bench.driver.carry_out(probe(3, "a")).unwrap();
     assert!(matches!(probed(gone), (3, Err(ProbeFailure::Unexpected(_)))));
@@ -354,7 +357,6 @@ async fn a_configuration_that_the_controller_refuses_changes_no_node() {
     });
     assert!(refused, "{actions:?}");
     assert!(probed(bench.carry_out(probe(77, "a")).await).1.is_ok(), "the primary is still asked");
-
     offer(&mut bench, &["a", "c"], &mut actions);
     assert!(probed(bench.carry_out(probe(78, "c")).await).1.is_ok());
     let gone = bench.driver.carry_out(probe(79, "b")).unwrap();

@@ -21,7 +21,7 @@ const QUIET: Bound = Bound { bytes: 16 << 20, count: 16 };
 pub(super) enum Class {
     /// Nothing.
     Quiet,
-    /// The primary was suspected, and no more.
+    /// The primary was suspected, or started anew, and no more.
     Suspicion,
     /// The primary changed, or was to, or a person was called.
     Incident,
@@ -58,7 +58,7 @@ impl Class {
             | Kind::Promoted
             | Kind::Aborted
             | Kind::ManualNeeded => Self::Incident,
-            Kind::Suspected | Kind::Vetoed => Self::Suspicion,
+            Kind::Suspected | Kind::Restarted | Kind::Vetoed => Self::Suspicion,
             Kind::NodeHealth
             | Kind::NodeRole
             | Kind::ReadPool

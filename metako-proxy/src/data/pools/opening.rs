@@ -5,7 +5,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metako_core::cluster::{ClusterView, ObservedRole, ReadFitness, Writes};
+use metako_core::cluster::{ClusterView, ObservedRole, ReadFitness, Vouched, Writes};
 use metako_core::pool::ServerId;
 use metako_core::session::Server;
 use metako_core::{Epoch, NodeName};
@@ -67,7 +67,7 @@ async fn run<E: Env>(mut place: Place<E>, mut order: Order) {
     let target = target(&place.core, &place.cell.node, &order.who);
     let opened = match &target {
         Some(target) => {
-            let opened = tokio::time::timeout(OPEN_MAX, backend::connect(&place.core.env, target));
+            let opened = tokio::time::timeout(OPEN_MAX, open(&place.core, target));
             tokio::select! {
                 biased;
                 opened = opened => Some(opened),
@@ -90,6 +90,30 @@ async fn run<E: Env>(mut place: Place<E>, mut order: Order) {
     if let Some(order) = next {
         begin(core, cell, order);
     }
+}
+
+/// Connects to the run of the server that clients may be connected to, or to none.
+async fn open<E: Env>(core: &Core<E>, target: &Target) -> Result<Backend<MaybeTls<E::Stream>>, ConnectError> {
+    let error = |kind| ConnectError { node: target.node.clone(), kind };
+    let vouched = || core.view.load().node(target.node.as_str()).map_or(Vouched::Nobody, |node| node.vouched);
+    let mut backend = backend::connect(&core.env, target).await?;
+    let may_serve = match vouched() {
+        Vouched::Any => true,
+        // Without SQL nothing can be asked, and nothing is read that a statement could see.
+        Vouched::Run(_) if !takes_sql(target) => true,
+        Vouched::Nobody => false,
+        Vouched::Run(run) => {
+            let found = backend::run_of(&mut backend, run.checkpointer).await.map_err(error)?;
+            // It may have been looked at meanwhile.
+            vouched() == Vouched::Run(found)
+        }
+    };
+    if may_serve { Ok(backend) } else { Err(error(ConnectErrorKind::Stranger)) }
+}
+
+/// Whether the connection is none of physical replication.
+fn takes_sql(target: &Target) -> bool {
+    !target.parameters.iter().any(|(name, value)| name == "replication" && value == "true")
 }
 
 /// Waits until nobody can use the connection any more: its only client is gone, or its epoch is over.

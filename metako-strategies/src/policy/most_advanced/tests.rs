@@ -19,6 +19,7 @@ fn evidence(kind: PrimaryEvidence, standing: Duration, fresh: usize, lost: usize
         witnesses: WitnessCount { configured: fresh + lost + unseen, fresh, lost, unseen },
         silent_after: Duration::from_millis(2500),
         stalled_after: 10 * SECOND,
+        start_timeout: Some(10 * SECOND),
         restart_grace: Duration::ZERO,
         failure_threshold: 3,
     }
@@ -66,7 +67,11 @@ fn each_row_of_the_evidence_table() {
         (WriteStalled, late, (0, 1, 1), (true, None), "of 2 standbys 1 answer"),
         (WriteStalled, late, (0, 0, 2), (false, None), "none answers"),
         (WriteStalled, late, (0, 0, 0), (false, None), "nobody can follow"),
-        (Starting, late, (0, 2, 0), (false, None), "alive"),
+        (Starting, early, (0, 2, 0), (false, Some(Duration::from_millis(9600))), "failover.start_timeout"),
+        (Starting, late, (0, 2, 0), (true, None), "for longer than failover.start_timeout (10000 ms)"),
+        (Starting, late, (0, 1, 1), (true, None), "1 have lost its stream and 1 do not answer"),
+        (Starting, late, (1, 1, 0), (false, None), "still stream from it"),
+        (Starting, late, (0, 0, 2), (false, None), "this proxy seems to be cut off"),
         (ShuttingDown, late, (0, 2, 0), (false, None), "until it refuses connections"),
         (Full, late, (0, 2, 0), (false, None), "no connection slot"),
         (InRecovery, late, (0, 2, 0), (false, None), "answers as a standby"),
@@ -89,6 +94,15 @@ fn a_refusing_primary_is_given_its_grace_to_restart() {
     assert!(reason.contains("failover.async_restart_grace"), "{reason}");
     evidence.standing = 3 * SECOND;
     assert!(judged(&evidence).0);
+}
+
+#[test]
+fn without_a_limit_a_primary_that_starts_is_waited_for_without_end() {
+    let mut evidence = evidence(PrimaryEvidence::Starting, Duration::from_hours(24), 0, 2, 0);
+    evidence.start_timeout = None;
+    let (fails_over, ask_again_in, reason) = judged(&evidence);
+    assert_eq!((fails_over, ask_again_in), (false, None));
+    assert!(reason.contains("alive") && reason.contains("failover.start_timeout is none"), "{reason}");
 }
 
 fn electable(node: &str, timeline: u32, position: u64) -> Electable {
@@ -154,13 +168,17 @@ fn any_evidence() -> impl Strategy<Value = Evidence> {
         PrimaryEvidence::Unclear,
     ]);
     let millis = || (0_u64..6000).prop_map(Duration::from_millis);
-    let patience = (millis(), millis(), millis());
+    let patience = (millis(), millis(), prop::option::of(millis()), millis());
     (kinds, millis(), 0_usize..3, 0_usize..3, 0_usize..3, patience).prop_map(
-        |(kind, standing, fresh, lost, unseen, (silent_after, stalled_after, restart_grace))| Evidence {
-            silent_after,
-            stalled_after,
-            restart_grace,
-            ..evidence(kind, standing, fresh, lost, unseen)
+        |(kind, standing, fresh, lost, unseen, patience)| {
+            let (silent_after, stalled_after, start_timeout, restart_grace) = patience;
+            Evidence {
+                silent_after,
+                stalled_after,
+                start_timeout,
+                restart_grace,
+                ..evidence(kind, standing, fresh, lost, unseen)
+            }
         },
     )
 }
@@ -174,7 +192,13 @@ proptest! {
         } else if judged(&evidence).0 {
             prop_assert_eq!(evidence.witnesses.fresh, 0);
             prop_assert!(evidence.witnesses.lost > 0);
-            prop_assert!(matches!(evidence.kind, PrimaryEvidence::Refused | PrimaryEvidence::Silent));
+            match evidence.kind {
+                PrimaryEvidence::Refused | PrimaryEvidence::Silent => {}
+                PrimaryEvidence::Starting => {
+                    prop_assert!(evidence.start_timeout.is_some_and(|limit| evidence.standing >= limit));
+                }
+                kind => prop_assert!(false, "{kind:?}"),
+            }
         }
     }
 
