@@ -360,6 +360,7 @@ recover() {
     case $state in
         "shut down" | "shut down in recovery") return 0 ;;
     esac
+    recovered=1
     say "$PGDATA was not shut down cleanly: it is recovered first"
     # A single-user server does not start as a standby. The trap puts it back if this is cut off.
     [ ! -e "$PGDATA/standby.signal" ] || signal_removed=1
@@ -376,26 +377,20 @@ put_back_signal() {
     signal_removed=
 }
 
-# A standby that has a part of a record which begins before the fork and reaches into the next file of WAL asks for that
-# file only, and ends when it gets it. Without its own files from the fork on it asks for those as well. A cleanly
-# stopped primary needs its own: they hold its last checkpoint.
-drop_part_of_record() {
-    [ -n "$was_standby" ] || return 0
-    case $said in
-        *"no rewind required"*) ;;
-        *) return 0 ;;
-    esac
+# A standby that has a part of a record which begins at the fork and reaches into a later file of WAL asks for that file
+# only, and ends when it gets it. Where it finds no record at the fork it asks for the file of the fork, on the new
+# timeline. What both histories have stays.
+cut_at_fork() {
     fork=$(printf '%s\n' "$said" | sed -n 's/.* diverged at WAL location \([0-9A-Fa-f]*\/[0-9A-Fa-f]*\) on timeline .*/\1/p')
     size=$(control "Bytes per WAL segment")
     case $fork:$size in
         :* | *: | *:*[!0-9]*) return 0 ;;
     esac
-    from=$(printf '%08X%08X' "0x${fork%/*}" "$((0x${fork#*/} / size))")
-    own=$(printf '%08X' "$timeline")
-    for file in "$PGDATA/pg_wal/$own"????????????????; do
-        [ -f "$file" ] || continue
-        [ "${file##*"/$own"}" \< "$from" ] || rm -f -- "$file"
-    done
+    at=$((0x${fork#*/}))
+    file=$PGDATA/pg_wal/$(printf '%08X%08X%08X' "$timeline" "0x${fork%/*}" "$((at / size))")
+    [ -f "$file" ] || return 0
+    dd if=/dev/zero of="$file" bs=64k seek="$((at % size))" count="$((size - at % size))" \
+        oflag=seek_bytes iflag=count_bytes conv=notrunc,fsync status=none || fail "$file cannot be written"
 }
 
 # Whether it can follow after this.
@@ -410,6 +405,7 @@ rewind() {
         [ -n "$was_standby" ]
         return
     fi
+    recovered=
     recover || return 1
     set --
     if [ -f "$PGDATA/postgresql.conf" ] && [ -n "$(postgres -D "$PGDATA" -C restore_command 2>/dev/null)" ]; then
@@ -419,10 +415,15 @@ rewind() {
     status=0
     said=$(pg_rewind --target-pgdata="$PGDATA" --source-server="$(primary_for metako_rewind) dbname=postgres" -R "$@" 2>&1) || status=$?
     say "$said"
-    if [ "$status" -eq 0 ]; then
-        drop_part_of_record
-        return 0
-    fi
+    case $status:$said in
+        0:*"no rewind required"*)
+            # Where it was recovered it has records of its own at its end, whatever pg_rewind says.
+            [ -z "$recovered" ] || return 1
+            [ -z "$was_standby" ] || cut_at_fork
+            return 0
+            ;;
+        0:*) return 0 ;;
+    esac
     case $said in
         *postmaster.pid*) later "the process of a PostgreSQL that ended is still there" ;;
     esac

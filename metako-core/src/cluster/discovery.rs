@@ -225,6 +225,7 @@ impl Controller {
             primary: primary.clone(),
             timeline,
             fork: None,
+            last_record: None,
             phase: JournalPhase::Steady,
             sync: SyncRule::Async,
             attempts: Vec::new(),
@@ -250,6 +251,7 @@ impl Controller {
             journal.sync_names.clone_from(&former.sync_names);
             if former.timeline == timeline && former.primary == *primary {
                 journal.fork = former.fork;
+                journal.last_record = former.last_record;
                 // Once a candidate is chosen the rule is the one for its epoch.
                 if !matches!(former.phase, JournalPhase::Promoting { .. }) {
                     journal.sync = former.sync.clone();

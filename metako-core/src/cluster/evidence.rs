@@ -482,7 +482,8 @@ impl Controller {
         if report.timeline != journal.timeline {
             return Some(format!("is on timeline {}, not {}", report.timeline, journal.timeline));
         }
-        if journal.fork.is_some_and(|fork| report.position().is_none_or(|position| position < fork)) {
+        let begins = journal.last_record.or(journal.fork);
+        if begins.is_some_and(|begins| report.position().is_none_or(|position| position < begins)) {
             return Some(format!("has nothing of timeline {} yet", journal.timeline));
         }
         None

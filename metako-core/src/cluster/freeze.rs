@@ -6,6 +6,7 @@ use super::controller::Then;
 use super::evidence::needed;
 use super::failover::{FREEZE_WAIT, Failover};
 use super::node::Moment;
+use super::standbys::is_stranded;
 use super::witness::Witness;
 use super::work::{Lane, Task};
 use super::{Action, Attempt, Controller, DecisionKind, JournalPhase, Phase, SyncRule, settings};
@@ -328,16 +329,27 @@ impl Controller {
         if let Some(why) = self.timeline_in_use() {
             return self.need_person(None, why);
         }
-        // Its timeline begins where its last whole record ends, whatever it has of the next one.
-        let report = self.nodes.get(&candidate).and_then(|state| state.report.as_ref());
-        let Some(fork) = report.and_then(NodeReport::replayed) else { return };
+        let Some((_, fork)) = choice.positions.iter().find(|(standby, _)| *standby == candidate).cloned()
+        else {
+            return;
+        };
+        let last_report =
+            |standby: &NodeName| self.nodes.get(standby).and_then(|state| state.report.as_ref());
+        let last_record = last_report(&candidate).and_then(NodeReport::replayed);
+        let stranded = |standby: &NodeName| {
+            last_report(standby)
+                .zip(last_record)
+                .is_some_and(|(report, last_record)| is_stranded(report, last_record))
+        };
         let followers: Vec<NodeName> = choice
             .positions
             .iter()
             .map(|(standby, _)| standby.clone())
             .filter(|standby| *standby != candidate && self.last_timeline(standby) == Some(present))
+            .filter(|standby| !stranded(standby))
             .collect();
         journal.phase = JournalPhase::Promoting { candidate: candidate.clone(), timeline, fork };
+        journal.last_record = last_record;
         journal.attempts.push(Attempt { node: candidate.clone(), timeline });
         journal.attempts.dedup();
         journal.displaced.retain(|node| *node != candidate && node != old);

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::controller::Then;
 use super::node::Moment;
-use super::standbys::is_stranded;
 use super::work::Task;
 use super::{
     Action, Controller, DecisionKind, JournalPhase, Observed, Phase, Promotion, SavedSettings,
@@ -134,6 +133,8 @@ impl Controller {
     /// when each has answered, or was awaited long enough.
     fn repoint_followers(&mut self, candidate: &NodeName, fork: Lsn, prepared: Tick) -> bool {
         let token = settings::token(self.epoch);
+        // It would feed them a part of a record that its own timeline will not have, and strand them.
+        let last_record = self.journal.as_ref().and_then(|journal| journal.last_record);
         let mut waiting = false;
         for standby in self.all_but(candidate) {
             let repointed =
@@ -141,9 +142,8 @@ impl Controller {
             let held = self.slots.contains(&self.slot(&standby))
                 && self.freezable(&standby)
                 && self.report(&standby).is_some_and(|report| {
-                    settings::proof(report, &token).is_ok()
-                        && report.replayed().is_some_and(|replayed| replayed <= fork)
-                        && !is_stranded(report, fork)
+                    settings::proof(report, &token).is_ok_and(|position| position <= fork)
+                        && last_record.is_none_or(|last_record| report.in_one_segment(last_record, fork))
                 });
             if !repointed && held {
                 waiting = true;
@@ -171,10 +171,10 @@ impl Controller {
             return;
         };
         match settings::proof(report, &token) {
-            Ok(_) if report.replayed() == Some(fork) => {}
+            Ok(position) if position == fork => {}
             Ok(position) => {
                 let reason = format!(
-                    "{candidate} had replayed all up to {fork} when it was chosen and stands at {position} now: it is not promoted; look at all \
+                    "{candidate} stood at {fork} when it was chosen and at {position} now: it is not promoted; look at all \
                      nodes, then `metako adopt --primary NAME`"
                 );
                 return self.need_person(None, reason);

@@ -22,9 +22,13 @@ pub struct Journal {
     pub primary: NodeName,
     /// The primary's timeline.
     pub timeline: TimelineId,
-    /// Where that timeline began, if metako promoted the primary.
+    /// Up to where the primary had its WAL when metako promoted it: that timeline began no later.
     #[serde(default)]
     pub fork: Option<Lsn>,
+    /// Where the last whole record ended that the primary had replayed when it was chosen. What it had beyond, up to `fork`,
+    /// was a part of a record at most: then the timeline begins here.
+    #[serde(default)]
+    pub last_record: Option<Lsn>,
     /// Where a failover stands.
     pub phase: JournalPhase,
     /// Which commits wait for whom.

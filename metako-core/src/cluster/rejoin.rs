@@ -83,9 +83,8 @@ impl Controller {
                 && !self.is_foreign(report)
                 && report.timeline.next() == course.timeline
                 // What it only received may be of a timeline that it does not tell yet.
-                && course.fork.is_some_and(|fork| {
-                    report.replayed().is_some_and(|at| at > fork) || is_stranded(report, fork)
-                })
+                && (course.fork.is_some_and(|fork| report.replayed().is_some_and(|at| at > fork))
+                    || course.last_record.is_some_and(|begins| is_stranded(report, begins)))
         });
         past && !self.is_tainted(node)
     }

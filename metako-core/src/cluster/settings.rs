@@ -82,9 +82,13 @@ pub(super) fn freeze(report: &NodeReport, token: &str) -> Result<SettingsChange,
     Ok(SettingsChange { set, resume_replay: true })
 }
 
-/// Whether a standby has replayed all whole records that it has; what it received beyond is a part of one.
+/// Whether a standby receives nothing and waits for more WAL than it has.
 pub(super) fn is_at_end_of_wal(report: &NodeReport) -> bool {
-    matches!(&report.role, ReportedRole::Standby { startup_wait: Some(wait), .. } if AT_END_OF_WAL.contains(&wait.as_str()))
+    matches!(
+        &report.role,
+        ReportedRole::Standby { receiver: None, receiver_process: false, startup_wait: Some(wait), .. }
+            if AT_END_OF_WAL.contains(&wait.as_str())
+    )
 }
 
 /// The position at which a standby is proven to stand still, or what the proof still lacks.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::controller::Then;
 use super::work::Task;
-use super::{Action, Controller, DecisionKind, JournalPhase, Phase, SettingsChange, settings};
+use super::{Action, Controller, DecisionKind, Journal, JournalPhase, Phase, SettingsChange, settings};
 use crate::plugin::NodeReport;
 use crate::{Lsn, NodeName, TimelineId};
 
@@ -30,21 +30,30 @@ enum Remedy {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Course {
     pub(super) timeline: TimelineId,
-    /// Where the timeline began, if metako knows.
+    /// No later than where the timeline began, if metako knows.
     pub(super) fork: Option<Lsn>,
+    /// See [`super::Journal::last_record`].
+    pub(super) last_record: Option<Lsn>,
+}
+
+impl Course {
+    fn of(journal: &Journal) -> Self {
+        Self { timeline: journal.timeline, fork: journal.fork, last_record: journal.last_record }
+    }
 }
 
 impl Controller {
     pub(super) fn course(&self) -> Option<(NodeName, Course)> {
         let journal = self.journal.as_ref()?;
         match (&self.phase, &journal.phase) {
-            (Phase::Verifying { candidate, timeline, .. }, JournalPhase::Promoting { fork, .. }) => {
-                Some((candidate.clone(), Course { timeline: *timeline, fork: Some(*fork) }))
-            }
+            (Phase::Verifying { candidate, timeline, .. }, JournalPhase::Promoting { fork, .. }) => Some((
+                candidate.clone(),
+                Course { timeline: *timeline, fork: Some(*fork), last_record: journal.last_record },
+            )),
             (
                 Phase::Steady { primary } | Phase::Suspect { primary, .. } | Phase::Paused { primary },
                 JournalPhase::Steady,
-            ) => Some((primary.clone(), Course { timeline: journal.timeline, fork: journal.fork })),
+            ) => Some((primary.clone(), Course::of(journal))),
             _ => None,
         }
     }
@@ -204,6 +213,7 @@ impl Controller {
 
     /// Why a standby's history may not be a part of the primary's.
     fn lineage_doubt(&self, standby: &NodeName, report: &NodeReport, course: Course) -> Option<String> {
+        let position = report.position();
         if self.is_tainted(standby) {
             return Some(
                 "it holds history that the cluster did not follow: it needs pg_rewind or a base backup"
@@ -228,41 +238,27 @@ impl Controller {
                 "it is on timeline {}, more than one behind {}, and metako does not know where those between began",
                 report.timeline, course.timeline
             )),
-            Some(fork) if is_stranded(report, fork) => Some(format!(
-                "of the record that begins at {fork}, where timeline {} began, it has a part that reaches into the next \
-                 file of WAL, and PostgreSQL would end there: hooks.rejoin helps; by hand, stop it, take the files of timeline \
-                 {} from that of {fork} on out of its pg_wal, and start it",
-                course.timeline, report.timeline
+            Some(fork) if position.is_none_or(|position| position > fork) => Some(format!(
+                "it reached {} on timeline {}, past {fork} where timeline {} began: it has diverged and needs pg_rewind or a \
+                 base backup",
+                position.map_or_else(|| "an unknown position".to_owned(), |position| position.to_string()),
+                report.timeline,
+                course.timeline
             )),
-            Some(fork) => {
-                let reached = self.end_of_records(report);
-                reached.is_none_or(|reached| reached > fork).then(|| {
-                    format!(
-                        "it reached {} on timeline {}, past {fork} where timeline {} began: it has diverged and needs \
-                         pg_rewind or a base backup",
-                        reached.map_or_else(|| "an unknown position".to_owned(), |reached| reached.to_string()),
-                        report.timeline,
-                        course.timeline
-                    )
-                })
-            }
+            Some(_) => course.last_record.filter(|begins| is_stranded(report, *begins)).map(|begins| {
+                format!(
+                    "of the record that begins at {begins}, where timeline {} began, it has a part that reaches into a later file \
+                     of WAL, and PostgreSQL would end there (docs/hooks.md): hooks.rejoin helps, or a base backup",
+                    course.timeline
+                )
+            }),
         }
-    }
-
-    /// How far the whole records of a standby's history go. What it received and cannot replay is a part of a record; what
-    /// it has from the primary is of the primary's history.
-    fn end_of_records(&self, report: &NodeReport) -> Option<Lsn> {
-        let primary = self.course().map(|(primary, _)| primary);
-        let from_primary = primary.is_some() && self.configured_upstream(report) == primary;
-        if settings::is_at_end_of_wal(report) || from_primary { report.replayed() } else { report.position() }
     }
 
     /// Why a standby may not serve reads for reasons of history.
     pub(super) fn doubtful(&self, standby: &NodeName, report: &NodeReport) -> Option<String> {
         let journal = self.journal.as_ref()?;
-        let course = self
-            .course()
-            .map_or(Course { timeline: journal.timeline, fork: journal.fork }, |(_, course)| course);
+        let course = self.course().map_or_else(|| Course::of(journal), |(_, course)| course);
         let promoting = matches!(journal.phase, JournalPhase::Promoting { .. });
         if promoting && report.timeline == course.timeline.next() {
             return None;
@@ -312,11 +308,13 @@ impl Controller {
     }
 }
 
-/// Whether a standby waits for the rest of a record whose beginning it has and which the timeline that began at `fork` has
-/// not, in a later file of WAL than that of `fork`. Pointed at the primary it asks for that later file, never for the one
-/// that holds the fork; when it gets it, it ends: `PANIC: could not open file "pg_wal/..."` (seen on PostgreSQL 15).
-pub(super) fn is_stranded(report: &NodeReport, fork: Lsn) -> bool {
+/// Whether a standby waits for the rest of a record whose beginning it has and which the timeline that began at `begins` has
+/// not, in a later file of WAL than that. Pointed at the primary it asks for that later file, never for the one in which the
+/// timeline began; when it gets it, it ends: `PANIC: could not open file "pg_wal/..."` (seen on PostgreSQL 15).
+pub(super) fn is_stranded(report: &NodeReport, begins: Lsn) -> bool {
     settings::is_at_end_of_wal(report)
-        && report.replayed().is_some_and(|replayed| replayed <= fork)
-        && report.position().is_some_and(|position| position > fork && !report.in_one_segment(position, fork))
+        && report.replayed().is_some_and(|replayed| replayed <= begins)
+        && report
+            .position()
+            .is_some_and(|position| position > begins && !report.in_one_segment(position, begins))
 }

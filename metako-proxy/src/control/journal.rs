@@ -283,6 +283,7 @@ mod tests {
             primary: NodeName::from("a"),
             timeline: TimelineId(1),
             fork: None,
+            last_record: Some(Lsn(0x300_0000)),
             phase: JournalPhase::Promoting {
                 candidate: NodeName::from("b"),
                 timeline: TimelineId(2),

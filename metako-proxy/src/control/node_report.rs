@@ -47,7 +47,7 @@ SELECT pg_is_in_recovery() AS in_recovery,
   CASE WHEN pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn() THEN 0
     ELSE (extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000000)::bigint
     END AS replay_lag_us,
-  (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size') AS wal_segment_size";
+  pg_size_bytes(current_setting('wal_segment_size')) AS wal_segment_size";
 
 /// What the answer says, but for a standby's timeline where it has no receiver, and for the time that the answer took.
 #[derive(Debug, PartialEq)]

@@ -71,6 +71,7 @@ fn journal(epoch: u64, phase: JournalPhase) -> LogEvent {
         primary: name("a"),
         timeline: TimelineId(1),
         fork: None,
+        last_record: None,
         phase,
         sync: SyncRule::Async,
         attempts: Vec::new(),

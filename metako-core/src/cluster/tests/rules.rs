@@ -155,7 +155,7 @@ impl Lab {
                 fake.setting("primary_slot_name") == token && fake.setting("primary_conninfo").is_empty()
             })
             .collect();
-        let chosen = frozen.iter().find(|(name, fake)| *name == candidate && fake.replayed == *fork);
+        let chosen = frozen.iter().find(|(name, fake)| *name == candidate && fake.position() == *fork);
         let Some((_, chosen)) = chosen else {
             panic!("{candidate} does not stand still at {fork}: {frozen:?}")
         };

@@ -59,7 +59,7 @@ fn after_a_cut_record(received: Lsn, settings: ClusterSettings) -> Lab {
     lab.kill("a");
     lab.pass(3000);
     assert_eq!(lab.primary(), Some("c"));
-    assert_eq!(lab.disk.as_ref().unwrap().fork, Some(Lsn(1000)), "where the last whole record ends");
+    assert_eq!(lab.disk.as_ref().unwrap().last_record, Some(Lsn(1000)));
     lab
 }
 
@@ -75,6 +75,21 @@ fn a_part_of_a_record_is_no_history() {
         Some("b"),
         "although the new timeline was shorter than what was received before"
     );
+}
+
+/// Before c is promoted it would feed b the part of the record that it has, and b would be where it must not be.
+#[test]
+fn nobody_is_pointed_at_a_candidate_with_a_part_of_a_record_in_the_next_segment_before_its_promotion() {
+    let mut lab = Lab::steady(settings());
+    lab.fake("b").received = Some(Lsn(9000));
+    lab.fake("c").received = Some(Lsn(16 << 20));
+    lab.kill("a");
+    lab.pass(3000);
+    assert_eq!(lab.primary(), Some("c"));
+    let order: Vec<&str> = lab.actions.iter().map(Action::name).collect();
+    let at = |name: &str| order.iter().position(|step| *step == name);
+    assert!(at("promote").is_some() && at("promote") < at("repoint"), "{order:?}");
+    assert_eq!(lab.fake("b").timeline, TimelineId(2));
 }
 
 #[test]

@@ -210,6 +210,7 @@ fn journal(cluster: &str, epoch: u64) -> Journal {
         primary: NodeName::from("a"),
         timeline: TimelineId(1),
         fork: None,
+        last_record: None,
         phase: JournalPhase::Steady,
         sync: SyncRule::Async,
         attempts: Vec::new(),

@@ -14,12 +14,21 @@ use super::greeting::{broken_off, stopping};
 use super::steady::Serving;
 use super::{ClientTask, Gone};
 use crate::data::clients::deliver;
+use crate::data::conn::CancelTarget;
 use crate::data::pools::Lease;
 use crate::data::relay::End;
 use crate::env::Env;
 
 /// How often one unit is tried on another server after it was lost or refused.
 const REPEATS_MAX: usize = 4;
+
+/// Cancels what runs on a server, if anything does.
+async fn cancel<E: Env>(env: &E, target: Option<Arc<CancelTarget>>) {
+    if let Some(target) = target {
+        // If it does not arrive, the statement ends when it next speaks to the connection.
+        let _ = deliver(env, &target).await;
+    }
+}
 
 impl<E: Env> ClientTask<E> {
     /// Does what the end of a unit asks for. Gives another server if it is to be repeated there.
@@ -78,11 +87,16 @@ impl<E: Env> ClientTask<E> {
                 let can_be_told = self.side.session.can_be_told(server);
                 let unknown = self.core.settings.load().config.cluster.failover.unknown_outcome;
                 let report = broken_off(stopping(), undecided.then_some(unknown));
-                let told = match report.filter(|_| can_be_told) {
-                    Some(report) => self.close_with(&report).await,
-                    None => Err(Gone),
+                let core = Arc::clone(&self.core);
+                let target = self.part(lease);
+                let told = async {
+                    match report.filter(|_| can_be_told) {
+                        Some(report) => self.close_with(&report).await,
+                        None => Err(Gone),
+                    }
                 };
-                self.abandon(lease).await;
+                let ((), told) = Box::pin(async { tokio::join!(cancel(&core.env, target), told) }).await;
+                self.handle.leave().await;
                 told
             }
             End::ClientGone | End::TimedOut(_) => {
@@ -115,16 +129,19 @@ impl<E: Env> ClientTask<E> {
 
     /// The client is gone: the server, whose state nobody knows, is closed, and what runs there is cancelled, unless that is a
     /// COMMIT. In this order: a fence is not to wait for a server that takes no cancel.
-    async fn abandon(&mut self, mut lease: Lease<E>) {
+    async fn abandon(&mut self, lease: Lease<E>) {
+        let target = self.part(lease);
+        cancel(&self.core.env, target).await;
+        self.handle.leave().await;
+    }
+
+    /// Closes the server's connection. Gives what to cancel there.
+    fn part(&mut self, mut lease: Lease<E>) -> Option<Arc<CancelTarget>> {
         let session = &self.side.session;
         let busy = session.is_busy(&lease.conn().server) && !session.is_committing();
         let target = Arc::clone(&lease.conn().cancel);
         drop(lease);
-        if busy {
-            // If it does not arrive, the statement ends when it next speaks to the connection.
-            let _ = deliver(&self.core.env, &target).await;
-        }
-        self.handle.leave().await;
+        busy.then_some(target)
     }
 
     async fn lost(
