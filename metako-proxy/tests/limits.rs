@@ -4,20 +4,14 @@
 
 mod running;
 
-use metako_proxy::playground::{Builder, Link};
+use metako_proxy::playground::{Builder, Link, StopMode};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use running::day::{Day, for_long};
 use running::{eventually, text};
 
-/// A server process of the node dies, and the recovery from that waits for an archive that does not answer.
-fn recovers_for_ever(day: &Day, node: &str) {
-    day.direct(node, "alter system set restore_command = 'sleep 600'");
-    day.direct(node, "select pg_reload_conf()");
-    eventually("the postmaster has read its settings", || match day.direct(node, "show restore_command") {
-        command if command == "sleep 600" => Ok(()),
-        other => Err(other),
-    });
+/// A server process of the node dies, and the recovery from that waits for its archive.
+fn recovers(day: &Day, node: &str) {
     std::fs::write(day.node(node).data_dir().join("recovery.signal"), "").unwrap();
     let pid = day.direct(node, "select pid from pg_stat_activity where backend_type = 'walwriter'");
     kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
@@ -26,8 +20,14 @@ fn recovers_for_ever(day: &Day, node: &str) {
 #[test]
 fn a_primary_that_recovers_for_ever_is_replaced() {
     let extra = "failover: { synchronous: any 1, start_timeout: 4s }";
-    let day = Day::with(running::cluster(2, None), Some(1), extra);
-    recovers_for_ever(&day, "node-1");
+    let cluster = running::cluster(2, None);
+    // An archive that does not answer; PostgreSQL 13 reads that at its start only.
+    let node = cluster.node("node-1");
+    node.sql("alter system set restore_command = 'sleep 600'").unwrap();
+    node.stop(StopMode::Fast).unwrap();
+    node.start().unwrap();
+    let day = Day::with(cluster, Some(1), extra);
+    recovers(&day, "node-1");
     day.status("it is waited for, and that is said", |status| {
         let reason = status["reason"].as_str().unwrap_or_default();
         status["phase"] == "suspect" && reason.contains("4000 ms (failover.start_timeout)")
@@ -62,7 +62,7 @@ fn dies_far_ahead(day: &Day) {
     });
     day.node("node-1").kill_9_all().unwrap();
     let status = day.status("writes are held", |status| {
-        status["phase"] == "suspect" && status.to_string().contains("bytes of WAL are missing")
+        status["phase"] == "freezing" && status.to_string().contains("bytes of WAL are missing")
     });
     assert!(status.to_string().contains("failover.max_lag_on_failover (1MiB)"), "{status}");
 }
@@ -79,14 +79,14 @@ fn standbys_that_are_far_behind_are_promoted_by_a_persons_word_alone() {
     // Whoever starts it again has lost nothing.
     day.node("node-1").start().unwrap();
     day.clients.all_write_on();
-    day.assert_no_failover();
+    assert_eq!(day.metako.status().unwrap()["primary"], "node-1");
 
     dies_far_ahead(&day);
     let refused = day.metako.command(&["failover", "--yes"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("`metako failover --allow-data-loss`"), "{refused:?}");
     let foreseen = day.metako.command(&["failover", "--allow-data-loss", "--dry-run"]);
-    assert!(text(&foreseen.stdout).contains("bytes of WAL are lost"), "{foreseen:?}");
+    assert!(text(&foreseen.stdout).contains("bytes of WAL are missing"), "{foreseen:?}");
     let accepted = day.metako.command(&["failover", "--allow-data-loss", "--yes"]);
     assert!(accepted.status.success(), "{accepted:?}");
     let primary = day.another_primary("node-1");

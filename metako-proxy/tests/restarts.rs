@@ -101,7 +101,7 @@ fn what_nobody_else_has_is_not_shown(mode: &str, crash: impl Fn(&Cluster, Pid)) 
     });
     crash(&cluster, Pid::from_raw(process.parse().unwrap()));
     let error = writer.join().unwrap().expect_err("its server is gone");
-    assert_eq!(error.code().map(|code| code.code()), Some("08007"), "{error:?}");
+    assert_eq!(error.code().map(tokio_postgres::error::SqlState::code), Some("08007"), "{error:?}");
     node.wait_ready(running::PATIENCE).unwrap();
     assert_eq!(direct(&cluster, "node-1", "select count(*) from ledger"), "1", "it is there");
     eventually("clients wait, and status says for what", || {

@@ -164,7 +164,7 @@ fn an_old_primary_with_rows_of_its_own_is_rewound_and_nobody_sees_them() {
 
 #[test]
 fn another_cluster_in_the_place_of_the_primary_gets_nothing_although_nobody_decides() {
-    let day = Day::begin(None);
+    let day = Day::begin(Some(1));
     let output = day.metako.command(&["pause"]);
     assert!(output.status.success(), "{output:?}");
     let node = day.node("node-1");

@@ -12,6 +12,7 @@ mod check;
 mod cli;
 mod executor;
 pub mod generate;
+pub mod grid;
 pub mod log;
 mod message;
 mod model;
@@ -86,7 +87,7 @@ fn finish(
 ) -> Result<(Outcome, Option<record::Keeper>), SetupError> {
     let (log, keeper) = world::World::new(config, scenario, seed)?.keeping(keeper).run();
     let facts = Facts::of(&log);
-    let synchronous = !world::synchronous_standby_names(&config.cluster, scenario).is_empty();
-    let findings = check::check(&log, &facts, &scenario.expect, synchronous);
+    let rules = check::Rules::of(config, scenario).ok_or(SetupError::NoNodes)?;
+    let findings = check::check(&log, &facts, &scenario.expect, &rules);
     Ok((Outcome { seed, log, facts, findings }, keeper))
 }

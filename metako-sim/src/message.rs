@@ -94,7 +94,7 @@ pub(crate) enum Request {
 
 #[derive(Debug)]
 pub(crate) enum Answer {
-    Probe(Result<NodeReport, ProbeFailure>),
+    Probe(Box<Result<NodeReport, ProbeFailure>>),
     Action(Result<ActionOutcome, ActionFailure>),
     /// Nothing listens.
     Refused,

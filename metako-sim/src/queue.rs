@@ -1,19 +1,23 @@
 //! The queue of what is going to happen, ordered by time, then by the order of scheduling.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use metako_core::Tick;
 
 /// Events to come.
 #[derive(Debug)]
 pub(crate) struct Queue<E> {
-    events: BTreeMap<(Tick, u64), E>,
+    /// When, which one in the order of scheduling, and where it lies: events are large, and are not moved when others come.
+    order: BinaryHeap<Reverse<(Tick, u64, usize)>>,
+    events: Vec<Option<E>>,
+    free: Vec<usize>,
     scheduled: u64,
 }
 
 impl<E> Default for Queue<E> {
     fn default() -> Self {
-        Self { events: BTreeMap::new(), scheduled: 0 }
+        Self { order: BinaryHeap::new(), events: Vec::new(), free: Vec::new(), scheduled: 0 }
     }
 }
 
@@ -21,12 +25,20 @@ impl<E> Queue<E> {
     /// Adds an event. Events of the same time come out in the order in which they were added.
     pub(crate) fn push(&mut self, at: Tick, event: E) {
         self.scheduled += 1;
-        self.events.insert((at, self.scheduled), event);
+        let place = self.free.pop().unwrap_or(self.events.len());
+        match self.events.get_mut(place) {
+            Some(slot) => *slot = Some(event),
+            None => self.events.push(Some(event)),
+        }
+        self.order.push(Reverse((at, self.scheduled, place)));
     }
 
     /// Takes the next event out.
     pub(crate) fn pop(&mut self) -> Option<(Tick, E)> {
-        self.events.pop_first().map(|((at, _), event)| (at, event))
+        let Reverse((at, _, place)) = self.order.pop()?;
+        let event = self.events.get_mut(place)?.take()?;
+        self.free.push(place);
+        Some((at, event))
     }
 }
 
@@ -42,5 +54,11 @@ mod tests {
         }
         let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|(at, name)| (at.0, name)).collect();
         assert_eq!(order, [(1, "a"), (3, "b"), (5, "c"), (5, "d")]);
+        queue.push(Tick(7), "e");
+        queue.push(Tick(6), "f");
+        assert_eq!(
+            [queue.pop(), queue.pop(), queue.pop()],
+            [Some((Tick(6), "f")), Some((Tick(7), "e")), None]
+        );
     }
 }

@@ -69,6 +69,7 @@ fn matters(event: &LogEvent) -> bool {
         | LogEvent::ServerLost { .. }
         | LogEvent::JournalSynced(_)
         | LogEvent::View { .. }
+        | LogEvent::Opened { .. }
         | LogEvent::Client(_)
         | LogEvent::End(_) => false,
     }

@@ -5,11 +5,11 @@ mod support;
 use std::time::Duration;
 
 use metako_core::cluster::DecisionKind;
-use metako_core::config::FailoverMode;
+use metako_core::config::{FailoverMode, HumanDuration};
 use metako_core::{NodeName, Tick};
 use metako_sim::generate::{Menu, scenario, with_recovery, with_stall};
 use metako_sim::log::{ClientEvent, Entry, LogEvent, NodeChange};
-use metako_sim::scenario::{Bounds, Expect, Scenario};
+use metako_sim::scenario::{Bounds, Expect, Finally, Scenario};
 use metako_sim::{Outcome, run};
 use support::{ASYNCHRONOUS, HOOKED, HOOKED_ASYNCHRONOUS, OBSERVED, SYNCHRONOUS, changed_nodes, config};
 
@@ -32,55 +32,18 @@ fn explain(seed: u64, scenario: &Scenario, outcome: &Outcome) -> String {
     format!("seed {seed}\n{}\n{}", faults.join("\n"), findings.join("\n"))
 }
 
-/// What is not as it should be at the end, long after the last fault.
-fn ill_at_the_end(outcome: &Outcome, synchronous: bool) -> Vec<String> {
-    let entries = outcome.log.entries();
-    let Some(state) = outcome.log.end() else { return vec!["  the run has no end".to_owned()] };
-    let mut ill = Vec::new();
-    // Under synchronous replication a primary without followers acknowledges nothing. A node that was a primary follows
-    // nobody until a person rewinds it.
-    let excused = synchronous && state.nodes.iter().all(|node| node.primary);
-    let end = entries.last().map_or(Tick::ZERO, |entry| entry.at);
-    let acknowledges =
-        |entry: &&Entry| matches!(entry.event, LogEvent::Client(ClientEvent::Acknowledged { .. }));
-    let last = entries.iter().rev().find(acknowledges).map_or(Tick::ZERO, |entry| entry.at);
-    if !excused && end.since(last) >= Duration::from_secs(5) {
-        ill.push(format!("  no write was acknowledged after {last}"));
-    }
-    let idle =
-        state.nodes.iter().filter(|node| !node.primary && node.on_history && node.streams_from.is_none());
-    ill.extend(idle.map(|node| format!("  {} streams from nobody", node.node)));
-    ill
-}
+/// Writes go on so long after the last fault, at the latest.
+const GETS_WELL: Duration = Duration::from_secs(20);
+/// The same where the old primary may have to be rejoined first.
+const GETS_WELL_WITH_HOOKS: Duration = Duration::from_secs(60);
 
-/// With hooks every node is in its place at the end, and writes go on. Excused is what a person asked for or has to see to:
-/// a cluster that is paused, one that calls a person (the budget is used up, or writes may be missing), and a node whose
-/// rejoin failed so often that it is left to a person.
-fn out_of_place_at_the_end(outcome: &Outcome) -> Vec<String> {
-    let Some(state) = outcome.log.end() else { return vec!["  the run has no end".to_owned()] };
-    let phase = outcome.log.entries().iter().rev().find_map(|entry| match &entry.event {
-        LogEvent::View { phase, .. } => Some(phase.name()),
-        _ => None,
-    });
-    if matches!(phase, Some("paused" | "manual_needed")) {
-        return Vec::new();
+/// What is expected of a cluster after its faults.
+fn gets_well(within: Duration) -> Expect {
+    Expect {
+        writes_go_on_within: Some(HumanDuration(within)),
+        finally: Finally { in_place: true, ..Finally::default() },
+        ..Expect::default()
     }
-    let Some(primary) = &state.primary else { return vec![format!("  writes are closed: {phase:?}")] };
-    let left_alone = |node: &NodeName| {
-        outcome.log.entries().iter().any(|entry| {
-            matches!(&entry.event, LogEvent::Decision(decision)
-                if decision.node.as_ref() == Some(node) && decision.reason.contains("is left to a person"))
-        })
-    };
-    let astray = state.nodes.iter().filter(|node| {
-        node.node != *primary
-            && (!node.on_history || node.streams_from.as_ref() != Some(primary))
-            && !left_alone(&node.node)
-    });
-    let mut ill: Vec<String> =
-        astray.map(|node| format!("  {} does not stream from {primary}", node.node)).collect();
-    ill.extend(ill_at_the_end(outcome, false));
-    ill
 }
 
 /// Where others promote: metako changes nothing, and at the end serves whoever was promoted last, or the one that was never
@@ -104,10 +67,28 @@ fn not_observed_at_the_end(outcome: &Outcome) -> Vec<String> {
     if open.as_ref() != Some(&wanted) && !told {
         ill.push(format!("  writes are open to {open:?}, and {wanted} was promoted last"));
     }
-    if open.is_some() {
-        ill.extend(ill_at_the_end(outcome, true).into_iter().filter(|what| what.contains("no write")));
+    let entries = outcome.log.entries();
+    let acknowledges =
+        |entry: &&Entry| matches!(entry.event, LogEvent::Client(ClientEvent::Acknowledged { .. }));
+    let last = entries.iter().rev().find(acknowledges).map_or(Tick::ZERO, |entry| entry.at);
+    let over = entries.last().map_or(Tick::ZERO, |entry| entry.at);
+    if open.is_some() && over.since(last) >= Duration::from_secs(5) {
+        ill.push(format!("  no write was acknowledged after {last}"));
     }
     ill
+}
+
+/// Without hooks one or two faults leave nothing to a person.
+fn left_to_a_person_at_the_end(outcome: &Outcome) -> Vec<String> {
+    let phase = outcome.log.entries().iter().rev().find_map(|entry| match &entry.event {
+        LogEvent::View { phase, .. } => Some(phase.name()),
+        _ => None,
+    });
+    phase
+        .filter(|phase| *phase == "manual_needed")
+        .map(|_| "  a person is called".to_owned())
+        .into_iter()
+        .collect()
 }
 
 /// Runs seeds and gives what the broken ones say.
@@ -126,27 +107,27 @@ fn broken_with(
     let mut broken = Vec::new();
     for seed in seeds {
         let mut scenario = change(scenario(seed, &NODES, menu));
+        let observed = config.cluster.failover.mode == FailoverMode::Observe;
+        let hooks = config.cluster.hooks.rejoin.is_some();
+        if !observed {
+            scenario.expect = gets_well(if hooks { GETS_WELL_WITH_HOOKS } else { GETS_WELL });
+        }
         if menu.faults_max == 0 {
             // Where nothing goes wrong nobody gets an error, and nothing is lost, even without synchronous replication.
             let none = Some(Bounds::Exactly(0));
+            let expect = scenario.expect;
             scenario.expect =
-                Expect { acknowledged_lost: none, unknown: none, failed: none, ..Expect::default() };
+                Expect { acknowledged_lost: none, unknown: none, failed: none, failed_reads: none, ..expect };
         }
         let outcome = run(&config, &scenario, seed).expect("the scenario fits the configuration");
-        let mut ill = if config.cluster.failover.mode == FailoverMode::Observe {
+        let mut ill = if observed {
             not_observed_at_the_end(&outcome)
-        } else if config.cluster.hooks.rejoin.is_some() {
-            out_of_place_at_the_end(&outcome)
+        } else if hooks {
+            Vec::new()
         } else {
-            ill_at_the_end(&outcome, config.cluster.failover.synchronous.is_some())
+            left_to_a_person_at_the_end(&outcome)
         };
         if menu.faults_max == 0 {
-            // The simulator fails what is read before the proxy knows any node; the proxy holds it.
-            let started = Tick::from_millis(1_000);
-            let failed =
-                |entry: &&Entry| matches!(entry.event, LogEvent::Client(ClientEvent::ReadFailed { .. }));
-            let failed = outcome.log.entries().iter().filter(failed).filter(|entry| entry.at >= started);
-            ill.extend(failed.map(|entry| format!("  {entry}")));
             let undone = |entry: &&Entry| matches!(&entry.event, LogEvent::Decision(decision) if decision.kind == DecisionKind::Aborted);
             ill.extend(outcome.log.entries().iter().filter(undone).map(|entry| format!("  {entry}")));
         }

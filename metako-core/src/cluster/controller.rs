@@ -20,7 +20,7 @@ use super::{
     Phase, SettingsChange, SyncRule,
 };
 use crate::config::{ClusterSettings, Node};
-use crate::plugin::{NodeReport, Policy};
+use crate::plugin::{NodeReport, Policy, ServerRun};
 use crate::{Epoch, NodeName, Tick};
 
 /// How long after a success a settings change is not repeated: until then it shows in a report.
@@ -100,14 +100,15 @@ pub struct Controller {
     /// Why clients are not sent to the primary, which was started anew.
     #[serde(default)]
     pub(super) gate: Option<Gate>,
+    /// The last run of a primary's server that clients were sent to, whether that is in the journal already or not.
+    #[serde(default)]
+    pub(super) passed: Option<ServerRun>,
     /// The rule that the setting in flight is of.
     pub(super) setting_sync: Option<SyncRule>,
     /// When metako's value was last taken from the primary's `synchronous_standby_names`.
     pub(super) sync_reset: Option<Moment>,
     /// Nodes that show as primaries on a later timeline, and when that was first seen.
     pub(super) claims: BTreeMap<NodeName, Moment>,
-    /// When the primary's position was last noted in the journal.
-    pub(super) noted: Option<Tick>,
     /// Since when the primary is known to be well; replicas are not stale before.
     pub(super) well_since: Tick,
     pub(super) now: Tick,
@@ -199,9 +200,9 @@ impl Controller {
             preparing: BTreeSet::new(),
             sync_step: None,
             gate: None,
+            passed: None,
             setting_sync: None,
             claims: BTreeMap::new(),
-            noted: None,
             well_since: now,
             now,
             wake: None,
@@ -522,6 +523,7 @@ impl fmt::Debug for Controller {
             .field("promotions", &self.promotions)
             .field("sync_step", &self.sync_step)
             .field("gate", &self.gate)
+            .field("passed", &self.passed)
             .field("slots", &self.slots)
             .field("work", &self.work)
             .field("nodes", &self.nodes)

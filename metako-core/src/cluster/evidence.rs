@@ -106,7 +106,6 @@ impl Controller {
         self.reconcile_displaced();
         self.clean_up(&primary);
         self.step_planned(&primary);
-        self.note_reached();
     }
 
     /// Looks closely at the primary: only probes after `since` count from now on.
@@ -181,7 +180,7 @@ impl Controller {
             return self.step_awaiting(&primary, since, evidence.kind);
         }
         if let Some(forced) = self.forced.take() {
-            return match self.veto_for_person(&primary, forced.allow_data_loss) {
+            return match self.veto_for_person(&primary) {
                 None => self.begin_failover(&primary, "an operator asked for it", forced),
                 Some(why) => {
                     let reason = format!("no failover, although an operator asked for it: {why}");
@@ -313,7 +312,6 @@ impl Controller {
             .or_else(|| self.veto_of_history(evidence, since))
             .or_else(|| self.veto_of_budget())
             .or_else(|| self.veto_of_candidates(&evidence.primary, since))
-            .or_else(|| self.veto_of_lag(&evidence.primary, since))
     }
 
     /// What holds whoever decides: a primary that may be alive is not replaced by force.
@@ -419,7 +417,7 @@ impl Controller {
     }
 
     /// Why not even a person's word can begin a failover now.
-    pub(super) fn veto_for_person(&self, primary: &NodeName, allow_data_loss: bool) -> Option<String> {
+    pub(super) fn veto_for_person(&self, primary: &NodeName) -> Option<String> {
         let since = self.suspected;
         let Some(evidence) = self.evidence(primary, since) else {
             return Some(format!("{primary} answers, as far as is known: see `metako switchover`"));
@@ -431,8 +429,7 @@ impl Controller {
         let veto = self
             .veto_of_evidence(&evidence, since)
             .or_else(|| self.veto_of_history(&evidence, since))
-            .or_else(|| self.veto_of_candidates(primary, since))
-            .or_else(|| self.veto_of_lag(primary, since).filter(|_| !allow_data_loss))?;
+            .or_else(|| self.veto_of_candidates(primary, since))?;
         Some(veto.into_reason())
     }
 

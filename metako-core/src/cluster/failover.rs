@@ -173,6 +173,7 @@ impl Controller {
         journal.epoch = self.next_epoch();
         journal.phase = JournalPhase::Steady;
         journal.floor = None;
+        journal.reached = journal.reached.filter(|_| !well);
         journal.observed.started_at = None;
         self.away |= self.observes();
         // Who was away is not served before all were asked.

@@ -46,7 +46,7 @@ impl Controller {
                 format!("{standby} is frozen at {position}: no commit can be acknowledged by it any more");
             self.record_once(DecisionKind::Frozen, Some(standby), &reason);
         }
-        match self.enough(&old, since, &frozen) {
+        match self.enough(&old, since, &frozen).and_then(|()| self.near_enough(&old, &frozen)) {
             Ok(()) => self.choose(&old, frozen),
             Err(reason) => {
                 if let Some(failover) = &mut self.failover {
@@ -92,7 +92,7 @@ impl Controller {
     }
 
     /// The standbys that are proven to stand still by a report taken after their freeze was done, and where.
-    fn frozen_positions(&self) -> Vec<(NodeName, Lsn)> {
+    pub(super) fn frozen_positions(&self) -> Vec<(NodeName, Lsn)> {
         let Some(failover) = &self.failover else { return Vec::new() };
         let token = settings::token(self.epoch);
         let proven = |(standby, done): (&NodeName, &Moment)| {
@@ -106,7 +106,12 @@ impl Controller {
     }
 
     /// Whether those frozen are enough to choose among; an error says what is awaited.
-    fn enough(&self, old: &NodeName, since: Tick, frozen: &[(NodeName, Lsn)]) -> Result<(), String> {
+    pub(super) fn enough(
+        &self,
+        old: &NodeName,
+        since: Tick,
+        frozen: &[(NodeName, Lsn)],
+    ) -> Result<(), String> {
         let (Some(failover), Some(journal)) = (&self.failover, &self.journal) else {
             return Err("no failover is running".to_owned());
         };
@@ -250,10 +255,6 @@ impl Controller {
             return Err(format!(
                 "the last transaction before the switchover ended at {floor}, and nobody on timeline {timeline} has it"
             ));
-        }
-        let holder = frozen.iter().find(|(standby, at)| *at == most && on_it(standby));
-        if let Some(why) = holder.and_then(|(standby, at)| self.frozen_lack(standby, *at)) {
-            return Err(why);
         }
         let mut electable: Vec<Electable> = frozen
             .iter()
@@ -405,7 +406,7 @@ impl Controller {
     }
 
     /// The timeline of which a standby, frozen or not, last spoke.
-    fn last_timeline(&self, standby: &NodeName) -> Option<TimelineId> {
+    pub(super) fn last_timeline(&self, standby: &NodeName) -> Option<TimelineId> {
         Some(self.nodes.get(standby)?.report.as_ref()?.timeline)
     }
 

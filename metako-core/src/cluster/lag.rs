@@ -1,34 +1,40 @@
 //! How far a primary was known to be, and how much of that the most advanced standby may lack: without synchronous
 //! replication nothing else stands between a primary's death and a standby that is hours behind.
 //!
-//! The position is that of the last health check, so that what was written since comes on top. So that it is known after a
-//! restart of metako which finds the primary gone, it goes to the journal now and then.
-
-use std::time::Duration;
+//! The position is that of the last good health check, so that what was written since comes on top. Only what stands still
+//! is judged by it: before it has replayed all that it has, a standby that was restarted does not know how far it is.
 
 use super::controller::Then;
-use super::evidence::Veto;
 use super::node::Moment;
 use super::{Controller, DecisionKind, Phase, SyncRule};
 use crate::config::ByteSize;
 use crate::plugin::{NodeReport, ReportedRole};
 use crate::{Lsn, NodeName, TimelineId};
 
-/// The journal gets the primary's position no more often.
-const NOTE_EVERY: Duration = Duration::from_secs(10);
-/// And not for less than that, however small the limit is.
-const NOTE_BYTES: u64 = 1 << 20;
-
 impl Controller {
-    /// How far the primary is known to have been, on the timeline of the journal.
+    /// How far the primary is known to have been, on the timeline of the journal: by its own word, and by what a standby has
+    /// of it.
     pub(super) fn reached(&self) -> Option<(TimelineId, Lsn)> {
         let journal = self.journal.as_ref()?;
-        let said = self.nodes.get(&journal.primary).and_then(|state| state.flushed);
-        [said, journal.reached]
+        let received = |standby: NodeName| {
+            let report = self.nodes.get(&standby)?.report.as_ref()?;
+            let counts = !report.is_primary() && !self.is_foreign(report) && !self.is_tainted(&standby);
+            Some((report.timeline, report.position().filter(|_| counts)?))
+        };
+        self.all_but(&journal.primary)
             .into_iter()
-            .flatten()
+            .filter_map(received)
+            // What the journal says is older than the primary's own word: it may have been restored since.
+            .chain(self.said_by_primary().or(journal.reached))
             .filter(|(timeline, _)| *timeline == journal.timeline)
             .max()
+    }
+
+    /// The furthest position that the primary itself has named since metako was started.
+    fn said_by_primary(&self) -> Option<(TimelineId, Lsn)> {
+        let journal = self.journal.as_ref()?;
+        let said = self.nodes.get(&journal.primary)?.flushed;
+        said.filter(|(timeline, _)| *timeline == journal.timeline)
     }
 
     /// The limit, where it holds: what a synchronous primary acknowledged is with those who are frozen, and what a switchover
@@ -39,29 +45,33 @@ impl Controller {
         self.settings.failover.max_lag_on_failover.filter(|_| holds)
     }
 
-    /// Whether the most advanced of those that could be frozen lacks too much.
-    pub(super) fn veto_of_lag(&self, primary: &NodeName, since: Moment) -> Option<Veto> {
-        let (_, reached) = self.reached()?;
-        let (standby, most) = self.most_advanced(primary, since)?;
-        self.lacks_too_much(&standby, most, reached).map(Veto::Stuck)
+    /// Whether one of those that stand still has enough; an error says how much is missing.
+    pub(super) fn near_enough(&mut self, old: &NodeName, frozen: &[(NodeName, Lsn)]) -> Result<(), String> {
+        let Some(lack) = self.frozen_lack(frozen) else { return Ok(()) };
+        let reason = format!(
+            "no standby that is frozen has enough of what {old} was known to have (failover.max_lag_on_failover); writes are held"
+        );
+        self.record_once(DecisionKind::Vetoed, Some(old), &reason);
+        Err(lack)
     }
 
-    /// The same of frozen ones, against what the journal has kept of it since the failover began.
-    pub(super) fn frozen_lack(&self, standby: &NodeName, most: Lsn) -> Option<String> {
-        let journal = self.journal.as_ref()?;
-        let (_, reached) = journal.reached.filter(|(timeline, _)| *timeline == journal.timeline)?;
-        self.lacks_too_much(standby, most, reached)
-    }
-
-    fn lacks_too_much(&self, standby: &NodeName, most: Lsn, reached: Lsn) -> Option<String> {
-        let limit = self.lag_limit()?;
-        let lacks = reached.0.saturating_sub(most.0);
-        let primary = &self.journal.as_ref()?.primary;
+    fn frozen_lack(&self, frozen: &[(NodeName, Lsn)]) -> Option<String> {
+        let (limit, journal) = (self.lag_limit()?, self.journal.as_ref()?);
+        let noted = journal.reached.filter(|(timeline, _)| *timeline == journal.timeline)?;
+        let (_, reached) = self.reached().map_or(noted, |known| known.max(noted));
+        let last = |standby| self.last_timeline(standby);
+        // That somebody promoted a node is worse, and told later.
+        if frozen.iter().any(|(standby, _)| last(standby) > Some(journal.timeline)) {
+            return None;
+        }
+        let on_it = frozen.iter().filter(|(standby, _)| last(standby) == Some(journal.timeline));
+        let (standby, most) = on_it.max_by_key(|(_, position)| *position)?;
+        let (primary, lacks) = (&journal.primary, reached.0.saturating_sub(most.0));
         (lacks > limit).then(|| {
             format!(
                 "{standby} is the most advanced standby, at {most}, and {primary} was known to be at {reached}: {lacks} bytes of \
                  WAL are missing, more than failover.max_lag_on_failover ({}) allows. Start {primary} again, or lose them by \
-                 `metako failover --allow-data-loss`",
+                 `metako failover --allow-data-loss`; a reload waits until then",
                 ByteSize(limit)
             )
         })
@@ -76,16 +86,24 @@ impl Controller {
             return Some(format!("how far {primary} was is not known: what no standby has is lost"));
         };
         let (standby, most) = self.most_advanced(primary, since)?;
-        Some(match reached.0.saturating_sub(most.0) {
-            0 => format!(
-                "{standby} is the most advanced, at {most}, and has all that {primary} was known to have; what {primary} wrote \
-                 since then may be lost"
-            ),
-            lacks => format!(
-                "{standby} is the most advanced, at {most}; {primary} was known to be at {reached}: {lacks} bytes of WAL are \
-                 lost, and what {primary} wrote since then"
-            ),
-        })
+        let what = format!("{standby} is the most advanced, at {most} as far as it has received or replayed");
+        let lacks = reached.0.saturating_sub(most.0);
+        if lacks == 0 {
+            return Some(format!(
+                "{what}, and has all that {primary} was known to have; what {primary} wrote since then may be lost"
+            ));
+        }
+        let limit = self.lag_limit().filter(|limit| lacks > *limit);
+        let held = limit.map_or_else(String::new, |limit| {
+            format!(
+                ". Where that is still more than failover.max_lag_on_failover ({}) when they are frozen, nobody is promoted without \
+                 --allow-data-loss",
+                ByteSize(limit)
+            )
+        });
+        Some(format!(
+            "{what}; {primary} was known to be at {reached}: {lacks} bytes of WAL are lost, and what {primary} wrote since then{held}"
+        ))
     }
 
     fn most_advanced(&self, primary: &NodeName, since: Moment) -> Option<(NodeName, Lsn)> {
@@ -100,7 +118,9 @@ impl Controller {
 
     /// Whether a standby lacks too much of what the primary has now, by what both last said of it.
     pub(super) fn lags(&self, standby: &NodeName, primary: &NodeName, report: &NodeReport) -> bool {
-        let (Some(limit), Some((_, reached))) = (self.lag_limit(), self.reached()) else { return false };
+        let (Some(limit), Some((_, said))) = (self.lag_limit(), self.said_by_primary()) else {
+            return false;
+        };
         // A standby that was asked before the primary is behind it by that alone.
         let sent = match self.report(primary).map(|report| &report.role) {
             Some(ReportedRole::Primary { senders, .. }) => {
@@ -110,46 +130,28 @@ impl Controller {
             _ => None,
         };
         let position = report.position().max(sent.and_then(|sender| sender.flushed)).unwrap_or_default();
-        reached.0.saturating_sub(position.0) > limit
+        said.0.saturating_sub(position.0) > limit
     }
 
-    /// Notes in the journal how far the primary is, where that would be missed.
-    pub(super) fn note_reached(&mut self) {
-        let (Some(limit), Some(reached), Some(journal)) = (self.lag_limit(), self.reached(), &self.journal)
-        else {
-            return;
+    /// What is lost if a person says, while the standbys are frozen, that it may be; an error where nothing waits for that.
+    pub(super) fn may_accept_loss(&self) -> Result<String, String> {
+        let Phase::Freezing { old, since } = &self.phase else {
+            return Err(format!("the cluster is {}: no primary is to be replaced", self.phase.name()));
         };
-        let early = self.noted.is_some_and(|noted| self.now.since(noted) < NOTE_EVERY);
-        let due = match journal.reached.filter(|(timeline, _)| *timeline == reached.0) {
-            None => true,
-            Some((_, noted)) => !early && reached.1.0.saturating_sub(noted.0) >= limit.max(NOTE_BYTES),
-        };
-        if !due || self.writing.is_some() || self.observes() {
-            return;
-        }
-        let mut journal = journal.clone();
-        journal.reached = Some(reached);
-        self.noted = Some(self.now);
-        self.persist(journal, Then::GoOn);
+        let frozen = self.frozen_positions();
+        self.enough(old, *since, &frozen)?;
+        self.frozen_lack(&frozen).ok_or_else(|| {
+            format!("the cluster is {}, and what the standbys lack is not in its way", self.phase.name())
+        })
     }
 
-    /// Whether a person's word that data may be lost changes anything while the standbys are frozen.
-    pub(super) fn may_accept_loss(&self) -> Result<(), String> {
-        let planned = self.failover.as_ref().is_some_and(|failover| failover.planned);
-        let limited = self.journal.as_ref().is_some_and(|journal| journal.reached.is_some());
-        match &self.phase {
-            Phase::Freezing { .. } if !planned && limited && self.lag_limit().is_some() => Ok(()),
-            phase => Err(format!("the cluster is {}: no primary is to be replaced", phase.name())),
-        }
-    }
-
-    /// A person says, while the standbys are being frozen, that what they lack may be lost.
+    /// A person says, while the standbys are frozen, that what they lack may be lost.
     pub(super) fn accept_loss(&mut self, to: Option<NodeName>) {
         let Some(mut journal) = self.journal.clone() else { return };
         journal.reached = None;
         let reason =
             "an operator asked for it: the most advanced frozen standby is promoted, whatever it lacks";
-        self.record(DecisionKind::FailoverBegun, Some(&journal.primary), reason.to_owned());
+        self.record(DecisionKind::Resumed, Some(&journal.primary), reason.to_owned());
         if let Some(failover) = &mut self.failover {
             failover.wished = to.or_else(|| failover.wished.take());
         }

@@ -1,5 +1,7 @@
 //! What the controller remembers of one node.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::ProbeId;
@@ -9,6 +11,10 @@ use crate::{Lsn, Tick, TimelineId};
 /// A point in the order of probes: those that are asked for after it are later, whatever the clock says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Moment(pub(super) u64);
+
+/// One that recovers again and again is mute between for no longer than its processes take to end and to begin. After more
+/// than that it was down, and what it says then is about another start.
+const MUTE_MAX: Duration = Duration::from_secs(30);
 
 /// The last answer of a node, or its absence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,8 +46,9 @@ pub(super) struct NodeState {
     pub(super) failing: Option<(PrimaryEvidence, Tick)>,
     /// Since when they all are failures that prove no life, whatever else they say.
     pub(super) unwell: Option<Tick>,
-    /// Since when it has said that it starts or recovers, and nothing from which it would follow that it was up between.
-    starting: Option<Tick>,
+    /// Since when it has said that it starts or recovers, and nothing from which it would follow that it was up between; and
+    /// when it last said anything.
+    starting: Option<(Tick, Tick)>,
     /// Good answers in a row.
     pub(super) successes: u32,
     /// When it was last seen streaming.
@@ -87,7 +94,7 @@ impl NodeState {
                 }
                 match kind {
                     PrimaryEvidence::Starting => {
-                        self.starting.get_or_insert(sent);
+                        self.starting = Some((self.starting.map_or(sent, |(since, _)| since), sent));
                     }
                     // Only one that is up says so.
                     PrimaryEvidence::Full
@@ -95,10 +102,12 @@ impl NodeState {
                     | PrimaryEvidence::WriteStalled
                     | PrimaryEvidence::InRecovery
                     | PrimaryEvidence::Healthy => self.starting = None,
-                    PrimaryEvidence::Refused
-                    | PrimaryEvidence::Silent
-                    | PrimaryEvidence::ShuttingDown
-                    | PrimaryEvidence::Unclear => {}
+                    PrimaryEvidence::Refused | PrimaryEvidence::Silent => {
+                        self.starting = self.starting.filter(|(_, last)| sent.since(*last) <= MUTE_MAX);
+                    }
+                    PrimaryEvidence::ShuttingDown | PrimaryEvidence::Unclear => {
+                        self.starting = self.starting.map(|(since, _)| (since, sent));
+                    }
                 }
                 if self.failing.is_none_or(|(known, _)| known != kind) {
                     self.failing = Some((kind, sent));
@@ -146,7 +155,7 @@ impl NodeState {
     pub(super) fn charge(&self) -> Option<(PrimaryEvidence, Tick)> {
         let (kind, since) = self.failing?;
         match kind {
-            PrimaryEvidence::Starting => Some((kind, self.starting.unwrap_or(since))),
+            PrimaryEvidence::Starting => Some((kind, self.starting.map_or(since, |(since, _)| since))),
             _ => Some((kind, since)),
         }
     }

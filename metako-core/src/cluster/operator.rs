@@ -262,19 +262,23 @@ impl Controller {
             | Phase::ManualNeeded { primary: Some(primary), .. }
             | Phase::Paused { primary }
             | Phase::Steady { primary } => primary,
-            phase => return Err(format!("the cluster is {}: no primary is to be replaced", phase.name())),
+            phase => {
+                let busy = || format!("the cluster is {}: no primary is to be replaced", phase.name());
+                return Err(self.may_accept_loss().unwrap_or_else(|_| busy()));
+            }
         };
         if let Some(to) = to.filter(|to| self.node(to).is_none() || *to == primary) {
             return Err(format!("{to} is no standby of {primary}"));
         }
         if matches!(self.phase, Phase::Freezing { .. }) {
-            self.may_accept_loss()?;
-            let mut steps =
-                vec!["the most advanced frozen standby is promoted, whatever it lacks".to_owned()];
-            steps.extend(self.stuck.clone());
-            return Ok(self.plan(to, steps));
+            let lack = self.may_accept_loss()?;
+            if let Some((to, why)) = to.and_then(|to| Some((to, self.unelectable(to, self.report(to))?))) {
+                return Err(format!("{to} {why}"));
+            }
+            let step = "the most advanced frozen standby is promoted, whatever it lacks";
+            return Ok(self.plan(to, vec![step.to_owned(), lack]));
         }
-        if let Some(why) = self.veto_for_person(primary, allow_data_loss) {
+        if let Some(why) = self.veto_for_person(primary) {
             return Err(why);
         }
         let able = |standby: &NodeName| self.unelectable(standby, self.heard_after(standby, self.suspected));

@@ -46,8 +46,8 @@ pub struct Journal {
     /// promoted.
     #[serde(default)]
     pub floor: Option<Lsn>,
-    /// How far the primary was known to be, and on which timeline: noted now and then while it serves, and when its
-    /// replacement begins. `None` where that is not known or does not matter, or where a person said that it may be lost.
+    /// How far the primary was known to be, and on which timeline, when its replacement began. `None` where that is not known
+    /// or does not matter, or where a person said that it may be lost.
     #[serde(default)]
     pub reached: Option<(TimelineId, Lsn)>,
     /// An operator paused automatic decisions.
@@ -188,7 +188,7 @@ pub enum DecisionKind {
     Rejoined,
     /// Automatic decisions are paused.
     Paused,
-    /// They are not any more.
+    /// They are not any more, or a person ended what a failover waited for.
     Resumed,
 }
 

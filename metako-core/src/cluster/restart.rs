@@ -37,7 +37,7 @@ impl Controller {
         let SyncRule::Quorum { acks, voters } = &journal.sync else {
             return self.open_gate(primary, "commits wait for no standby");
         };
-        if journal.run == Some(run) {
+        if journal.run == Some(run) || self.passed == Some(run) {
             return self.open_gate(primary, "enough standbys have what it has");
         }
         let mark = self.gate.as_ref().filter(|gate| gate.run == run).map_or(*flushed, |gate| gate.mark);
@@ -73,23 +73,28 @@ impl Controller {
         if report.run() != gate.run || have < *acks {
             return false;
         }
-        journal.run = Some(gate.run);
+        let run = gate.run;
+        journal.run = Some(run);
+        // The journal only spares another look after a restart of metako: clients do not wait for it.
+        self.passed = Some(run);
+        self.watch_run(primary);
         self.persist(journal, super::controller::Then::GoOn);
         true
     }
 
-    /// Which run of a node's server clients may be connected to.
+    /// Which run of a node's server clients may be connected to: only where a run may show what a failover loses it matters.
     pub(super) fn vouched(&self, name: &NodeName) -> Vouched {
-        let Some(report) = self.nodes.get(name).and_then(|state| state.report.as_ref()) else {
-            return Vouched::Nobody;
-        };
-        if self.is_foreign(report) {
+        let report = self.nodes.get(name).and_then(|state| state.report.as_ref());
+        if report.is_some_and(|report| self.is_foreign(report)) {
             return Vouched::Nobody;
         }
         let strict = |journal: &&super::Journal| journal.primary == *name && journal.sync != SyncRule::Async;
         match self.journal.as_ref().filter(strict) {
-            Some(journal) => journal.run.map_or(Vouched::Nobody, Vouched::Run),
-            None => Vouched::Run(report.run()),
+            Some(journal) => {
+                let passed = self.passed.filter(|run| report.is_some_and(|report| report.run() == *run));
+                passed.or(journal.run).map_or(Vouched::Nobody, Vouched::Run)
+            }
+            None => Vouched::Any,
         }
     }
 }

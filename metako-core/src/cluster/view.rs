@@ -130,7 +130,7 @@ pub enum ReadFitness {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Vouched {
-    /// Any: nobody has looked.
+    /// Any: no run of it matters, or nobody has looked.
     #[default]
     Any,
     /// None: a stranger answers, or what answers is to be looked at first.

@@ -127,7 +127,8 @@ impl ServerError {
     }
 
     /// Of the refusals that share 57P03, whether this one says that the server goes down rather than comes up. Only the
-    /// text tells them apart; in a language that is not English they all count as coming up, which is the milder claim.
+    /// text tells them apart; in a language that is not English they all count as coming up, which is the milder claim: such
+    /// a primary is waited for, for `failover.start_timeout`.
     fn is_shutting_down(&self) -> bool {
         self.sqlstate == "57P01" || (self.sqlstate == "57P03" && self.message.contains("shutting down"))
     }

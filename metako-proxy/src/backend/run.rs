@@ -51,13 +51,13 @@ pub async fn run_of<S: AsyncRead + AsyncWrite + Unpin>(
     run.ok_or_else(unexpected)
 }
 
-/// Nothing in it depends on `search_path`, which the client may have set.
+/// Nothing in it depends on `search_path` nor on defaults of transactions, which the client may have set.
 fn question(checkpointer: Option<i32>) -> String {
     let process = checkpointer.unwrap_or_default();
     format!(
-        "SELECT (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8, \
+        "BEGIN ISOLATION LEVEL READ COMMITTED NOT DEFERRABLE; SELECT (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8, \
          coalesce((SELECT a.pid FROM pg_catalog.pg_stat_get_activity({process}) AS a \
-         WHERE a.datid IS NULL AND a.usesysid IS NULL), 0)"
+         WHERE a.datid IS NULL AND a.usesysid IS NULL), 0); COMMIT"
     )
 }
 
@@ -123,7 +123,16 @@ mod tests {
     const NO_CHECKPOINTER: &[u8] = b"\0\x02\0\0\0\x05-1234\0\0\0\x010";
 
     fn answer(row: &[u8]) -> Vec<u8> {
-        [frame(b'T', b"\0\0"), frame(b'D', row), frame(b'C', b"SELECT 1\0"), frame(b'Z', b"I")].concat()
+        let done = |tag: &[u8]| frame(b'C', tag);
+        [
+            done(b"BEGIN\0"),
+            frame(b'T', b"\0\0"),
+            frame(b'D', row),
+            done(b"SELECT 1\0"),
+            done(b"COMMIT\0"),
+            frame(b'Z', b"I"),
+        ]
+        .concat()
     }
 
     #[tokio::test]

@@ -142,7 +142,7 @@ pub(super) fn parse(rows: &[Row]) -> Result<Answer, ProbeFailure> {
         };
         (Some(written.ok_or_else(|| missing("a timeline"))?), role)
     };
-    Ok(Answer { system_id, version, started_at, checkpointer, wal_segment_size, timeline, role })
+    Ok(Answer { system_id, version, started_at, wal_segment_size, checkpointer, timeline, role })
 }
 
 /// The timeline in the answer to IDENTIFY_SYSTEM: on a standby, the one that it replays.
@@ -229,7 +229,7 @@ mod tests {
 
     use super::*;
 
-    fn row(columns: &[Option<&str>; 18]) -> Row {
+    fn row(columns: &[Option<&str>; 19]) -> Row {
         columns.iter().map(|column| column.map(str::to_owned)).collect()
     }
 
@@ -329,9 +329,9 @@ mod tests {
         #[test]
         fn no_answer_makes_the_parser_panic(
             whole in any::<bool>(),
-            at in 0_usize..18,
+            at in 0_usize..19,
             text in prop::option::of(".{0,20}"),
-            columns in 0_usize..20,
+            columns in 0_usize..21,
         ) {
             let mut row = if whole { standby() } else { primary() };
             row[at] = text;

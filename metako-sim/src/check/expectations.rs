@@ -2,17 +2,17 @@
 
 use metako_core::Tick;
 
-use super::{Facts, Finding};
+use super::{Facts, Finding, Rules, recovery};
 use crate::log::Log;
 use crate::scenario::{Bounds, Expect};
 
 /// Compares the figures with the expectations.
-pub(super) fn check(log: &Log, facts: &Facts, expect: &Expect, synchronous: bool) -> Vec<Finding> {
+pub(super) fn check(log: &Log, facts: &Facts, expect: &Expect, rules: &Rules) -> Vec<Finding> {
     let at = log.entries().last().map_or(Tick::ZERO, |entry| entry.at);
     let mut findings = Vec::new();
     let mut find = |check, text| findings.push(Finding { check, at, text });
 
-    let lost_allowed = expect.acknowledged_lost.or_else(|| synchronous.then_some(Bounds::Exactly(0)));
+    let lost_allowed = expect.acknowledged_lost.or_else(|| rules.synchronous().then_some(Bounds::Exactly(0)));
     let lost = facts.lost.len() as u64;
     if let Some(allowed) = lost_allowed.filter(|allowed| !allowed.admit(lost)) {
         let some: Vec<String> = facts.lost.iter().take(5).map(|id| format!("{id:x}")).collect();
@@ -73,6 +73,16 @@ pub(super) fn check(log: &Log, facts: &Facts, expect: &Expect, synchronous: bool
                 "finally.replicas_streaming",
                 format!("{found} replicas stream from the final primary, expected {expected}"),
             );
+        }
+    }
+    if let Some(bound) = expect.writes_go_on_within
+        && let Some(text) = recovery::writes_go_on(log, bound.0, rules)
+    {
+        find("writes_go_on_within", text);
+    }
+    if expect.finally.in_place {
+        for text in recovery::out_of_place(log, rules) {
+            find("finally.in_place", text);
         }
     }
     findings

@@ -78,7 +78,11 @@ impl Facts {
             ClientEvent::Failed { .. } => self.failed += 1,
             ClientEvent::Read { .. } => self.reads += 1,
             ClientEvent::ReadFailed { .. } => self.reads_failed += 1,
-            ClientEvent::Held { .. } | ClientEvent::Sent { .. } | ClientEvent::Discarded { .. } => {}
+            ClientEvent::Held { .. }
+            | ClientEvent::Sent { .. }
+            | ClientEvent::Discarded { .. }
+            | ClientEvent::ReadHeld { .. }
+            | ClientEvent::ReadSent { .. } => {}
         }
     }
 

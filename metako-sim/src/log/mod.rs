@@ -5,6 +5,7 @@ mod text;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use metako_core::cluster::{
     Action, ActionFailure, ActionId, ActionOutcome, Decision, HookKind, Journal, OperatorCommand, Phase,
@@ -89,6 +90,15 @@ pub enum LogEvent {
         phase: Phase,
         /// Whether writes are open.
         writes: Writes,
+    },
+    /// Writes are open to another node, or in another epoch, than before.
+    Opened {
+        /// To whom.
+        primary: NodeName,
+        /// In which epoch.
+        epoch: Epoch,
+        /// The writes on its disk.
+        holds: BTreeSet<u64>,
     },
     /// The data plane closed its connections to a node.
     Severed {
@@ -254,6 +264,23 @@ pub enum ClientEvent {
         timeline: TimelineId,
         /// Of a primary: which others have all writes on disk that could be seen.
         held_by: Vec<NodeName>,
+        /// Whether what it saw is of the history of a node that writes were opened to last, at some time between its beginning
+        /// and its end.
+        on_history: bool,
+        /// Since when that node had something on disk that the read did not see.
+        behind: Duration,
+    },
+    /// A read waits for a node that may serve it.
+    ReadHeld {
+        /// The client.
+        client: u32,
+    },
+    /// A read that was held goes on.
+    ReadSent {
+        /// The client.
+        client: u32,
+        /// To whom.
+        node: NodeName,
     },
     /// A read failed.
     ReadFailed {

@@ -52,6 +52,9 @@ impl fmt::Display for LogEvent {
                 write!(f, "(epoch {}): {}", decision.epoch, decision.reason)
             }
             Self::View { version, epoch, phase, writes } => write_view(f, *version, epoch.0, phase, writes),
+            Self::Opened { primary, epoch, holds } => {
+                write!(f, "opened   {primary} in epoch {epoch}, with {} writes", holds.len())
+            }
             Self::Severed { node, epoch } => write!(f, "severed  {node}, epochs before {epoch}"),
             Self::ProxyKilled => f.write_str("metako   killed"),
             Self::ProxyStarted { epoch: Some(epoch) } => {
@@ -116,10 +119,16 @@ impl fmt::Display for ClientEvent {
             Self::Unknown { id, reason } => write!(f, "write {id:x} outcome unknown: {reason}"),
             Self::Failed { id, reason } => write!(f, "write {id:x} failed: {reason}"),
             Self::Discarded { id, node } => write!(f, "write {id:x}: late answer of {node} discarded"),
-            Self::Read { client, node, primary, timeline, held_by: _ } => {
+            Self::Read { client, node, primary, timeline, on_history, behind, held_by: _ } => {
                 let role = if *primary { "primary" } else { "standby" };
-                write!(f, "read of {client} by {node} ({role}, timeline {timeline})")
+                write!(f, "read of {client} by {node} ({role}, timeline {timeline}")?;
+                if !behind.is_zero() {
+                    write!(f, ", {}us behind", behind.as_micros())?;
+                }
+                f.write_str(if *on_history { ")" } else { ", of ANOTHER history)" })
             }
+            Self::ReadSent { client, node } => write!(f, "read of {client} goes on to {node}"),
+            Self::ReadHeld { client } => write!(f, "read of {client} held"),
             Self::ReadFailed { client, reason } => write!(f, "read of {client} failed: {reason}"),
         }
     }

@@ -87,7 +87,7 @@ impl NodeAccess for Access<'_> {
 /// What a probe finds where there is no server to ask.
 pub(crate) fn probe_failed(answer: Answer) -> Result<NodeReport, ProbeFailure> {
     match answer {
-        Answer::Probe(result) => result,
+        Answer::Probe(result) => *result,
         Answer::Refused => Err(ProbeFailure::Refused("nothing listens".to_owned())),
         Answer::Reset => Err(ProbeFailure::Lost("connection reset".to_owned())),
         Answer::Starting => Err(ProbeFailure::StartingUp("the database system is starting up".to_owned())),

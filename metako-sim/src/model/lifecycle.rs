@@ -64,9 +64,13 @@ impl Cluster {
         node.process = Process::Starting;
         node.started = stage.now;
         node.received = Received::Nothing;
+        let changed = node.settings_to_load();
         node.load_settings();
         let delay = stage.chance.duration(Purpose::Start, index as u64, node.rates.start);
         stage.log_node(&self.name(index), NodeChange::Starting);
+        if !changed.is_empty() {
+            stage.log_node(&self.name(index), NodeChange::Reloaded { changed });
+        }
         self.after(stage, index, delay, NodeEvent::Ready);
     }
 

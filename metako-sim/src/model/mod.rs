@@ -29,7 +29,6 @@ pub(crate) use sync_names::SyncNames;
 
 /// Something that happens within a node, at a time of its own.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "most events carry an answer")]
 pub(crate) enum NodeEvent {
     /// Start or crash recovery is over.
     Ready,

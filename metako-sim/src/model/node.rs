@@ -222,6 +222,13 @@ impl Node {
         self.settings.get(name).map_or("", String::as_str)
     }
 
+    /// What is on disk and not in force.
+    pub(crate) fn settings_to_load(&self) -> Vec<(String, String)> {
+        let fresh = |(name, value): &(&String, &String)| self.setting(name) != value.as_str();
+        let written = self.written_settings.iter().filter(fresh);
+        written.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// What is on disk comes into force.
     pub(crate) fn load_settings(&mut self) {
         self.settings.clone_from(&self.written_settings);

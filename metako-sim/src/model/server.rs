@@ -105,6 +105,9 @@ impl Cluster {
     /// Answers the commits that need to wait no longer.
     pub(super) fn release_waiters(&mut self, stage: &mut Stage, index: usize) {
         let node = &mut self.nodes[index];
+        if node.waiters.is_empty() {
+            return;
+        }
         // What ALTER SYSTEM would refuse was never written.
         let names = SyncNames::parse(node.setting("synchronous_standby_names")).unwrap_or(SyncNames::Nobody);
         let flushed = node.wal.flushed();

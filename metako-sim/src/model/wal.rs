@@ -240,6 +240,16 @@ impl Wal {
         }
     }
 
+    /// Whether what is replayed here is a beginning of the other log.
+    pub(crate) fn replayed_of(&self, other: &Self) -> bool {
+        self.last_replayed().is_none_or(|last| other.records.get(self.replayed - 1) == Some(last))
+    }
+
+    /// When the first record was written that is on the other's disk and not replayed here.
+    pub(crate) fn lacks_since(&self, other: &Self) -> Option<Tick> {
+        other.records[..other.flushed].get(self.replayed).map(|record| record.written)
+    }
+
     /// The writes on disk.
     pub(crate) fn writes(&self) -> impl Iterator<Item = u64> {
         self.records[..self.flushed].iter().filter_map(|record| match record.payload {

@@ -128,6 +128,8 @@ pub struct Expect {
     pub failed_reads: Option<Bounds>,
     /// The longest time without an acknowledged write.
     pub max_write_gap: Option<HumanDuration>,
+    /// A write is acknowledged within this time after the last fault's end, and writes go on, unless it is left to a person.
+    pub writes_go_on_within: Option<HumanDuration>,
     /// How things stand at the end.
     pub finally: Finally,
 }
@@ -140,6 +142,9 @@ pub struct Finally {
     pub primary: Option<Vec<String>>,
     /// So many replicas stream from the primary.
     pub replicas_streaming: Option<u32>,
+    /// Every node is in its place: it streams from the primary, if `hooks.rejoin` can bring it back, else from somebody, if it
+    /// can follow at all.
+    pub in_place: bool,
 }
 
 /// A number, or a least and a most.

@@ -1,12 +1,13 @@
 //! Clients and the proxy's data plane: routing by the published view, holding, severing, and the ledger of what clients
 //! were told.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use metako_core::cluster::{ReadFitness, ServerLoss, Vouched, Writes};
+use metako_core::cluster::{JournalPhase, ServerLoss, Vouched};
 use metako_core::config::Split;
-use metako_core::plugin::{Candidate, Outcome, PickCx};
+use metako_core::plugin::{Outcome, PickCx};
+use metako_core::route::{self, Choice};
 use metako_core::{Epoch, NodeName, Tick};
 
 use super::World;
@@ -16,8 +17,10 @@ use crate::message::{Body, Place, QueryAnswer, Ticket};
 use crate::scenario::{Load, Span};
 use crate::stage::Event;
 
-/// How long a request that could not be sent waits before it is tried again, unless a new view comes first.
-const TRY_AGAIN: Duration = Duration::from_millis(50);
+/// How long a held request waits before it is tried again, unless a new view comes first.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// How often one read is tried on another server after it was lost.
+const REPEATS_MAX: usize = 4;
 /// How long a client waits before it connects again to a proxy that is gone.
 const RECONNECT: Duration = Duration::from_millis(250);
 
@@ -35,8 +38,9 @@ pub(crate) enum ClientTimer {
 /// All clients.
 pub(super) struct Clients {
     all: Vec<Client>,
-    /// Who waits for a primary, first come first served.
-    held: VecDeque<u32>,
+    /// Who waits for a primary, by the number of its ticket: first come first served.
+    held: BTreeMap<u64, u32>,
+    tickets: u64,
     hold_timeout: Duration,
 }
 
@@ -49,6 +53,27 @@ struct Client {
     /// Counts what was sent, so that an answer to something given up is known as such.
     attempt: u64,
     connection: Option<Connection>,
+    hold: Option<Hold>,
+    /// Replicas that lost or refused the present read.
+    avoid: Vec<NodeName>,
+    /// How many primaries there had been when the present request was sent.
+    sent_under: usize,
+    /// How far the data was that the present read saw.
+    seen: Seen,
+}
+
+/// Where a request stands in the line. It keeps its place when it is tried and comes back.
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    ticket: u64,
+    until: Tick,
+}
+
+/// What a read saw, compared with the primary's log at that moment.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    on_history: bool,
+    behind: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,13 +100,17 @@ impl Clients {
             request: 0,
             attempt: 0,
             connection: None,
+            hold: None,
+            avoid: Vec::new(),
+            sent_under: 0,
+            seen: Seen::default(),
         };
         let mut clients = Vec::new();
         for load in loads {
             clients.extend((0..load.writers).map(|_| client(true, load.think)));
             clients.extend((0..load.readers).map(|_| client(false, load.think)));
         }
-        Self { all: clients, held: VecDeque::new(), hold_timeout }
+        Self { all: clients, held: BTreeMap::new(), tickets: 0, hold_timeout }
     }
 
     fn get(&mut self, client: u32) -> &mut Client {
@@ -91,6 +120,13 @@ impl Clients {
     /// The number of a client's present write, unique in the run.
     fn write_id(&self, client: u32) -> u64 {
         u64::from(client + 1) << 32 | self.all[client as usize].request
+    }
+
+    /// Whether nobody who came before waits for the primary.
+    fn may_go_to_the_primary(&self, client: u32) -> bool {
+        let first = self.held.first_key_value().map(|(ticket, _)| *ticket);
+        let own = self.all[client as usize].hold.map(|hold| hold.ticket);
+        first.is_none_or(|first| own.is_some_and(|own| own <= first))
     }
 
     fn in_flight_to(&self, node: usize) -> u32 {
@@ -116,6 +152,11 @@ impl World {
     fn think(&mut self, client: u32) {
         let state = self.clients.get(client);
         state.state = State::Thinking;
+        state.avoid.clear();
+        if let Some(hold) = state.hold.take() {
+            self.clients.held.remove(&hold.ticket);
+        }
+        let state = self.clients.get(client);
         let pause = self.stage.chance.duration(Purpose::Think, u64::from(client), state.think);
         self.client_after(client, pause, ClientTimer::Request);
     }
@@ -125,30 +166,21 @@ impl World {
     }
 
     pub(super) fn client_timer(&mut self, client: u32, timer: ClientTimer) {
-        let hold_timeout = self.clients.hold_timeout;
+        let gone = self.proxy.is_none();
         let state = self.clients.get(client);
         match timer {
-            ClientTimer::Request if self.proxy.is_none() => {
-                self.client_after(client, RECONNECT, ClientTimer::Request);
-            }
+            ClientTimer::Request if gone => self.client_after(client, RECONNECT, ClientTimer::Request),
             ClientTimer::Request => {
                 state.request += 1;
-                let request = state.request;
-                if state.writes {
-                    self.client_after(client, hold_timeout, ClientTimer::HoldExpires { request });
-                    self.write(client);
-                } else {
-                    self.read(client);
-                }
+                self.route(client);
             }
             ClientTimer::TryAgain { attempt } => {
                 if state.attempt == attempt && state.state == State::Held {
-                    self.write(client);
+                    self.route(client);
                 }
             }
             ClientTimer::HoldExpires { request } => {
                 if state.request == request && state.state == State::Held {
-                    self.clients.held.retain(|held| *held != client);
                     self.fail(client, "held longer than hold_timeout");
                 }
             }
@@ -159,32 +191,56 @@ impl World {
         self.stage.log(LogEvent::Client(event));
     }
 
+    /// The request certainly did not happen, and the client is told so.
     fn fail(&mut self, client: u32, reason: &'static str) {
-        let id = self.clients.write_id(client);
-        self.log_client(ClientEvent::Failed { id, reason });
+        if self.clients.get(client).writes {
+            let id = self.clients.write_id(client);
+            self.log_client(ClientEvent::Failed { id, reason });
+        } else {
+            self.log_client(ClientEvent::ReadFailed { client, reason });
+        }
         self.think(client);
     }
 
-    /// Routes a write by the view: sends it to the primary, or holds it.
-    fn write(&mut self, client: u32) {
+    /// Has the proxy's router choose the node by the view: sends the request there, or holds it.
+    fn route(&mut self, client: u32) {
         let Some(proxy) = &self.proxy else { return self.fail(client, "the proxy is gone") };
-        let epoch = proxy.view.epoch;
-        let primary = match &proxy.view.writes {
-            Writes::Open { primary } => self.cluster.find(primary.as_str()),
-            Writes::Held { .. } => None,
+        let state = &self.clients.all[client as usize];
+        let read = !state.writes && self.recipe.split == Split::Auto;
+        let random = if read { self.stage.chance.bits(Purpose::Balance, u64::from(client)) } else { 0 };
+        let cx = PickCx { now: self.stage.now, random, session: u64::from(client), zone: None };
+        let in_flight = |node: &NodeName| {
+            self.cluster.find(node.as_str()).map_or(0, |index| self.clients.in_flight_to(index))
         };
-        let Some(node) = primary else { return self.hold(client) };
-        self.clients.held.retain(|held| *held != client);
-        let id = self.clients.write_id(client);
+        let balancer = self.recipe.balancer.as_ref();
+        let chosen = match route::choose(&proxy.view, read, &state.avoid, balancer, &cx, in_flight) {
+            Choice::Replica(node) => Some(node),
+            // Who was held before comes first.
+            Choice::Primary(node) if self.clients.may_go_to_the_primary(client) => Some(node),
+            Choice::Primary(_) | Choice::Held { .. } => None,
+        };
+        let (node, epoch) = (chosen.and_then(|node| self.cluster.find(node.as_str())), proxy.view.epoch);
+        let Some(node) = node else { return self.hold(client) };
+        if let Some(hold) = self.clients.get(client).hold {
+            self.clients.held.remove(&hold.ticket);
+        }
+        let state = self.clients.get(client);
+        let (writes, held) = (state.writes, state.state == State::Held);
+        let id = if writes { self.clients.write_id(client) } else { 0 };
         let name = self.cluster.node(node).name.clone();
-        self.log_client(ClientEvent::Sent { id, node: name, epoch });
+        if writes {
+            self.log_client(ClientEvent::Sent { id, node: name, epoch });
+        } else if held {
+            self.log_client(ClientEvent::ReadSent { client, node: name });
+        }
         self.send_query(client, node, epoch, id);
     }
 
     fn send_query(&mut self, client: u32, node: usize, epoch: Epoch, id: u64) {
         let present = Connection { node, server_run: self.cluster.node(node).run, epoch };
-        let now = self.stage.now;
+        let (now, sent_under) = (self.stage.now, self.primaries.len());
         let state = self.clients.get(client);
+        state.sent_under = sent_under;
         let kept = state.connection.filter(|connection| connection.node == node && connection.epoch == epoch);
         let connection = kept.unwrap_or(present);
         state.connection = Some(connection);
@@ -207,78 +263,94 @@ impl World {
         }
     }
 
+    /// Waits in line for a primary, for as long as `failover.hold_timeout` allows.
     fn hold(&mut self, client: u32) {
+        let now = self.stage.now;
         let state = self.clients.get(client);
-        let fresh = state.state != State::Held;
+        let (request, attempt, waited) = (state.request, state.attempt, state.state == State::Held);
         state.state = State::Held;
-        if fresh {
-            self.clients.held.push_back(client);
-            let id = self.clients.write_id(client);
-            self.log_client(ClientEvent::Held { id });
+        let hold = match state.hold {
+            Some(hold) if now >= hold.until => {
+                return self.fail(client, "held longer than hold_timeout");
+            }
+            Some(hold) => hold,
+            None => {
+                let timeout = self.clients.hold_timeout;
+                self.clients.tickets += 1;
+                let hold = Hold { ticket: self.clients.tickets, until: now + timeout };
+                self.clients.get(client).hold = Some(hold);
+                self.client_after(client, timeout, ClientTimer::HoldExpires { request });
+                hold
+            }
+        };
+        self.clients.held.insert(hold.ticket, client);
+        if !waited {
+            let event = if self.clients.get(client).writes {
+                ClientEvent::Held { id: self.clients.write_id(client) }
+            } else {
+                ClientEvent::ReadHeld { client }
+            };
+            self.log_client(event);
         }
+        self.client_after(client, TRY_AGAIN, ClientTimer::TryAgain { attempt });
     }
 
-    /// A write that certainly did not happen, because it did not get to a primary: held, and tried again.
+    /// A request that certainly did not happen, because it did not get to a server that would do it: held, and tried again.
     fn hold_and_try_again(&mut self, client: u32) {
         let state = self.clients.get(client);
         state.connection = None;
         state.attempt += 1;
-        let attempt = state.attempt;
         self.hold(client);
-        self.client_after(client, TRY_AGAIN, ClientTimer::TryAgain { attempt });
     }
 
-    /// A view was published: those who wait go on if writes are open.
+    /// A view was published: those who wait go on, the first first.
     pub(super) fn release_held(&mut self) {
-        if self.proxy.as_ref().is_some_and(|proxy| proxy.view.primary().is_some()) {
-            for client in std::mem::take(&mut self.clients.held) {
-                self.write(client);
+        let waiting: Vec<u32> = self.clients.held.values().copied().collect();
+        for client in waiting {
+            if self.clients.get(client).state == State::Held {
+                self.route(client);
             }
         }
     }
 
-    /// Routes a read: the balancer picks among the nodes that the view calls fit, else the primary serves it.
-    fn read(&mut self, client: u32) {
-        let Some(proxy) = &self.proxy else { return };
-        let view = &proxy.view;
-        let fit = view
-            .nodes
-            .iter()
-            .filter(|node| self.recipe.split == Split::Auto && node.reads == ReadFitness::Fit);
-        let nodes: Vec<usize> = fit.filter_map(|node| self.cluster.find(node.name.as_str())).collect();
-        let candidates: Vec<Candidate<'_>> = nodes
-            .iter()
-            .filter_map(|index| {
-                let node = view.node(self.cluster.node(*index).name.as_str())?;
-                Some(Candidate {
-                    name: node.name.as_str(),
-                    in_flight: self.clients.in_flight_to(*index),
-                    latency: node.latency,
-                    lag: node.lag,
-                    weight: node.weight,
-                    zone: node.zone.as_deref(),
-                })
-            })
-            .collect();
-        let random = self.stage.chance.bits(Purpose::Balance, u64::from(client));
-        let cx = PickCx { now: self.stage.now, random, session: u64::from(client), zone: None };
-        let picked = self.recipe.balancer.pick(&candidates, &cx);
-        let node = match picked {
-            Some(index) if index < nodes.len() => Some(nodes[index]),
-            // An index out of range is a fault of the strategy; the first candidate is taken.
-            Some(_) => nodes.first().copied(),
-            None => view.primary().and_then(|primary| self.cluster.find(primary.as_str())),
+    /// A read reaches a server: what it is about to see is compared with the log of whom writes were opened to last.
+    pub(super) fn note_read(&mut self, client: u32, node: usize) {
+        let Some(primary) = self.primaries.last() else { return };
+        let (own, reference) = (&self.cluster.node(node).wal, &self.cluster.node(*primary).wal);
+        let behind = own.lacks_since(reference).map_or(Duration::ZERO, |since| self.stage.now.since(since));
+        // Whom the journal on disk announces is about to be the primary; and what was sent before a change may see what
+        // was there before it.
+        let next = match self.journal.as_ref().map(|journal| &journal.phase) {
+            Some(JournalPhase::Promoting { candidate, .. }) => self.cluster.find(candidate.as_str()),
+            _ => None,
         };
-        let epoch = view.epoch;
-        match node {
-            Some(node) => self.send_query(client, node, epoch, 0),
-            None => self.read_failed(client, "no node may serve reads"),
-        }
+        let sent_under = self.clients.all[client as usize].sent_under.saturating_sub(1);
+        let mut lines = self.primaries.iter().skip(sent_under).copied().chain(next);
+        let on_history = lines.any(|line| own.replayed_of(&self.cluster.node(line).wal));
+        let seen = Seen { on_history, behind };
+        self.clients.get(client).seen = seen;
     }
 
     fn read_failed(&mut self, client: u32, reason: &'static str) {
-        self.log_client(ClientEvent::ReadFailed { client, reason });
-        self.think(client);
+        self.clients.get(client).attempt += 1;
+        self.fail(client, reason);
+    }
+
+    /// A read was lost with its server: a replica's is sent to another, a primary's may have had effects.
+    fn read_lost(&mut self, client: u32, node: usize, reason: &'static str) {
+        let replica = !self.proxy.as_ref().is_some_and(|proxy| {
+            proxy.view.primary().is_some_and(|primary| *primary == self.cluster.node(node).name)
+        });
+        let name = self.cluster.node(node).name.clone();
+        let state = self.clients.get(client);
+        state.attempt += 1;
+        state.connection = None;
+        state.avoid.push(name);
+        if replica && state.avoid.len() <= REPEATS_MAX {
+            self.route(client);
+        } else {
+            self.read_failed(client, reason);
+        }
     }
 
     pub(super) fn query_answered(&mut self, node: usize, ticket: Ticket, answer: QueryAnswer) {
@@ -329,22 +401,39 @@ impl World {
         match answer {
             QueryAnswer::Done { primary, timeline, visible } => {
                 let held_by = if primary { self.cluster.holders(node, visible) } else { Vec::new() };
-                self.log_client(ClientEvent::Read { client, node: name, primary, timeline, held_by });
+                let Seen { on_history, behind } = self.clients.get(client).seen;
+                let node = name;
+                let read = ClientEvent::Read { client, node, primary, timeline, on_history, behind, held_by };
+                self.log_client(read);
                 self.think(client);
             }
-            QueryAnswer::Stranger => {
-                self.read_failed(client, "the server was started anew");
-                self.report_loss(node, ServerLoss::Stranger);
+            QueryAnswer::Refused | QueryAnswer::Starting | QueryAnswer::Stranger => {
+                self.read_not_taken(client, name);
+                let loss = match answer {
+                    QueryAnswer::Refused => ServerLoss::Refused,
+                    QueryAnswer::Stranger => ServerLoss::Stranger,
+                    _ => ServerLoss::Broken,
+                };
+                self.report_loss(node, loss);
             }
-            QueryAnswer::Refused => {
-                self.read_failed(client, "connection refused");
-                self.report_loss(node, ServerLoss::Refused);
-            }
-            QueryAnswer::Reset | QueryAnswer::Starting | QueryAnswer::ReadOnly => {
-                self.read_failed(client, "the connection was closed");
+            QueryAnswer::Reset | QueryAnswer::ReadOnly => {
+                self.read_lost(client, node, "the connection was closed");
                 self.report_loss(node, ServerLoss::Broken);
             }
         }
+    }
+
+    /// A server did not take a read at all: another replica may, and the primary is waited for.
+    fn read_not_taken(&mut self, client: u32, node: NodeName) {
+        let primary = self.proxy.as_ref().and_then(|proxy| proxy.view.primary().cloned());
+        if primary.as_ref() == Some(&node) {
+            return self.hold_and_try_again(client);
+        }
+        let state = self.clients.get(client);
+        state.connection = None;
+        state.attempt += 1;
+        state.avoid.push(node);
+        self.route(client);
     }
 
     fn discard(&mut self, node: usize, ticket: Ticket) {
@@ -402,17 +491,16 @@ impl World {
         let mut any = false;
         for client in self.clients.numbers() {
             let state = self.clients.get(client);
-            if !state.connection.as_ref().is_some_and(&which) {
+            let Some(Connection { node, .. }) = state.connection.take_if(|connection| which(connection))
+            else {
                 continue;
-            }
+            };
             any = true;
-            state.connection = None;
             if matches!(state.state, State::InFlight { .. }) {
                 if state.writes {
                     self.lose_write(client, reason);
                 } else {
-                    state.attempt += 1;
-                    self.read_failed(client, reason);
+                    self.read_lost(client, node, reason);
                 }
             }
         }
@@ -429,10 +517,7 @@ impl World {
                 (State::Thinking, _) => {}
                 (State::Held, _) => self.fail(client, "the proxy is gone"),
                 (State::InFlight { .. }, true) => self.lose_write(client, "the proxy is gone"),
-                (State::InFlight { .. }, false) => {
-                    state.attempt += 1;
-                    self.read_failed(client, "the proxy is gone");
-                }
+                (State::InFlight { .. }, false) => self.read_failed(client, "the proxy is gone"),
             }
         }
     }

@@ -202,6 +202,12 @@ impl World {
         if let Some(index) = primary.filter(|index| self.primaries.last() != Some(index)) {
             self.primaries.push(index);
         }
+        if let Some(index) = primary.filter(|index| self.opened != Some((*index, view.epoch))) {
+            self.opened = Some((index, view.epoch));
+            let node = self.cluster.node(index);
+            let (primary, epoch, holds) = (node.name.clone(), view.epoch, node.wal.writes().collect());
+            self.stage.log(LogEvent::Opened { primary, epoch, holds });
+        }
         if let Some(proxy) = &mut self.proxy {
             proxy.view = view;
         }
@@ -315,7 +321,9 @@ impl World {
     }
 
     pub(super) fn call_answered(&mut self, call: CallId, answer: Answer) {
-        if let Answer::Probe(Err(ProbeFailure::WriteStalled(_))) = answer {
+        if let Answer::Probe(result) = &answer
+            && matches!(**result, Err(ProbeFailure::WriteStalled(_)))
+        {
             if let Some(call) = self.proxy.as_mut().and_then(|proxy| proxy.calls.get_mut(&call)) {
                 call.stalled = true;
             }

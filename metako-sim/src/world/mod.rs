@@ -8,7 +8,7 @@ mod hooks;
 mod setup;
 
 use metako_core::cluster::{ActionFailure, ActionId, ActionOutcome, Journal};
-use metako_core::{NodeName, Tick};
+use metako_core::{Epoch, NodeName, Tick};
 
 use crate::executor::run_ready;
 use crate::log::{EndNode, EndState, Log, LogEvent};
@@ -22,7 +22,7 @@ pub(crate) use clients::ClientTimer;
 use clients::Clients;
 use driver::{Proxy, Recipe};
 pub use setup::SetupError;
-pub(crate) use setup::synchronous_standby_names;
+pub(crate) use setup::{first_primary, synchronous_standby_names};
 
 /// More events than this at one point in time mean that something calls itself again and again.
 const EVENTS_AT_ONCE_MAX: u32 = 50_000;
@@ -62,6 +62,8 @@ pub(crate) struct World {
     undo: Vec<Option<faults::Undo>>,
     /// Nodes that writes were opened to, in order; at first the primary that the scenario begins with.
     primaries: Vec<usize>,
+    /// Where writes were opened last, and in which epoch.
+    opened: Option<(usize, Epoch)>,
     end: Tick,
     keeper: Option<Keeper>,
 }
@@ -153,7 +155,12 @@ impl World {
                 let body = Body::Call { call, server_run: self.cluster.node(index).run, lingers, request };
                 self.cluster.receive(&mut self.stage, index, message.from, body);
             }
-            body => self.cluster.receive(&mut self.stage, index, message.from, body),
+            body => {
+                if let Body::Query { ticket, write: false, .. } = &body {
+                    self.note_read(ticket.client, index);
+                }
+                self.cluster.receive(&mut self.stage, index, message.from, body);
+            }
         }
     }
 
@@ -181,7 +188,7 @@ impl World {
             self.stage.log(LogEvent::Broken(problem.to_owned()));
             Err(metako_core::plugin::ProbeFailure::Unsupported(problem.to_owned()))
         });
-        let body = Body::Answer { call, answer: Answer::Probe(result) };
+        let body = Body::Answer { call, answer: Answer::Probe(Box::new(result)) };
         let event = NodeEvent::Send { to: Place::Proxy, body };
         self.stage.after(took, Event::Node { node: index, run: self.cluster.node(index).run, event });
     }

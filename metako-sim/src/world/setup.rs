@@ -79,6 +79,7 @@ impl World {
             undo: scenario.faults.iter().map(|_| None).collect(),
             faults: scenario.faults.clone(),
             primaries: vec![primary],
+            opened: None,
             end: Tick::ZERO + scenario.run.length.0,
             keeper: None,
         })
@@ -101,7 +102,8 @@ pub(crate) fn synchronous_standby_names(settings: &ClusterSettings, scenario: &S
     }
 }
 
-fn first_primary(settings: &ClusterSettings, scenario: &Scenario) -> usize {
+/// The index of the primary at the start.
+pub(crate) fn first_primary(settings: &ClusterSettings, scenario: &Scenario) -> usize {
     let named = scenario.cluster.primary.as_ref();
     let is_first = |node: &metako_core::config::Node| match named {
         Some(name) => node.name.as_str() == name,

@@ -29,6 +29,7 @@ pub(super) enum Treat {
     DoneUnknown,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about the day, not one state")]
 pub(super) struct Lab {
     pub(super) now: Tick,
     pub(super) settings: Arc<ClusterSettings>,
@@ -44,6 +45,10 @@ pub(super) struct Lab {
     pub(super) latency: Duration,
     /// How far commits were acknowledged under the synchronous rule of the journal.
     pub(super) acknowledged: Lsn,
+    /// How far the primary said that it is, since this metako was started or the epoch began.
+    pub(super) said: Option<Lsn>,
+    /// A person says that data may be lost by the failover that is under way or begins.
+    pub(super) may_lose: bool,
     /// It streams and gets nothing new.
     pub(super) lagging: Option<NodeName>,
     /// Clients have transactions open that do not end.
@@ -81,6 +86,8 @@ impl Lab {
             kept: Vec::new(),
             latency: Duration::ZERO,
             acknowledged: Lsn(0),
+            said: None,
+            may_lose: false,
             open_transactions: false,
             lagging: None,
             transitions: BTreeSet::new(),
@@ -113,6 +120,7 @@ impl Lab {
     /// The process dies and a new one starts with the journal that is on disk. What was in flight is lost.
     pub(super) fn restart(&mut self) {
         self.restarted = true;
+        self.said = None;
         self.later.clear();
         self.kept.clear();
         self.running.clear();
@@ -216,8 +224,15 @@ impl Lab {
         while let Some(event) = events.pop_front() {
             // What was decided by the former configuration stands.
             self.reloaded |= matches!(event, Event::Reconfigured { .. });
-            if let Event::Done { id, .. } = &event {
-                self.running.remove(id);
+            match &event {
+                Event::Done { id, .. } => {
+                    self.running.remove(id);
+                }
+                Event::Probed { id, node, result: Ok(report), .. } => self.note_said(*id, node, report),
+                Event::Operator(OperatorCommand::Failover { allow_data_loss: true, .. }) => {
+                    self.may_lose = true;
+                }
+                _ => {}
             }
             let mut out = Vec::new();
             let epoch = self.view.epoch;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::fake::{Line, hooked, settings, synchronous};
 use super::lab::{Lab, Treat};
 use crate::cluster::{DecisionKind, Journal, JournalPhase, OperatorCommand};
-use crate::config::{ClusterSettings, NoVoter};
+use crate::config::{ClusterSettings, FailoverMode, NoVoter};
 use crate::{Epoch, Lsn, NodeName, TimelineId};
 
 const LIMIT: u64 = 500;
@@ -39,7 +39,7 @@ fn beyond_the_limit_writes_are_held_until_the_primary_returns() {
     let mut lab = left_behind(settings(), LIMIT + 1);
     lab.kill("a");
     lab.pass(20_000);
-    assert_eq!((lab.phase(), lab.view.epoch), ("suspect", Epoch(1)));
+    assert_eq!((lab.phase(), lab.view.epoch), ("freezing", Epoch(2)));
     let why = lab.held().unwrap();
     for words in [
         "at 0/3E8, and a was known to be at 0/5DD: 501 bytes of WAL are missing",
@@ -50,10 +50,34 @@ fn beyond_the_limit_writes_are_held_until_the_primary_returns() {
         assert!(why.contains(words), "{words}: {why}");
     }
     assert_eq!(lab.said(DecisionKind::Vetoed).len(), 1, "said once");
-    assert!(lab.did("sever").is_empty() && lab.did("freeze").is_empty());
     lab.revive("a");
     lab.pass(3000);
-    assert_eq!((lab.primary(), lab.view.epoch), (Some("a"), Epoch(1)));
+    assert_eq!((lab.phase(), lab.primary()), ("steady", Some("a")), "{:?}", lab.controller);
+    assert_eq!(journal(&lab).reached, None);
+    assert!(lab.did("promote").is_empty());
+}
+
+#[test]
+fn what_a_standby_has_still_to_replay_is_not_taken_for_missing() {
+    let mut lab = Lab::steady(limited(settings()));
+    lab.write("a", 1 << 20);
+    lab.pass(2000);
+    lab.kill("a");
+    for standby in ["b", "c"] {
+        let fake = lab.fake(standby);
+        fake.reachable_by_others = true;
+        (fake.received, fake.replayed, fake.startup_wait) = (None, Lsn(1000), None);
+        fake.started_at += 1000;
+    }
+    lab.pass(10_000);
+    assert_eq!((lab.phase(), lab.primary()), ("freezing", None));
+    for standby in ["b", "c"] {
+        let fake = lab.fake(standby);
+        fake.replayed = Lsn(1000 + (1 << 20));
+        fake.startup_wait = Some("RecoveryWalStream".to_owned());
+    }
+    lab.pass(3000);
+    assert_eq!(lab.primary(), Some("c"), "{:?}", lab.controller);
 }
 
 #[test]
@@ -83,16 +107,29 @@ fn one_standby_that_is_near_is_enough() {
 
 #[test]
 fn a_person_is_told_what_is_lost_and_may_lose_it() {
-    let mut lab = left_behind(settings(), 2 * LIMIT);
-    lab.kill("a");
-    lab.pass(3000);
-    assert!(lab.refusal(&failover(None, false)).contains("`metako failover --allow-data-loss`"));
-    let plan = lab.controller.examine(&failover(Some("b"), true)).unwrap();
-    assert!(plan.steps.iter().any(|step| step.contains("1000 bytes of WAL are lost")), "{plan:?}");
-    lab.order(failover(Some("b"), true));
-    lab.pass(3000);
-    assert_eq!(lab.primary(), Some("b"), "{:?}", lab.controller);
-    assert_eq!(journal(&lab).reached.map(|(timeline, _)| timeline), Some(TimelineId(2)), "of the new one");
+    for late in [false, true] {
+        let mut manual = settings();
+        manual.failover.mode = FailoverMode::Manual;
+        let mut lab = left_behind(manual, 2 * LIMIT);
+        lab.kill("a");
+        lab.pass(3000);
+        let plan = lab.controller.examine(&failover(Some("b"), false)).unwrap();
+        for words in ["1000 bytes of WAL are lost", "nobody is promoted without --allow-data-loss"] {
+            assert!(plan.steps.iter().any(|step| step.contains(words)), "{plan:?}");
+        }
+        if late {
+            lab.order(failover(Some("b"), false));
+            lab.pass(3000);
+            assert_eq!((lab.phase(), lab.primary()), ("freezing", None));
+            lab.order(failover(None, true));
+        } else {
+            lab.order(failover(Some("b"), true));
+        }
+        lab.pass(3000);
+        assert_eq!(lab.primary(), Some("b"), "{:?}", lab.controller);
+        assert_eq!(lab.said(DecisionKind::FailoverBegun).len(), 1);
+        assert_eq!(journal(&lab).reached, None);
+    }
 }
 
 #[test]
@@ -130,7 +167,7 @@ fn it_holds_for_those_who_are_frozen_in_the_end() {
     lab.restart();
     lab.pass(10_000);
     held(&lab);
-    assert!(lab.refusal(&failover(None, false)).contains("freezing"));
+    assert!(lab.refusal(&failover(None, false)).contains("`metako failover --allow-data-loss`"));
     lab.fake("b").line = Line::Up;
     lab.pass(3000);
     assert_eq!(lab.primary(), Some("b"), "who has it is back: {:?}", lab.controller);
@@ -152,43 +189,46 @@ fn a_person_may_say_so_while_they_are_frozen_and_that_outlives_a_restart() {
 }
 
 #[test]
-fn the_primary_ends_a_hold_in_the_freeze() {
-    let mut lab = frozen_behind();
-    lab.revive("a");
+fn a_persons_word_counts_where_the_limit_is_what_holds_it() {
+    let mut lab = left_behind(settings(), 2 * LIMIT);
+    lab.treat.insert("freeze", Treat::Keep);
+    lab.kill("a");
     lab.pass(5000);
-    assert_eq!((lab.phase(), lab.primary()), ("steady", Some("a")), "{:?}", lab.controller);
-    assert!(lab.did("promote").is_empty());
+    assert!(lab.refusal(&failover(None, true)).contains("no standby is frozen yet"), "{:?}", lab.held());
+    lab.release();
+    lab.pass(1000);
+    lab.fake("b").timeline = TimelineId(9);
+    lab.pass(1000);
+    assert!(lab.refusal(&failover(Some("b"), true)).contains("is not in its way"), "{:?}", lab.held());
+    lab.fake("b").timeline = TimelineId(1);
+    lab.pass(1000);
+    lab.fake("b").line = Line::Silent;
+    lab.pass(5000);
+    assert!(lab.refusal(&failover(Some("b"), true)).contains("b does not answer"), "{:?}", lab.held());
+}
+
+/// The primary answers nobody, and goes on.
+#[test]
+fn what_a_standby_has_shown_the_primary_had() {
+    let mut lab = Lab::steady(limited(settings()));
+    lab.fake("a").line = Line::Full;
+    lab.lagging = Some("c".into());
+    lab.write("a", 2 * LIMIT);
+    lab.pass(2000);
+    lab.fake("b").line = Line::Silent;
+    lab.kill("a");
+    lab.pass(10_000);
+    assert!(lab.held().unwrap().contains("1000 bytes of WAL are missing"), "{:?}", lab.held());
 }
 
 #[test]
-fn a_metako_that_starts_when_the_primary_is_gone_knows_how_far_it_was() {
-    let mut lab = Lab::steady(limited(settings()));
-    assert_eq!(journal(&lab).reached, Some((TimelineId(1), Lsn(1000))));
-    for standby in ["b", "c"] {
-        lab.fake(standby).reachable_by_others = false;
-    }
-    lab.pass(10_000);
-    lab.fake("a").replayed.0 += 3 << 20;
-    lab.pass(2000);
-    let noted = journal(&lab).reached;
-    assert_eq!(noted, Some((TimelineId(1), Lsn(1000 + (3 << 20)))));
-    lab.kill("a");
+fn a_metako_that_starts_when_the_primary_is_gone_knows_what_standbys_have() {
+    let mut lab = left_behind(settings(), 2 * LIMIT);
+    assert!(lab.did("persist").is_empty(), "nothing is written while it serves");
+    lab.fake("a").line = Line::Refused;
     lab.restart();
     lab.pass(10_000);
-    assert_eq!((lab.phase(), lab.primary()), ("suspect", None));
-    assert!(lab.held().unwrap().contains("3145728 bytes of WAL are missing"), "{:?}", lab.held());
-}
-
-#[test]
-fn however_much_is_written_the_position_is_noted_now_and_then_only() {
-    let mut lab = Lab::steady(limited(settings()));
-    lab.pass(10_000);
-    lab.forget();
-    for _ in 0..60 {
-        lab.write("a", 8 << 20);
-        lab.pass(1000);
-    }
-    assert!((5..=7).contains(&lab.did("persist").len()), "{}", lab.did("persist").len());
+    assert_eq!(lab.primary(), Some("c"), "{:?}", lab.controller);
 }
 
 #[test]

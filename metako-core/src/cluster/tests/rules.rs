@@ -6,7 +6,9 @@ use super::fake::Fake;
 use super::lab::Lab;
 use super::names::lane_of;
 use crate::NodeName;
-use crate::cluster::{Action, ClusterView, HookKind, Journal, JournalPhase, SyncRule, Vouched, Writes};
+use crate::cluster::{
+    Action, ClusterView, HookKind, Journal, JournalPhase, ProbeId, SyncRule, Vouched, Writes,
+};
 use crate::config::FailoverMode;
 use crate::plugin::{NodeReport, PrimaryEvidence};
 
@@ -19,7 +21,14 @@ impl Lab {
             self.running.insert(id, lane);
         }
         match action {
-            Action::Persist { journal, .. } => self.watch_choice(journal),
+            Action::Persist { journal, .. } => {
+                self.watch_choice(journal);
+                let former = self.disk.as_ref().map(|former| former.epoch);
+                if journal.phase == JournalPhase::Steady && former != Some(journal.epoch) {
+                    // Another one, or one that a person says is right as it is now.
+                    self.said = None;
+                }
+            }
             Action::Promote { promotion, .. } => {
                 let journal = self.disk.as_ref().unwrap();
                 assert!(
@@ -61,6 +70,7 @@ impl Lab {
             Action::Publish { view } => {
                 assert!(view.version > self.view.version || self.view.version == 0);
                 if let Writes::Open { primary } = &view.writes {
+                    self.may_lose = false;
                     let journal = self.disk.as_ref().unwrap();
                     // The epoch of a switchover is on disk for a moment before it is known to be.
                     assert!(
@@ -69,7 +79,7 @@ impl Lab {
                     );
                     assert_eq!(journal.phase, JournalPhase::Steady);
                     self.watch_later_primaries(primary, journal);
-                    self.watch_recovered(view, primary, journal);
+                    self.watch_recovered(view, primary);
                     (self.restarted, self.reloaded) = (false, false);
                     self.adopted = None;
                     if self.view.primary() != Some(primary) {
@@ -96,9 +106,23 @@ impl Lab {
         self.actions.push(action.clone());
     }
 
+    /// Takes note of how far the primary says that it is, where the controller takes that for an answer of the primary's.
+    pub(super) fn note_said(&mut self, id: ProbeId, node: &NodeName, report: &NodeReport) {
+        let Some(journal) = self.controller.journal() else { return };
+        let outstanding = self.controller.nodes.get(node).and_then(|state| state.outstanding);
+        let awaited = outstanding.is_some_and(|(outstanding, _)| outstanding == id);
+        let counts = awaited && journal.primary == *node && report.is_primary();
+        if counts && (report.timeline, report.system_id) == (journal.timeline, journal.system_id) {
+            self.said = self.said.max(report.position());
+        }
+    }
+
     /// Where others promote, nobody who was away serves again while another node is known to be a primary, too.
     fn watch_later_primaries(&self, primary: &NodeName, journal: &Journal) {
-        let opens = self.view.primary() != Some(primary) && !self.reloaded;
+        // One that only waits for its standbys was back before.
+        let gated =
+            matches!(&self.view.writes, Writes::Held { reason } if reason.contains("was started anew"));
+        let opens = self.view.primary() != Some(primary) && !self.reloaded && !gated;
         // After a start of metako the same server is as good as if metako had looked on.
         let same = self.restarted && journal.observed.started_at == Some(self.nodes[primary].started_at);
         let observes = self.settings.failover.mode == FailoverMode::Observe;
@@ -119,8 +143,10 @@ impl Lab {
     }
 
     /// Clients are connected to no run of the primary whose recovery brought back what too few voters have.
-    fn watch_recovered(&self, view: &ClusterView, primary: &NodeName, journal: &Journal) {
-        let SyncRule::Quorum { acks, voters } = &journal.sync else { return };
+    fn watch_recovered(&self, view: &ClusterView, primary: &NodeName) {
+        // The disk is a moment ahead of what is known to be there.
+        let known = self.controller.journal.as_ref().map(|journal| &journal.sync);
+        let Some(SyncRule::Quorum { acks, voters }) = known else { return };
         let (fake, node) = (&self.nodes[primary], view.node(primary.as_str()).unwrap());
         assert_ne!(node.vouched, Vouched::Any);
         if node.vouched != Vouched::Run(fake.run()) {
@@ -159,15 +185,12 @@ impl Lab {
         let Some((_, chosen)) = chosen else {
             panic!("{candidate} does not stand still at {fork}: {frozen:?}")
         };
-        let limit =
-            self.controller.settings().failover.max_lag_on_failover.filter(|_| former.floor.is_none());
-        if let (Some(limit), Some((timeline, reached)), SyncRule::Async) =
-            (limit, former.reached, &former.sync)
-        {
-            assert_eq!(timeline, former.timeline);
+        let limited = former.floor.is_none() && former.sync == SyncRule::Async && !self.may_lose;
+        let limit = self.controller.settings().failover.max_lag_on_failover.filter(|_| limited);
+        if let (Some(limit), Some(said)) = (limit, self.said) {
             assert!(
-                reached.0.saturating_sub(chosen.position().0) <= limit,
-                "{candidate} at {} lacks what is up to {reached}",
+                said.0.saturating_sub(chosen.position().0) <= limit,
+                "{candidate} at {} lacks what is up to {said}",
                 chosen.position()
             );
         }

@@ -73,6 +73,21 @@ fn one_that_recovers_again_and_again_has_no_more_time_than_one_that_recovers_onc
 }
 
 #[test]
+fn one_that_was_down_between_has_all_its_time_again() {
+    for (mute, primary) in [(25_000, "c"), (35_000, "a")] {
+        let mut patient = settings();
+        patient.failover.silent_after = Duration::from_mins(5);
+        let mut lab = starting(patient);
+        lab.pass(NOT_YET - mute);
+        begin(&mut lab, Line::Silent);
+        lab.pass(mute);
+        begin(&mut lab, Line::Starting);
+        lab.pass(SOON);
+        assert_eq!(lab.primary(), Some(primary), "{:?}", lab.controller);
+    }
+}
+
+#[test]
 fn one_that_was_up_between_has_all_its_time_again() {
     for up in [Line::Full, Line::NoLogin, Line::Up] {
         let mut lab = starting(settings());
