@@ -1,10 +1,8 @@
 //! Who is primary, when that is not known: after a first start, after a restart, and by an operator's word.
 
-use std::collections::BTreeMap;
-
 use super::controller::Then;
 use super::failover::Failover;
-use super::{Controller, DecisionKind, Journal, JournalPhase, Observed, Phase, SyncRule};
+use super::{Controller, DecisionKind, Journal, JournalPhase, Phase};
 use crate::config::RoleHint;
 use crate::plugin::NodeReport;
 use crate::{Epoch, NodeName};
@@ -217,32 +215,9 @@ impl Controller {
         else {
             return;
         };
-        let mut journal = Journal {
-            version: 1,
-            cluster: self.settings.name.clone(),
-            system_id,
-            epoch: self.epoch.next(),
-            primary: primary.clone(),
-            timeline,
-            fork: None,
-            last_record: None,
-            phase: JournalPhase::Steady,
-            sync: SyncRule::Async,
-            attempts: Vec::new(),
-            tainted: Vec::new(),
-            saved: BTreeMap::new(),
-            displaced: Vec::new(),
-            floor: None,
-            reached: None,
-            paused: false,
-            sync_names: BTreeMap::new(),
-            observed: Observed {
-                started_at: self.observes().then_some(started_at),
-                rivals: Vec::new(),
-                away: false,
-            },
-            run: None,
-        };
+        let (cluster, epoch) = (self.settings.name.clone(), self.epoch.next());
+        let mut journal = Journal::begun(cluster, system_id, epoch, primary.clone(), timeline);
+        journal.observed.started_at = self.observes().then_some(started_at);
         if let Some(former) = self.journal.as_ref().filter(|former| former.system_id == system_id) {
             journal.saved.clone_from(&former.saved);
             journal.tainted.clone_from(&former.tainted);

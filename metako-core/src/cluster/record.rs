@@ -65,6 +65,40 @@ pub struct Journal {
     pub run: Option<ServerRun>,
 }
 
+impl Journal {
+    /// That of a primary on whom all agree: nothing is under way, and commits wait for nobody.
+    pub fn begun(
+        cluster: String,
+        system_id: SystemId,
+        epoch: Epoch,
+        primary: NodeName,
+        timeline: TimelineId,
+    ) -> Self {
+        Self {
+            version: 1,
+            cluster,
+            system_id,
+            epoch,
+            primary,
+            timeline,
+            fork: None,
+            last_record: None,
+            phase: JournalPhase::Steady,
+            sync: SyncRule::Async,
+            attempts: Vec::new(),
+            tainted: Vec::new(),
+            saved: BTreeMap::new(),
+            displaced: Vec::new(),
+            floor: None,
+            reached: None,
+            paused: false,
+            sync_names: BTreeMap::new(),
+            observed: Observed::default(),
+            run: None,
+        }
+    }
+}
+
 /// What is remembered of the primary where others promote (`failover.mode: observe`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {

@@ -26,19 +26,22 @@ impl Controller {
         self.gate.as_ref().map(|gate| gate.reason.as_str())
     }
 
-    /// Looks, after an answer of the primary that is in order, which run of its server that came from.
-    pub(super) fn watch_run(&mut self, primary: &NodeName) {
-        let Some(report) = self.report(primary) else { return };
-        let ReportedRole::Primary { flushed, senders, .. } = &report.role else { return };
+    /// Looks, after an answer of the primary that is in order, which run of its server that came from. Whether clients wait for
+    /// no more than that it is let through.
+    pub(super) fn watch_run(&mut self, primary: &NodeName) -> bool {
+        let Some(report) = self.report(primary) else { return false };
+        let ReportedRole::Primary { flushed, senders, .. } = &report.role else { return false };
         let Some(journal) = self.journal.as_ref().filter(|journal| journal.primary == *primary) else {
-            return;
+            return false;
         };
         let run = report.run();
         let SyncRule::Quorum { acks, voters } = &journal.sync else {
-            return self.open_gate(primary, "commits wait for no standby");
+            self.open_gate(primary, "commits wait for no standby");
+            return false;
         };
         if journal.run == Some(run) || self.passed == Some(run) {
-            return self.open_gate(primary, "enough standbys have what it has");
+            self.open_gate(primary, "enough standbys have what it has");
+            return false;
         }
         let mark = self.gate.as_ref().filter(|gate| gate.run == run).map_or(*flushed, |gate| gate.mark);
         let have = self.confirming(voters, senders, |sender| sender.flushed >= Some(mark));
@@ -47,10 +50,12 @@ impl Controller {
             "{primary} was started anew and may show rows whose commit was never acknowledged: {have} of the {acks} standbys that \
              must have its WAL up to {mark} have it (of {names}; failover.synchronous)"
         );
-        if have < *acks {
+        let enough = have >= *acks;
+        if !enough {
             self.record_once(DecisionKind::Restarted, Some(primary), &reason);
         }
         self.gate = Some(Gate { run, mark, reason });
+        enough
     }
 
     fn open_gate(&mut self, primary: &NodeName, why: &str) {
@@ -63,17 +68,13 @@ impl Controller {
     /// Writes down that enough voters have what the present run of the primary has, as soon as that is so. Whether the journal
     /// is to be written before anything else.
     pub(super) fn pass_gate(&mut self, primary: &NodeName) -> bool {
-        self.watch_run(primary);
-        let (Some(gate), Some(report)) = (&self.gate, self.report(primary)) else { return false };
-        let ReportedRole::Primary { senders, .. } = &report.role else { return false };
-        let Some(mut journal) = self.journal.clone() else { return false };
-        let SyncRule::Quorum { acks, voters } = &journal.sync else { return false };
-        let mark = gate.mark;
-        let have = self.confirming(voters, senders, |sender| sender.flushed >= Some(mark));
-        if report.run() != gate.run || have < *acks {
+        if !self.watch_run(primary) {
             return false;
         }
-        let run = gate.run;
+        let (Some(run), Some(mut journal)) = (self.gate.as_ref().map(|gate| gate.run), self.journal.clone())
+        else {
+            return false;
+        };
         journal.run = Some(run);
         // The journal only spares another look after a restart of metako: clients do not wait for it.
         self.passed = Some(run);

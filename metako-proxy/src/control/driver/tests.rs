@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use metako_core::cluster::{
-    ClusterView, Decision, DecisionKind, HookCall, HookKind, Journal, JournalPhase, Observed, ProbeId,
-    Promotion, SettingsChange, SyncRule,
+    ClusterView, Decision, DecisionKind, HookCall, HookKind, Journal, ProbeId, Promotion, SettingsChange,
 };
 use metako_core::config::{
     FailoverMode, FailoverSettings, Hook, Hooks, NodeTls, Priority, ReplicationAddress, Secret, SslMode,
@@ -202,28 +201,7 @@ fn config(nodes: Vec<Node>) -> ControlConfig {
 }
 
 fn journal(cluster: &str, epoch: u64) -> Journal {
-    Journal {
-        version: 1,
-        cluster: cluster.to_owned(),
-        system_id: SystemId(7),
-        epoch: Epoch(epoch),
-        primary: NodeName::from("a"),
-        timeline: TimelineId(1),
-        fork: None,
-        last_record: None,
-        phase: JournalPhase::Steady,
-        sync: SyncRule::Async,
-        attempts: Vec::new(),
-        tainted: Vec::new(),
-        saved: BTreeMap::new(),
-        displaced: Vec::new(),
-        paused: false,
-        sync_names: BTreeMap::new(),
-        observed: Observed::default(),
-        floor: None,
-        reached: None,
-        run: None,
-    }
+    Journal::begun(cluster.to_owned(), SystemId(7), Epoch(epoch), NodeName::from("a"), TimelineId(1))
 }
 
 fn empty_store() -> MockJournalStore {

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use metako_core::cluster::{
-    Action, ActionId, Decision, DecisionKind, Journal, JournalPhase, Observed, Phase, Promotion, SyncRule,
-    Writes,
+    Action, ActionId, Decision, DecisionKind, Journal, JournalPhase, Phase, Promotion, SyncRule, Writes,
 };
 use metako_core::{Epoch, Lsn, NodeName, SystemId, Tick, TimelineId};
 
@@ -116,28 +115,8 @@ fn journal_with(epoch: u64, phase: JournalPhase, sync: SyncRule) -> LogEvent {
 }
 
 fn journal_of(epoch: u64, phase: JournalPhase, sync: SyncRule) -> Journal {
-    Journal {
-        version: 1,
-        cluster: "main".to_owned(),
-        system_id: SystemId(1),
-        epoch: Epoch(epoch),
-        primary: name("a"),
-        timeline: TimelineId(1),
-        fork: None,
-        last_record: None,
-        phase,
-        sync,
-        attempts: Vec::new(),
-        tainted: Vec::new(),
-        saved: BTreeMap::new(),
-        displaced: Vec::new(),
-        paused: false,
-        sync_names: BTreeMap::new(),
-        observed: Observed::default(),
-        floor: None,
-        reached: None,
-        run: None,
-    }
+    let begun = Journal::begun("main".to_owned(), SystemId(1), Epoch(epoch), name("a"), TimelineId(1));
+    Journal { phase, sync, ..begun }
 }
 
 fn decision(kind: DecisionKind, node: Option<&str>) -> LogEvent {
